@@ -1,0 +1,17 @@
+// Instruction sets: which ones were compiled, which one runs.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace ifan {
+
+enum class Isa { baseline, avx2, avx512 };
+
+const char* name(Isa isa);
+std::vector<Isa> compiled_isas();  // from slow to fast
+bool supported(Isa isa);           // by the processor this runs on
+Isa current_isa();                 // the fastest compiled and supported one, unless set
+void set_isa(Isa isa);
+std::string processor();
+
+}  // namespace ifan

@@ -1,0 +1,73 @@
+"""``ifan evaluate``: measure weights on labelled datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    weights: Annotated[str, typer.Option(help="Saved model, run folder, or name of packaged weights.")],
+    data: Annotated[list[str], typer.Option(help="Dataset as NAME=PATH; repeat for more.", metavar="NAME=PATH")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    splits: Annotated[Path | None, typer.Option(help="Folder with <name>_<split>.txt lists.")] = None,
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
+    iterations: Annotated[int | None, typer.Option(help="Feedback passes; the network's if not given.", min=1)] = None,
+    every_iteration: Annotated[bool, typer.Option("--every-iteration", help="Measure after each pass.")] = False,
+    full_resolution: Annotated[
+        bool, typer.Option("--full-resolution", help="Compare parsing in the labels' own pixels, not the network's.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Images a dataset, spread evenly over it.", min=1)] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the report here.", metavar="FILE")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Draw PNGs into this folder.", metavar="DIR")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+) -> None:
+    """Measure weights on datasets: parsing F, landmark error, accuracy, beside a constant predictor."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from ifan.data import open_dataset
+    from ifan.evaluation import Subset
+    from ifan.evaluation import evaluate as measure
+    from ifan.evaluation import report as reporting
+    from ifan.weights import load_network, resolve
+
+    if plots:
+        reporting.require_matplotlib()
+    named = dict(_name_and_path(item) for item in data)
+    if len(named) < len(data):
+        raise ValueError(f"--data: expected each dataset once; got {', '.join(data)}; evaluate the second apart")
+    model = load_network(weights, device)
+    datasets = {name: open_dataset(name, path, split, splits=splits) for name, path in named.items()}
+    if limit is not None:
+        datasets = {name: Subset(dataset, limit) for name, dataset in datasets.items()}
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = {name: bars.add_task(name, total=len(dataset)) for name, dataset in datasets.items()}
+        report = measure(
+            model,
+            datasets,
+            batch,
+            iterations,
+            progress=lambda name, done, _: bars.update(bar[name], completed=done),
+            every_iteration=every_iteration,
+            full_resolution=full_resolution,
+        )
+    report = {"weights": str(resolve(weights)), "split": split, "data": named, "limit": limit, **report}
+    console = Console()
+    reporting.print_report(report, console)
+    if json:
+        reporting.write_json(report, json)
+        console.print(f"report: {json}", highlight=False)
+    if plots:
+        drawn = reporting.plots(report, plots)
+        console.print(f"plots: {', '.join(path.name for path in drawn)} in {plots}", highlight=False)
+
+
+def _name_and_path(item: str) -> tuple[str, str]:
+    name, equals, path = item.partition("=")
+    if not (name and equals and path):
+        raise ValueError(f"--data {item!r}: expected NAME=PATH, such as mtfl=data/MTFL")
+    return name, path

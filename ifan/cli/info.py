@@ -1,0 +1,108 @@
+"""``ifan info``: what is installed, what runs here, and how to get what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "safetensors", "huggingface_hub", "triton")
+ENVIRONMENT = {
+    "IFAN_BACKEND": "backend of the ops: auto, reference, cpu, triton or cuda",
+    "IFAN_NATIVE": "native modules when building: auto, require or off",
+    "IFAN_DEBUG": "1 = tracebacks instead of one-line errors",
+}
+FEATURES = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("avx_vnni", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+"""Processor features that matter to the kernels, x86 then Arm, as Linux spells them."""
+
+
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
+    """Show versions, processor, backends (and why one is missing), settings and weights."""
+    facts = gather()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        _print(facts)
+
+
+def gather() -> dict[str, Any]:
+    """All that ``ifan info`` shows, as plain data."""
+    import torch
+
+    from ifan import __version__
+    from ifan.ops import dispatch
+    from ifan.weights import available
+
+    name, features = processor()
+    return {
+        "versions": {"ifan": __version__, "python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "processor": {
+            "name": name,
+            "features": features,
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "backends": [asdict(status) for status in dispatch.status()],
+        "environment": {variable: os.environ.get(variable) for variable in ENVIRONMENT},
+        "weights": available(),
+    }
+
+
+def processor() -> tuple[str, list[str]]:
+    """Name and known features of the processor; the features only where Linux lists them."""
+    fields: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        fields = {}
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, [feature for feature in FEATURES if feature in flags]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console, cpu = Console(), facts["processor"]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, version in facts["versions"].items():
+        table.add_row(name, version or "[dim]not installed[/]")
+    table.add_row("processor", f"{escape(cpu['name'])}, {cpu['cores']} cores, {cpu['threads']} threads in use")
+    table.add_row("features", " ".join(cpu["features"]) or "unknown")
+    table.add_row("gpu", escape(", ".join(facts["gpus"])) or "none that torch can use")
+    table.add_row("weights", ", ".join(facts["weights"]) or "none ship with this installation; see `ifan train --help`")
+    console.print(table)
+
+    backends = Table("backend", "loaded", "why not", "what to do", title="Backends of the ops", title_justify="left")
+    for status in facts["backends"]:
+        mark = "[green]yes[/]" if status["available"] else "[red]no[/]"
+        backends.add_row(status["name"], mark, escape(status["reason"] or ""), escape(status["fix"] or ""))
+    console.print(backends)
+
+    settings = Table("variable", "value", "meaning", title="Environment", title_justify="left")
+    for variable, meaning in ENVIRONMENT.items():
+        value = facts["environment"][variable]
+        settings.add_row(variable, "[dim]unset[/]" if value is None else escape(value), meaning)
+    console.print(settings)

@@ -1,0 +1,47 @@
+"""``ifan pack``: a dataset as compact, checksummed files that load fast."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ifan.data import open_dataset
+from ifan.data.packing import pack as pack_dataset
+
+SPLITS_HELP = "Folder of lists NAME_SPLIT.txt that overrule the official split."
+
+
+def pack(
+    data: Annotated[list[str], typer.Option(help="NAME=PATH of a dataset; repeat for several.", metavar="NAME=PATH")],
+    out: Annotated[Path, typer.Option(help="Folder to write to: OUT/NAME/SPLIT/.")],
+    split: Annotated[list[str], typer.Option(help="train, val or test; repeat for several.")] = ["train"],  # noqa: B006
+    splits: Annotated[Path | None, typer.Option(help=SPLITS_HELP)] = None,
+    max_side: Annotated[int, typer.Option(min=16, help="Longer side of a face's box in pixels.")] = 160,
+) -> None:
+    """Pack datasets into OUT/NAME/SPLIT; train and evaluate then take --data NAME=OUT/NAME."""
+    named = [parse_data(item) for item in data]
+    opened = [(name, part, open_dataset(name, path, part, splits)) for name, path in named for part in split]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        for name, part, dataset in opened:
+            bar = progress.add_task(f"{name} {part}", total=len(dataset))
+            advance = functools.partial(_advance, progress, bar)
+            folder = pack_dataset(dataset, out / name, part, max_side, advance)
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            progress.console.print(f"{folder}: {len(dataset)} samples, {size / 1e6:.1f} MB")
+
+
+def parse_data(item: str) -> tuple[str, str]:
+    """``NAME=PATH`` as a pair; raises ``ValueError`` for anything else."""
+    name, sign, path = item.partition("=")
+    if not (name and sign and path):
+        raise ValueError(f"--data {item!r}: expected NAME=PATH; write for example mtfl=/data/MTFL")
+    return name, path
+
+
+def _advance(progress: Progress, bar: TaskID, done: int) -> None:
+    progress.update(bar, completed=done)

@@ -1,0 +1,129 @@
+"""``ifan train``: cross-dataset hybrid training."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from ifan.config import Config, from_dict, load_config, to_dict
+
+if TYPE_CHECKING:
+    from ifan.network import IFAN
+
+
+def train(
+    config: Annotated[str, typer.Option(help="Preset name or YAML file.")],
+    data: Annotated[list[str], typer.Option(help="Dataset as NAME=PATH; repeat for more.", metavar="NAME=PATH")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: new, or an earlier one with --resume.")],
+    splits: Annotated[Path | None, typer.Option(help="Folder with <name>_<split>.txt lists.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    init: Annotated[Path | None, typer.Option(help="Begin from a model folder or safetensors file.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps in all; short for --set training.steps=N.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Passes when validating and predicting; short for --set network.iterations=N.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting, such as training.batch_size=22.", metavar="KEY=VALUE"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Processor threads.", min=1)] = None,
+    workers: Annotated[int, typer.Option(help="Processes that prepare batches.", min=0)] = 0,
+    time_limit: Annotated[float | None, typer.Option(help="Stop with a checkpoint after so many minutes.")] = None,
+    mallopt: Annotated[bool, typer.Option(help="Let glibc keep freed memory (faster on the CPU).")] = True,
+) -> None:
+    """Train one network on datasets that each label some of its tasks."""
+    short = {"training.steps": steps, "network.iterations": iterations}
+    changes = [*(set_ or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
+    settings = override(load_config(config), changes)
+    if mallopt:
+        keep_freed_memory()
+    signal = _run(settings, data, splits, out, device, resume, init, threads, workers, time_limit)
+    if signal is not None:
+        raise typer.Exit(128 + signal)
+
+
+def _run(
+    config: Config,
+    data: list[str],
+    splits: Path | None,
+    out: Path,
+    device: str,
+    resume: bool,
+    init: Path | None,
+    threads: int | None,
+    workers: int,
+    time_limit: float | None,
+) -> int | None:
+    """Open the datasets, build the trainer, run it; imports torch only when the options are sound."""
+    import torch
+
+    from ifan.data import open_dataset
+    from ifan.evaluation import evaluate
+    from ifan.evaluation.report import write_json
+    from ifan.training import Trainer
+    from ifan.training.log import Figures
+
+    if threads:
+        torch.set_num_threads(threads)
+    named = dict(_name_and_path(item) for item in data)
+    train_sets, val_sets = (
+        {name: open_dataset(name, path, split, splits) for name, path in named.items()} for split in ("train", "val")
+    )
+
+    def validate(model: IFAN, passes: int) -> Figures:
+        report = evaluate(model, val_sets, iterations=passes)
+        write_json(report, out / "validation.json")
+        results = {f"{name}/{task}": r for name, d in report["datasets"].items() for task, r in d["tasks"].items()}
+        return {name: result["iterations"][-1] for name, result in results.items()}
+
+    trainer = Trainer(config, train_sets, out, device, resume, init=init, workers=workers, validate=validate)
+    return trainer.run(time_limit)
+
+
+def _name_and_path(item: str) -> tuple[str, str]:
+    name, equals, path = item.partition("=")
+    if not (name and equals and path):
+        raise ValueError(f"--data {item!r}: expected NAME=PATH, such as mtfl=data/MTFL")
+    return name, path
+
+
+def override(config: Config, changes: list[str]) -> Config:
+    """``config`` with ``section.key=value`` changes, values in YAML; ``ValueError`` names a wrong key or type."""
+    tree = to_dict(config)
+    for change in changes:
+        key, equals, value = change.partition("=")
+        *path, last = key.split(".")
+        if not equals or not path:
+            raise ValueError(f"--set {change!r}: expected SECTION.KEY=VALUE, such as training.steps=100")
+        section: Any = tree
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise ValueError(f"--set {change!r}: there is no section {'.'.join(path)!r}; expected network or training")
+        try:
+            section[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {change!r}: {value!r} is not a YAML value") from error
+    return from_dict(Config, tree)
+
+
+def keep_freed_memory() -> bool:
+    """Raise glibc's thresholds above which memory is taken from and given back to the system for every tensor.
+
+    Page faults otherwise cost training on the CPU up to half of its time. Affects this process only; False elsewhere.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        libc = ctypes.CDLL(None)
+        return bool(libc.mallopt(mmap_threshold, 1 << 30) and libc.mallopt(trim_threshold, (1 << 31) - 1))
+    except (OSError, AttributeError):
+        return False

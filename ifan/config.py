@@ -1,0 +1,292 @@
+"""Configuration: frozen dataclasses, strict YAML in and out, presets by name.
+
+A configuration file has two sections, ``network`` and ``training``. Unknown keys, missing keys without a default and values
+of the wrong type raise ``ValueError`` naming the key, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+Kind = Literal["parsing", "landmarks", "classification"]
+KINDS: tuple[Kind, ...] = ("parsing", "landmarks", "classification")
+
+PARSING_CLASSES = ("background", "skin", "brow", "eye", "nose", "upper_lip", "inside_mouth", "lower_lip", "hair")
+POINT_NAMES = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner")
+EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task: ``classes`` names the parsing classes, the points (as seen in the picture) or the categories."""
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(self.kind in KINDS, f"task {self.name!r}: kind must be one of {KINDS}; got {self.kind!r}")
+        _require(len(self.classes) > 0, f"task {self.name!r}: classes is empty; list at least one name")
+        _require(
+            len(set(self.classes)) == len(self.classes), f"task {self.name!r}: class names repeat: {self.classes}"
+        )
+
+    @property
+    def width(self) -> int:
+        """Planes this task draws: one a class or a point."""
+        return len(self.classes)
+
+
+PAPER_TASKS = (
+    TaskConfig("parsing", "parsing", PARSING_CLASSES),
+    TaskConfig("landmarks", "landmarks", POINT_NAMES),
+    TaskConfig("emotion", "classification", EMOTIONS),
+)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The graph. Defaults are the released three-task network at 128 px (PAPER: iFAN, arXiv 1711.06055).
+
+    ``size`` is the side of the input in pixels, a multiple of ``2**blocks``. ``image_scale`` (a factor on the image after its
+    means are taken off) and ``normalise_heads`` (normalised inputs of the dense heads) are not in the released graph. They
+    change what weights mean, not what the network can compute (`ifan.network.released` folds them away), and training from
+    scratch with Adam, whose steps do not know the inputs' scale, needs them. Tasks come in the order parsing, landmarks,
+    classifications; at most one parsing and one landmark task.
+    """
+
+    size: int = 128
+    tasks: tuple[TaskConfig, ...] = PAPER_TASKS
+    iterations: int = 3
+    feedback_gradient: bool = False
+    growth: int = 12
+    block_layers: int = 3
+    blocks: int = 5
+    stem_channels: int = 48
+    up_channels: int = 128
+    point_radius: int = 5
+    image_scale: float = 1.0
+    normalise_heads: bool = False
+    dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        side = 2**self.blocks
+        _require(
+            self.size > 0 and self.size % side == 0,
+            f"network.size must be a positive multiple of {side}; got {self.size}",
+        )
+        _require(self.iterations >= 1, f"network.iterations must be at least 1; got {self.iterations}")
+        _require(0 <= self.dropout < 1, f"network.dropout must be in [0, 1); got {self.dropout}")
+        _require(self.up_channels % 4 == 0, f"network.up_channels must be a multiple of 4; got {self.up_channels}")
+        _require(self.blocks == 5, f"network.blocks must be 5, where the three re-encoded maps join; got {self.blocks}")
+        names = [t.name for t in self.tasks]
+        _require(len(names) > 0, "network.tasks is empty; list at least one task")
+        _require(len(set(names)) == len(names), f"network.tasks: names repeat: {names}")
+        kinds = [KINDS.index(t.kind) for t in self.tasks]
+        _require(
+            kinds == sorted(kinds) and kinds.count(0) <= 1 and kinds.count(1) <= 1,
+            f"network.tasks must be at most one parsing task, at most one landmark task, then classifications; got {names}",
+        )
+
+    def task(self, name: str) -> TaskConfig:
+        """The task of that name; ``ValueError`` lists the known ones."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise ValueError(f"unknown task {name!r}; this network has {[t.name for t in self.tasks]}")
+
+    @property
+    def parsing(self) -> TaskConfig | None:
+        return next((t for t in self.tasks if t.kind == "parsing"), None)
+
+    @property
+    def landmarks(self) -> TaskConfig | None:
+        return next((t for t in self.tasks if t.kind == "landmarks"), None)
+
+    @property
+    def classifications(self) -> tuple[TaskConfig, ...]:
+        return tuple(t for t in self.tasks if t.kind == "classification")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The masked multi-task loss (`ifan.ops.hybrid_loss`). ``parsing_class_weights`` empty = all ones."""
+
+    parsing_class_weights: tuple[float, ...] = ()
+    parsing_smoothing: float = 0.0
+    class_smoothing: float = 0.0
+    points: Literal["wing", "smooth_l1", "l2"] = "wing"
+    wing_width: float = 0.1
+    wing_curvature: float = 0.02
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training crop; the geometric ones move image, label map and points together.
+
+    ``shift`` is in crop sides, ``scale`` multiplies the crop's side (larger = smaller face), ``rotate`` in degrees.
+    The rest are probabilities, or strengths in [0, 1].
+    """
+
+    flip: float = 0.5
+    shift: float = 0.06
+    scale: tuple[float, float] = (0.8, 1.2)
+    rotate: float = 15.0
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.3
+    grey: float = 0.2
+    low_resolution: float = 0.2
+    blur: float = 0.1
+    noise: float = 0.1
+    erase: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Cross-dataset hybrid training. ``shares`` are samples a dataset gives to a batch, relative to each other; a dataset
+    plugged in without a share has share 1, and shares of absent datasets are ignored."""
+
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 44
+    shares: dict[str, float] = field(default_factory=lambda: {"mtfl": 16.0, "fer2013": 24.0, "celebamask": 4.0})
+    task_weights: dict[str, float] = field(default_factory=dict)
+    weighting: Literal["fixed", "uncertainty", "famo"] = "fixed"
+    iterations: tuple[float, ...] = (1.0,)
+    """Probability of training with 1, 2, ... iterations at a step."""
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 50
+    weight_decay: float = 1e-2
+    clip_norm: float = 5.0
+    ema_decay: float = 0.995
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 10
+    checkpoint_every: int = 100
+    validate_every: int = 0
+    """Steps between validations; 0 = only at the end."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"training.{name} must be at least 1; got {getattr(self, name)}")
+        _require(all(s >= 0 for s in self.shares.values()), f"training.shares must not be negative; got {self.shares}")
+        _require(
+            len(self.iterations) > 0 and min(self.iterations) >= 0 and sum(self.iterations) > 0,
+            f"training.iterations must be non-negative probabilities with a positive sum; got {self.iterations}",
+        )
+        _require(0 <= self.ema_decay < 1, f"training.ema_decay must be in [0, 1); got {self.ema_decay}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a run."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def presets() -> list[str]:
+    """Names of the configurations that ship with the package."""
+    folder = resources.files("ifan") / "presets"
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(source: str | Path) -> Config:
+    """Read a preset by name or a YAML file by path.
+
+    Raises ``ValueError`` for an unknown preset, unreadable YAML, unknown or missing keys and values of the wrong type.
+    """
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        names = presets()
+        _require(str(source) in names, f"unknown preset {str(source)!r}; expected one of {names} or a .yaml file")
+        text, origin = (resources.files("ifan") / "presets" / f"{source}.yaml").read_text(encoding="utf-8"), str(source)
+    else:
+        try:
+            text, origin = path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: cannot read the configuration ({error}); check the path") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{origin}: not valid YAML ({' '.join(str(error).split())})") from error
+    try:
+        return from_dict(Config, {} if tree is None else tree)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+
+
+def dump_config(config: Config) -> str:
+    """The YAML text that `load_config` reads back to an equal configuration."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain dicts, lists, numbers and strings (JSON and YAML)."""
+    return typing.cast(dict[str, Any], _plain(dataclasses.asdict(config)))
+
+
+T = TypeVar("T")
+
+
+def from_dict(kind: type[T], tree: Any, at: str = "") -> T:
+    """Build dataclass ``kind`` from plain data; strict about keys and types. ``at`` names the place in messages."""
+    return typing.cast(T, _build(kind, tree, at))
+
+
+def _build(kind: Any, value: Any, at: str) -> Any:
+    where = at or "configuration"
+    if dataclasses.is_dataclass(kind):
+        _require(isinstance(value, dict), f"{where}: expected a mapping; got {type(value).__name__}")
+        hints = typing.get_type_hints(kind)
+        known = {f.name: f for f in dataclasses.fields(kind)}
+        for key in value:
+            _require(key in known, f"{where}: unknown key {key!r}; expected one of {sorted(known)}")
+        for name, f in known.items():
+            has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+            _require(name in value or has_default, f"{where}: key {name!r} is missing")
+        return kind(**{k: _build(hints[k], v, f"{at}.{k}" if at else k) for k, v in value.items()})
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _build(next(a for a in args if a is not type(None)), value, at)
+    if origin is Literal:
+        _require(value in args, f"{where}: expected one of {list(args)}; got {value!r}")
+        return value
+    if origin is tuple:
+        _require(isinstance(value, (list, tuple)), f"{where}: expected a list; got {value!r}")
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_build(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        _require(len(value) == len(args), f"{where}: expected {len(args)} values; got {len(value)}")
+        return tuple(_build(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    if origin is dict:
+        _require(isinstance(value, dict), f"{where}: expected a mapping; got {value!r}")
+        return {_build(args[0], k, where): _build(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    _require(fits, f"{where}: expected {kind.__name__}; got {value!r}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,79 @@
+"""Datasets: readers, the crop convention, augmentation and batches across datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ifan.data.celebamask import CelebAMaskHQ
+from ifan.data.crop import Crop, crop_image, crop_labels, map_to_image, points_from_crop, points_to_crop
+from ifan.data.dataset import DataError, FaceDataset, Reader, check_split
+from ifan.data.fer2013 import FER2013Reader
+from ifan.data.folders import RAFDB, AffectNet, ClassFolders
+from ifan.data.helen import Helen
+from ifan.data.images import ImageError, read_image
+from ifan.data.lapa import LaPa
+from ifan.data.mtfl import MTFL
+from ifan.data.pts import Helen194, Points300W
+from ifan.data.sample import IGNORE, UNLABELLED, FaceSample
+from ifan.data.shards import ShardDataset, shard_folder
+from ifan.data.toy import ToyFaces, open_toy
+
+__all__ = [
+    "DATASETS",
+    "IGNORE",
+    "UNLABELLED",
+    "Crop",
+    "DataError",
+    "FaceDataset",
+    "FaceSample",
+    "ImageError",
+    "ShardDataset",
+    "ToyFaces",
+    "crop_image",
+    "crop_labels",
+    "map_to_image",
+    "open_dataset",
+    "points_from_crop",
+    "points_to_crop",
+    "read_image",
+]
+
+READERS = (MTFL, CelebAMaskHQ, FER2013Reader, Helen, LaPa, Points300W, Helen194, RAFDB, AffectNet, ClassFolders)
+DATASETS: dict[str, type[Reader]] = {reader.name: reader for reader in READERS}
+"""Reader of each dataset name. The drawn faces, ``toy``, need no folder."""
+
+
+def open_dataset(name: str, path: str | Path, split: str, splits: str | Path | None = None) -> FaceDataset:
+    """Open a split (train, val or test) of the dataset ``name``.
+
+    ``path`` is the dataset's own folder (or FER2013's csv), or a folder written by ``ifan pack``. ``splits`` is a
+    folder of lists ``<name>_<split>.txt``, one key a line, that overrule the official split; without it,
+    ``path``/splits is looked for. Raises `DataError` with the file and the way out.
+    """
+    check_split(name, split)
+    if name == ToyFaces.name and not Path(path).is_dir():
+        return open_toy(str(path), split)
+    path = Path(path)
+    packed = shard_folder(path, split)
+    if packed is not None:
+        dataset = ShardDataset(packed)
+        if dataset.name != name or dataset.split != split:
+            raise DataError(f"{packed}: holds {dataset.name} {dataset.split}, not {name} {split}; correct name or path")
+        return dataset
+    if name not in DATASETS:
+        raise DataError(f"unknown dataset {name!r}; expected one of {', '.join(sorted([*DATASETS, ToyFaces.name]))}")
+    return DATASETS[name](path, split, _split_file(name, path, split, None if splits is None else Path(splits)))
+
+
+def _split_file(name: str, path: Path, split: str, splits: Path | None) -> Path | None:
+    """The list of a split, None if the folder has no lists for this dataset."""
+    folder = splits or path / "splits"
+    if splits is not None and not splits.is_dir():
+        raise DataError(f"{splits}: expected a folder of lists <name>_<split>.txt; got none; check the path")
+    file = folder / f"{name}_{split}.txt"
+    if file.is_file():
+        return file
+    others = sorted(p.name for p in folder.glob(f"{name}_*.txt"))
+    if others:
+        raise DataError(f"{file}: no such list, but there are {', '.join(others)}; add it or leave the folder out")
+    return None

@@ -1,0 +1,86 @@
+"""Expressions as one folder a class: RAF-DB, AffectNet, or any set with class names for folders.
+
+``<root>/{train,val,test}/<class>/<picture>``. Without ``val`` it is a seeded tenth of ``train``; without ``test``
+(AffectNet's is not public) ``val`` is the test and a tenth of ``train`` the validation; without any of them the split
+is a seeded 80 / 10 / 10 %.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from ifan.config import EMOTIONS
+from ifan.data.dataset import DataError, Reader, choose, official_split, three_way
+from ifan.data.images import read_image
+from ifan.data.labels import AFFECTNET, EMOTION, EMOTION_NAMES, RAF_DB
+from ifan.data.sample import FaceSample
+
+PICTURES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+class ClassFolders(Reader):
+    """Folders with expression names. Contempt, not among our classes, is left out; unknown names raise `DataError`."""
+
+    name = "folders"
+    margin = 1.3
+    classes = EMOTION
+    layout = "a folder with train, val and test (or none of them), each with one folder of pictures a class"
+    table: ClassVar[dict[str, str | None]] = EMOTION_NAMES
+
+    def __init__(self, root: Path, split: str, split_file: Path | None = None) -> None:
+        super().__init__(root, split, split_file)
+        self.require()
+        found = {part: self._folder(names) for part, names in SPLIT_FOLDERS.items()}
+        parts = {part: self._scan(folder) for part, folder in found.items() if folder is not None}
+        if not parts:
+            parts = {part: three_way(self._scan(self.root), part) for part in SPLIT_FOLDERS}
+        everything = {key: path for records in parts.values() for key, path in records.items()}
+        chosen = choose(everything, split_file) if split_file else _split(parts, split)
+        if not chosen:
+            raise self.wrong_path()
+        self.keys, self.files = list(chosen), list(chosen.values())
+        self.labels = [EMOTIONS.index(str(self.table[path.parent.name.lower()])) for path in self.files]
+
+    def __getitem__(self, index: int) -> FaceSample:
+        return FaceSample(self.keys[index], read_image(self.files[index]), labels=self.labels_of(index))
+
+    def labels_of(self, index: int) -> dict[str, int]:
+        """The expression's id, from the folder's name."""
+        return {"emotion": self.labels[index]}
+
+    def _folder(self, names: tuple[str, ...]) -> Path | None:
+        return next((self.root / name for name in names if (self.root / name).is_dir()), None)
+
+    def _scan(self, folder: Path) -> dict[str, Path]:
+        """Key = path from the root -> file, of the classes we have."""
+        records = {}
+        for group in sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "splits"):
+            if group.name.lower() not in self.table:
+                raise DataError(f"{group}: unknown class; expected one of {', '.join(self.table)}; rename the folder")
+            if self.table[group.name.lower()] is not None:
+                files = sorted(path for path in group.iterdir() if path.suffix.lower() in PICTURES)
+                records.update({path.relative_to(self.root).as_posix(): path for path in files})
+        return records
+
+
+class RAFDB(ClassFolders):
+    """RAF-DB's seven basic expressions, folders 1 .. 7."""
+
+    name = "rafdb"
+    table = RAF_DB
+
+
+class AffectNet(ClassFolders):
+    """AffectNet's folders 0 .. 7; contempt (7) is left out."""
+
+    name = "affectnet"
+    table = AFFECTNET
+
+
+def _split(parts: dict[str, dict[str, Path]], split: str) -> dict[str, Path]:
+    if set(parts) == set(SPLIT_FOLDERS):
+        return parts[split]
+    test = parts.get("test") or parts.get("val") or {}
+    return official_split(parts.get("train", {}), test, split)

@@ -1,0 +1,16 @@
+"""How good is a network: the field's metrics for parsing, landmarks and classification, over whole datasets."""
+
+from ifan.evaluation.classification import ClassificationMeter
+from ifan.evaluation.landmarks import LandmarkMeter
+from ifan.evaluation.parsing import ParsingMeter
+from ifan.evaluation.runner import HEADLINES, Subset, constant_baseline, evaluate
+
+__all__ = [
+    "HEADLINES",
+    "ClassificationMeter",
+    "LandmarkMeter",
+    "ParsingMeter",
+    "Subset",
+    "constant_baseline",
+    "evaluate",
+]

@@ -1,0 +1,169 @@
+"""Lanes, and feature maps that are concatenated by name only.
+
+A *lane* is one sample on one task's path. Lanes are stacked on the batch axis, grouped by task; convolution weights are the
+same for all of them, only the normalisation differs. `Features` is the ordered list of tensors that the paper's graph
+concatenates; the concatenation is never written, the ops read the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ifan import ops
+from ifan.config import NetworkConfig
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and biased variance of each channel over a task's lanes and all pixels, ``(T, C)`` each."""
+
+MomentsReduce = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Joins moments over processes: (mean (T, C), var (T, C), counts (T,)) of this process to those of all; differentiable."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Which samples run on which tasks' paths.
+
+    ``rows`` (N,) int64: the sample of each lane, grouped by task in the configuration's order; ``segments``: lanes of each
+    task, zeros allowed, summing to N; ``global_segments``: the same over all processes, where several train together.
+    """
+
+    rows: Tensor
+    segments: tuple[int, ...]
+    global_segments: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rows.dim() != 1 or sum(self.segments) != self.rows.shape[0] or min(self.segments, default=0) < 0:
+            raise ValueError(
+                f"Lanes: segments must be non-negative and sum to the number of rows; got {self.segments} and rows of "
+                f"shape {tuple(self.rows.shape)}. Give one row a lane, grouped by task."
+            )
+        if not self.global_segments:
+            object.__setattr__(self, "global_segments", self.segments)
+
+    @staticmethod
+    def for_tasks(batch: int, config: NetworkConfig, names: Sequence[str], device: torch.device | str = "cpu") -> Lanes:
+        """Every one of ``batch`` samples on the paths of the named tasks; unknown names raise ``ValueError``."""
+        wanted = {config.task(name).name for name in names}
+        segments = tuple(batch if t.name in wanted else 0 for t in config.tasks)
+        return Lanes(torch.arange(batch, device=device).repeat(len(wanted)), segments)
+
+    @staticmethod
+    def all_tasks(batch: int, config: NetworkConfig, device: torch.device | str = "cpu") -> Lanes:
+        """Every one of ``batch`` samples on every task's path."""
+        return Lanes.for_tasks(batch, config, [t.name for t in config.tasks], device)
+
+    def split(self) -> tuple[Tensor, ...]:
+        """The samples of each task's lanes."""
+        return self.rows.split(list(self.segments))
+
+    def keep(self, tasks: Sequence[int]) -> tuple[Tensor | slice, Lanes]:
+        """The lanes of the tasks at these positions: an index into the lane axis (a view where they lie together) and the
+        smaller `Lanes`."""
+        ends = torch.tensor(self.segments).cumsum(0).tolist()
+        parts = [(end - n, end) for end, n in zip(ends, self.segments, strict=True)]
+        kept = [parts[t] for t in tasks]
+        together = all(a[1] == b[0] for a, b in zip(kept, kept[1:], strict=False))
+        index: Tensor | slice = slice(kept[0][0], kept[-1][1])
+        if not together:
+            index = torch.cat([torch.arange(a, b, device=self.rows.device) for a, b in kept])
+        segments, everywhere = (tuple(n[t] for t in tasks) for n in (self.segments, self.global_segments))
+        return index, Lanes(self.rows[index], segments, everywhere)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Tensors that stand for their concatenation on the channel axis.
+
+    ``sources`` are ``(N, C_i, H, W)`` with a row a lane or, where ``per_sample`` is true, ``(B, C_i, H, W)`` with a row a
+    sample. ``moments`` hold each source's statistics when the network normalises with those of the batch, else ``None``.
+    """
+
+    lanes: Lanes
+    sources: tuple[Tensor, ...]
+    per_sample: tuple[bool, ...]
+    moments: tuple[Moments | None, ...]
+
+    @staticmethod
+    def of(lanes: Lanes, source: Tensor, moments: Moments | None = None, per_sample: bool = False) -> Features:
+        """A list of one tensor."""
+        return Features(lanes, (source,), (per_sample,), (moments,))
+
+    def __add__(self, other: Features) -> Features:
+        """Concatenation: the tensors of ``self``, then those of ``other``."""
+        return Features(
+            self.lanes,
+            self.sources + other.sources,
+            self.per_sample + other.per_sample,
+            self.moments + other.moments,
+        )
+
+    @property
+    def segments(self) -> list[int]:
+        return list(self.lanes.segments)
+
+    @property
+    def channels(self) -> int:
+        return sum(s.shape[1] for s in self.sources)
+
+    def mean_and_variance(self) -> Moments:
+        """Moments of the concatenation, ``(T, C)`` each; only in training, where every source has its own."""
+        known = [m for m in self.moments if m is not None]
+        return torch.cat([m for m, _ in known], 1), torch.cat([v for _, v in known], 1)
+
+    def keep(self, tasks: Sequence[int]) -> Features:
+        """The lanes, and moments, of the tasks at these positions."""
+        index, lanes = self.lanes.keep(tasks)
+        kept = {id(s): s if p else s[index] for s, p in zip(self.sources, self.per_sample, strict=True)}
+        moments = {id(m): m and (m[0][list(tasks)], m[1][list(tasks)]) for m in self.moments}
+        return Features(
+            lanes,
+            tuple(kept[id(s)] for s in self.sources),  # a doubled source stays one tensor
+            self.per_sample,
+            tuple(moments[id(m)] for m in self.moments),
+        )
+
+    def tail(self, start: int) -> Features:
+        """The tensors from position ``start`` on."""
+        return Features(self.lanes, self.sources[start:], self.per_sample[start:], self.moments[start:])
+
+    def unique(self, weight: Tensor) -> tuple[Features, Tensor]:
+        """Read doubled sources once: the distinct tensors, and ``weight (O, C, k, k)`` with the copies' columns added.
+
+        Exact for a convolution that reads the raw concatenation (a skip holds its block's input twice).
+        """
+        first: dict[int, int] = {}
+        columns: list[Tensor] = []
+        for source, part in zip(self.sources, weight.split([s.shape[1] for s in self.sources], 1), strict=True):
+            at = first.setdefault(id(source), len(columns))
+            if at == len(columns):
+                columns.append(part)
+            else:
+                columns[at] = columns[at] + part
+        order = [[id(s) for s in self.sources].index(i) for i in first]
+        picked = Features(
+            self.lanes,
+            tuple(self.sources[i] for i in order),
+            tuple(self.per_sample[i] for i in order),
+            tuple(self.moments[i] for i in order),
+        )
+        return picked, columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+
+    def concatenated(self) -> Tensor:
+        """The concatenation itself, ``(N, C, H, W)``, for the few places that read it raw."""
+        return torch.cat(
+            [s[self.lanes.rows] if p else s for s, p in zip(self.sources, self.per_sample, strict=True)], 1
+        )
+
+
+def lane_moments(x: Tensor, lanes: Lanes, reduce: MomentsReduce | None) -> Moments:
+    """Moments of ``x (N, C, H, W)`` over each task's lanes, joined over processes by ``reduce``."""
+    mean, var = ops.channel_moments(x, list(lanes.segments))
+    if reduce is not None:
+        pixels = x.shape[2] * x.shape[3]
+        counts = torch.tensor([n * pixels for n in lanes.segments], dtype=mean.dtype, device=mean.device)
+        mean, var, _ = reduce(mean, var, counts)
+    return mean, var

@@ -1,0 +1,26 @@
+"""The fused operations the network calls, and the switch between their backends."""
+
+from ifan.ops.channel_moments import channel_moments
+from ifan.ops.dense_block import dense_block
+from ifan.ops.dispatch import BackendError, BackendStatus, current_backend, set_backend, use_backend
+from ifan.ops.dispatch import status as backends
+from ifan.ops.encode_predictions import encode_predictions
+from ifan.ops.hybrid_loss import HybridLoss, hybrid_loss
+from ifan.ops.integrate import integrate
+from ifan.ops.transition_up import transition_up
+
+__all__ = [
+    "BackendError",
+    "BackendStatus",
+    "HybridLoss",
+    "backends",
+    "channel_moments",
+    "current_backend",
+    "dense_block",
+    "encode_predictions",
+    "hybrid_loss",
+    "integrate",
+    "set_backend",
+    "transition_up",
+    "use_backend",
+]

@@ -1,0 +1,120 @@
+"""Mean and variance of every channel over the lanes of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifan import reference
+from ifan.ops import checks, native
+from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.recompute import gradients
+
+NAME = "channel_moments"
+NATIVE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def channel_moments(x: Tensor, segments: Sequence[int], *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel over the lanes of each task and all pixels.
+
+    Args:
+        x: ``(N, C, H, W)``, floating point, any strides; H and W at least 1.
+        segments: number of lanes of each of the T tasks, zeros allowed, summing to N; lanes are grouped by task.
+        backend: see `ifan.ops.use_backend`.
+
+    Returns:
+        mean ``(T, C)`` and variance ``(T, C)``, float64 for float64 input, else float32. A task without lanes has mean
+        0 and variance 1. Differentiable in ``x``.
+
+    Raises:
+        ValueError: a shape or dtype is wrong, or segments do not sum to N.
+    """
+    checks.dimensions(NAME, "x", x, "(N, C, H, W)")
+    checks.floating(NAME, x.device, x=x)
+    checks.require(min(x.shape[2:]) > 0, NAME, f"x must have H and W of at least 1; got {tuple(x.shape)}. Drop it.")
+    counts = checks.segments_of(NAME, segments, x.shape[0])
+    chosen = choose(NAME, backend, x)
+    if chosen == "reference":
+        return reference.channel_moments(x, counts)
+    return _forward(x, counts, chosen)
+
+
+def _cpu_refusal(x: Tensor) -> str | None:
+    if x.device.type != "cpu":
+        return f"it lies on {x.device}, not on the CPU"
+    return None if x.dtype in NATIVE_DTYPES else f"its dtype is {x.dtype}, not float32 or bfloat16"
+
+
+register_kernel(NAME, "cpu", _cpu_refusal)
+
+
+@torch.library.custom_op("ifan::channel_moments", mutates_args=())
+def _forward(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
+    if backend == "reference":
+        return reference.channel_moments(x, segments)
+    mean, var = _empty_moments(x, segments)
+    native.cpu_module().channel_moments_forward(
+        x.data_ptr(), NATIVE_DTYPES[x.dtype], x.shape, x.stride(), segments, mean.data_ptr(), var.data_ptr(), _threads()
+    )
+    return mean, var
+
+
+@_forward.register_fake
+def _(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
+    return _empty_moments(x, segments)
+
+
+@torch.library.custom_op("ifan::channel_moments_backward", mutates_args=())
+def _backward(
+    mean_gradient: Tensor, var_gradient: Tensor, x: Tensor, mean: Tensor, segments: Sequence[int], backend: str
+) -> Tensor:
+    result = torch.empty_like(x)
+    if backend == "reference":
+        upstream = [mean_gradient, var_gradient]
+        return result.copy_(gradients(lambda value: reference.channel_moments(value, segments), [x], upstream)[0])
+    values = [value.contiguous() for value in (mean, mean_gradient, var_gradient)]
+    native.cpu_module().channel_moments_backward(
+        x.data_ptr(),
+        NATIVE_DTYPES[x.dtype],
+        x.shape,
+        x.stride(),
+        segments,
+        *[value.data_ptr() for value in values],
+        result.data_ptr(),
+        result.stride(),
+        _threads(),
+    )
+    return result
+
+
+@_backward.register_fake
+def _(
+    mean_gradient: Tensor, var_gradient: Tensor, x: Tensor, mean: Tensor, segments: Sequence[int], backend: str
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.segments, ctx.backend = inputs
+    ctx.save_for_backward(x, output[0])
+
+
+def _differentiate(ctx: Any, mean_gradient: Tensor, var_gradient: Tensor) -> tuple[Any, ...]:
+    x, mean = ctx.saved_tensors
+    return _backward(mean_gradient, var_gradient, x, mean, ctx.segments, ctx.backend), None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _empty_moments(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shape = (len(segments), x.shape[1])
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()

@@ -1,0 +1,185 @@
+"""A dense block: layers of task-wise normalisation, ReLU and 3x3 convolution, each reading all channels before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifan import reference
+from ifan.ops import checks
+from ifan.ops.dispatch import choose
+from ifan.ops.recompute import empty_gradients, gradients
+
+NAME = "dense_block"
+
+
+def dense_block(
+    sources: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gammas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    segments: Sequence[int],
+    rows: Tensor | None = None,
+    per_sample: Sequence[bool] | None = None,
+    eps: float = 1e-3,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Grow L times G channels: layer l is ``conv3x3(relu((x - mean) / sqrt(var + eps) * gamma + beta))`` of the
+    sources and all channels grown before it, ``C_l = C_0 + G * l`` in all, each lane normalised with the values of its
+    task.
+
+    Args:
+        sources: tensors ``(N, C_i, H, W)``, or ``(R, C_i, H, W)`` with a row a sample where ``per_sample`` says so;
+            concatenated along channels, ``C_0`` in all.
+        weights: L convolution weights ``(G, C_l, 3, 3)``, used in the sources' dtype; padding 1, no bias.
+        gammas, betas: L tensors ``(T, C_l)``, scale and shift after normalisation.
+        means, variances: one tensor ``(T, C_0)``: *batch statistics*, those of the sources, while those of grown
+            channels are computed here; or L tensors ``(T, C_l)``: *running statistics*. With L = 1 the two agree.
+        segments: lanes of each of the T tasks, zeros allowed, summing to N.
+        rows: ``(N,)`` int64, the sample of each lane; needed if a source has a row a sample.
+        per_sample: one flag a source; default all False.
+        eps: added to the variance.
+        backend: see `ifan.ops.use_backend`.
+
+    Returns:
+        the grown channels ``(N, G * L, H, W)`` in the sources' (promoted) dtype, and with batch statistics their mean
+        and biased variance ``(T, G * L)``, else ``(T, 0)``; float32, or float64 for float64. Autocast changes nothing.
+        Differentiable in sources, weights, gammas, betas, means and variances.
+
+    Raises:
+        ValueError: a shape, dtype, device, segment or row is wrong.
+
+    Source: dense blocks with task-wise normalisation, iFAN (arXiv 1711.06055).
+    """
+    counts, flags = _check(sources, weights, gammas, betas, means, variances, segments, rows, per_sample)
+    chosen = choose(NAME, backend, *sources)
+    arguments = (sources, weights, gammas, betas, means, variances, counts, rows, flags, eps)
+    return reference.dense_block(*arguments) if chosen == "reference" else _forward(*arguments, chosen)
+
+
+def _check(
+    sources: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gammas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool] | None,
+) -> tuple[list[int], list[bool]]:
+    lanes, channels, flags = checks.sources_of(NAME, sources, sum(segments), rows, per_sample)
+    counts, layers = checks.segments_of(NAME, segments, lanes), len(weights)
+    checks.require(layers > 0, NAME, "weights must hold at least one layer; got none. Pass one weight a layer.")
+    for name, group, allowed in (
+        ("gammas", gammas, (layers,)),
+        ("betas", betas, (layers,)),
+        ("means", means, (1, layers)),
+        ("variances", variances, (len(means),)),
+    ):
+        expected = " or ".join(map(str, dict.fromkeys(allowed)))
+        checks.require(
+            len(group) in allowed, NAME, f"{name} must hold {expected} tensors; got {len(group)}. Pass one a layer."
+        )
+    growth = weights[0].shape[0]
+    for layer, weight in enumerate(weights):
+        width = channels + growth * layer
+        checks.shape(NAME, f"weights[{layer}]", weight, (growth, width, 3, 3), "(G, C_l, 3, 3)")
+        values = {"gammas": gammas, "betas": betas, "means": means, "variances": variances}
+        for name, group in values.items():
+            if layer < len(group):
+                checks.shape(NAME, f"{name}[{layer}]", group[layer], (len(counts), width), "(T, C_l)")
+                checks.floating(NAME, sources[0].device, **{f"{name}[{layer}]": group[layer]})
+        checks.floating(NAME, sources[0].device, **{f"weights[{layer}]": weight})
+    return counts, flags
+
+
+@torch.library.custom_op("ifan::dense_block", mutates_args=())
+def _forward(
+    sources: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gammas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grown, mean, var = reference.dense_block(
+        sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps
+    )
+    return grown.contiguous(), mean.contiguous(), var.contiguous()
+
+
+@_forward.register_fake
+def _(
+    sources: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gammas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels, dtype = weights[0].shape[0] * len(weights), checks.promoted(sources)
+    grown = sources[0].new_empty((sum(segments), channels, *sources[0].shape[2:]), dtype=dtype)
+    shape = (len(segments), channels if len(means) == 1 else 0)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    return grown, grown.new_empty(shape, dtype=kind), grown.new_empty(shape, dtype=kind)
+
+
+@torch.library.custom_op("ifan::dense_block_backward", mutates_args=())
+def _backward(
+    upstream: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    lengths: Sequence[int],
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    eps: float,
+    backend: str,
+) -> list[Tensor]:
+    def run(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sources, weights, gammas, betas, means, variances = _groups(values, lengths)
+        return reference.dense_block(sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
+
+    return gradients(run, inputs, upstream)
+
+
+@_backward.register_fake
+def _(upstream: Sequence[Tensor], inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    return empty_gradients(inputs)
+
+
+def _groups(values: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
+    """Cut a flat list into consecutive groups of these lengths."""
+    ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
+    return [list(values[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    groups, (ctx.segments, rows, *ctx.rest) = inputs[:6], inputs[6:]
+    ctx.lengths = [len(group) for group in groups]
+    ctx.save_for_backward(rows, *[tensor for group in groups for tensor in group])
+
+
+def _differentiate(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+    rows, *inputs = ctx.saved_tensors
+    found = _backward(list(upstream), inputs, ctx.lengths, ctx.segments, rows, *ctx.rest)
+    return (*_groups(found, ctx.lengths), *[None] * 5)
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,0 +1,137 @@
+"""Which backend runs an operation: ``reference`` (plain PyTorch), ``cpu`` (C++), ``triton``, ``cuda`` or ``auto``.
+
+``auto`` takes the fastest measured backend that accepts the input, else the reference. A backend asked for by name
+that is missing or cannot take the input raises `BackendError`. The choice is made in Python and handed to the
+operation as an argument, so that `torch.compile` guards on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ifan.ops import native
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+ENVIRONMENT = "IFAN_BACKEND"
+
+_Refusal = Callable[..., "str | None"]
+_KERNELS: dict[tuple[str, str], _Refusal] = {}
+_FASTEST_FIRST = (("cuda", "cuda"), ("triton", "cuda"), ("cpu", "cpu"))
+_UNPORTED = {"triton": "this version has no Triton kernels", "cuda": "this version has no CUDA kernels"}
+_FIXES = {"cpu": native.FIX, **dict.fromkeys(_UNPORTED, "use backend 'auto' or 'reference'")}
+_warned: set[str] = set()
+
+
+class BackendError(ValueError):
+    """A backend asked for by name is unknown, missing, or cannot take the input."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """Whether a backend can run here; if not, ``reason`` and ``fix`` say why and what to do."""
+
+    name: str
+    available: bool
+    reason: str
+    fix: str
+
+
+def _checked(name: str, origin: str) -> str:
+    if name not in (*BACKENDS, "auto"):
+        raise BackendError(f"{origin}: expected one of {('auto', *BACKENDS)}; got {name!r}. Choose one of these.")
+    return name
+
+
+def from_environment() -> str:
+    """The backend named by ``IFAN_BACKEND``; ``auto`` where that is unset or empty."""
+    return os.environ.get(ENVIRONMENT, "") or "auto"
+
+
+_current = from_environment()
+
+
+def current_backend() -> str:
+    """The backend used by calls that name none."""
+    return _current
+
+
+def set_backend(name: str) -> None:
+    """Use ``name`` for all later calls that name no backend. Raises `BackendError` for an unknown name."""
+    global _current
+    _current = _checked(name, "set_backend")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use ``name`` inside the ``with`` block. Raises `BackendError` for an unknown name."""
+    before = _current
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def register_kernel(op: str, backend: str, refusal: _Refusal) -> None:
+    """State that ``backend`` has a kernel for ``op``; ``refusal(*inputs)`` is ``None`` or why it cannot take them."""
+    _KERNELS[op, backend] = refusal
+
+
+def choose(op: str, backend: str | None, *inputs: Tensor) -> str:
+    """The backend that runs ``op`` on these inputs: ``backend``, else the current one, with ``auto`` resolved."""
+    name = _current if backend is None else backend
+    if name == "reference":
+        return name
+    if name == "auto":
+        return _automatic(op, inputs)
+    _checked(name, f"{op}: backend" if backend is not None else f"{op}: set_backend or {ENVIRONMENT}")
+    missing = _missing(name)
+    if missing is not None:
+        raise BackendError(f"{op}: backend {name!r} is not available: {missing}. To fix: {_FIXES[name]}.")
+    if (op, name) not in _KERNELS:
+        raise BackendError(f"{op}: backend {name!r} has no kernel for it. Use backend='auto' or 'reference'.")
+    reason = _KERNELS[op, name](*inputs)
+    if reason is not None:
+        raise BackendError(f"{op}: backend {name!r} cannot take this input: {reason}. Use backend='reference'.")
+    return name
+
+
+def _automatic(op: str, inputs: tuple[Tensor, ...]) -> str:
+    for name, device in _FASTEST_FIRST:
+        if (op, name) not in _KERNELS or device != inputs[0].device.type:
+            continue
+        missing = _missing(name)
+        if missing is not None:
+            _warn_once(f"{op} runs on the slower reference: backend {name!r}: {missing}. To fix: {_FIXES[name]}.")
+        elif _KERNELS[op, name](*inputs) is None:
+            return name
+    return "reference"
+
+
+@torch.compiler.assume_constant_result
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=5)
+
+
+def status() -> list[BackendStatus]:
+    """One row a backend, as printed by ``ifan info``."""
+    reasons = {name: _missing(name) for name in BACKENDS}
+    return [BackendStatus(n, r is None, r or "", _FIXES[n] if r else "") for n, r in reasons.items()]
+
+
+def _missing(name: str) -> str | None:
+    return _native_refusal() if name == "cpu" else _UNPORTED.get(name)
+
+
+@torch.compiler.assume_constant_result
+def _native_refusal() -> str | None:
+    return native.cpu_refusal()

@@ -1,0 +1,118 @@
+"""Predictions of all tasks drawn as planes, the network's second input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifan import reference
+from ifan.ops import checks
+from ifan.ops.dispatch import choose
+from ifan.ops.recompute import empty_gradients, gradients
+
+NAME = "encode_predictions"
+
+
+def encode_predictions(
+    parsing_logits: Tensor,
+    points: Tensor,
+    class_logits: Tensor,
+    class_sizes: Sequence[int],
+    radius: int = 5,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Draw parsing probabilities, point discs and constant class probabilities as one stack of planes.
+
+    Args:
+        parsing_logits: ``(B, K, S, S)``, floating point; K may be 0. Its dtype is that of the result.
+        points: ``(B, 2, P)`` x and y in [-.5, .5] of the crop; P may be 0. Points outside draw the part that is inside.
+        class_logits: ``(B, sum(class_sizes))`` logits of all classification tasks, one after another.
+        class_sizes: number of classes of each classification task; each is softmaxed apart.
+        radius: of the discs, in pixels: pixel (i, j) is 1 where ``(j - cx)**2 + (i - cy)**2 < radius**2`` about the
+            centre ``c = round_half_even((p + .5) * S)``.
+        backend: see `ifan.ops.use_backend`.
+
+    Returns:
+        planes ``(B, K + P + sum(class_sizes), S, S)``. Differentiable in both logits; discs are constants.
+
+    Raises:
+        ValueError: a shape, dtype or device is wrong.
+
+    Source: encoders of predictions, iFAN (arXiv 1711.06055) and its release.
+    """
+    sizes = _check(parsing_logits, points, class_logits, class_sizes, radius)
+    chosen = choose(NAME, backend, parsing_logits)
+    if chosen == "reference":
+        return reference.encode_predictions(parsing_logits, points, class_logits, sizes, radius)
+    return _forward(parsing_logits, points, class_logits, sizes, radius, chosen)
+
+
+def _check(
+    parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int
+) -> list[int]:
+    checks.dimensions(NAME, "parsing_logits", parsing_logits, "(B, K, S, S)")
+    checks.dimensions(NAME, "points", points, "(B, 2, P)")
+    batch, _, height, width = parsing_logits.shape
+    checks.require(
+        height == width, NAME, f"parsing_logits must be square (S, S); got {(height, width)}. Crop to a square first."
+    )
+    checks.shape(NAME, "points", points, (batch, 2, points.shape[2]), "(B, 2, P)")
+    sizes = list(class_sizes)
+    checks.shape(NAME, "class_logits", class_logits, (batch, sum(sizes)), "(B, sum(class_sizes))")
+    checks.floating(
+        NAME, parsing_logits.device, parsing_logits=parsing_logits, points=points, class_logits=class_logits
+    )
+    checks.require(radius >= 0, NAME, f"radius must be at least 0 pixels; got {radius}. Use 5 for 128 px.")
+    return sizes
+
+
+@torch.library.custom_op("ifan::encode_predictions", mutates_args=())
+def _forward(
+    parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int, backend: str
+) -> Tensor:
+    return reference.encode_predictions(parsing_logits, points, class_logits, class_sizes, radius).contiguous()
+
+
+@_forward.register_fake
+def _(parsing_logits: Tensor, points: Tensor, class_logits: Tensor, *_: Any) -> Tensor:
+    batch, classes, size = parsing_logits.shape[:3]
+    return parsing_logits.new_empty((batch, classes + points.shape[2] + class_logits.shape[1], size, size))
+
+
+@torch.library.custom_op("ifan::encode_predictions_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    parsing_logits: Tensor,
+    points: Tensor,
+    class_logits: Tensor,
+    class_sizes: Sequence[int],
+    radius: int,
+    backend: str,
+) -> list[Tensor]:
+    return gradients(
+        lambda parsing, classes: [reference.encode_predictions(parsing, points, classes, class_sizes, radius)],
+        [parsing_logits, class_logits],
+        [gradient],
+    )
+
+
+@_backward.register_fake
+def _(gradient: Tensor, parsing_logits: Tensor, points: Tensor, class_logits: Tensor, *_: Any) -> list[Tensor]:
+    return empty_gradients([parsing_logits, class_logits])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.class_sizes, ctx.radius, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    parsing, classes = _backward(gradient, *ctx.saved_tensors, ctx.class_sizes, ctx.radius, ctx.backend)
+    return parsing, None, classes, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,0 +1,265 @@
+"""The masked multi-task loss: parsing, points and classifications of a batch that mixes datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifan import reference
+from ifan.ops import checks
+from ifan.ops.dispatch import choose
+from ifan.ops.recompute import empty_gradients, gradients
+from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS, HybridLoss
+from ifan.reference.lanes import accumulation_dtype
+
+NAME = "hybrid_loss"
+POINT_LOSSES = ("wing", "smooth_l1", "l2")
+
+__all__ = ["HybridLoss", "hybrid_loss"]
+
+
+def hybrid_loss(
+    parsing_logits: Tensor,
+    parsing_target: Tensor,
+    points: Tensor,
+    points_target: Tensor,
+    points_weight: Tensor,
+    class_logits: Tensor,
+    class_targets: Tensor,
+    class_sizes: Sequence[int],
+    task_weights: Tensor,
+    *,
+    parsing_class_weights: Tensor | None = None,
+    parsing_smoothing: float = 0.0,
+    class_smoothing: float = 0.0,
+    point_loss: str = "wing",
+    wing_width: float = 0.1,
+    wing_curvature: float = 0.02,
+    denominators: Tensor | None = None,
+    backend: str | None = None,
+) -> HybridLoss:
+    """Every task's loss over what is labelled, ``sum(weight * loss) / denominator``, and their weighted sum.
+
+    The tasks are parsing (absent if K = 0), points (absent if P = 0) and n classifications, T in all, in that order.
+    The row counts Bp, Bl and Bc are independent and may be 0. A task whose denominator is 0 has loss exactly 0 and
+    gradient exactly 0.
+
+    Args:
+        parsing_logits: ``(Bp, K, h, w)``; upsampled bilinearly (``align_corners=False``) to the target's size if it
+            differs.
+        parsing_target: ``(Bp, H, W)`` uint8 class ids, 255 = ignored.
+        points: ``(Bl, 2, P)`` predicted x and y in [-.5, .5].
+        points_target: ``(Bl, 2, P)``; may be NaN where the weight is 0.
+        points_weight: ``(Bl, P)`` weight of each point, at least 0; 0 = unlabelled.
+        class_logits: ``(Bc, sum(class_sizes))`` of all classifications, one after another.
+        class_targets: ``(Bc, n)`` int64 class ids, -1 = unlabelled.
+        class_sizes: the n numbers of classes.
+        task_weights: ``(T,)``.
+        parsing_class_weights: ``(K,)``, the weight of a pixel by its class; default 1.
+        parsing_smoothing, class_smoothing: share of the cross-entropy taken against the uniform distribution, in [0,
+            1).
+        point_loss: of the distance d in each coordinate, summed over x and y: ``"wing"`` is ``w log(1 + d / c)`` below
+            the width w and ``d - w + w log(1 + w / c)`` above; ``"smooth_l1"`` is ``d**2 / 2w`` below and ``d - w /
+            2`` above; ``"l2"`` is ``d**2``.
+        wing_width: w, in crop sides; wing_curvature: c.
+        denominators: ``(T,)``, for instance the counts of the whole batch when it is spread over processes; default
+            counts.
+        backend: see `ifan.ops.use_backend`.
+
+    Returns:
+        ``HybridLoss(total (), losses (T,), counts (T,))``: counts are the sums of the labelled elements' weights.
+        float32, or float64 if any prediction is; autocast changes nothing. Differentiable in parsing_logits, points,
+        class_logits and task_weights, through total and through losses.
+
+    Raises:
+        ValueError: a shape, dtype, device or setting is wrong, or (on the CPU) a label is out of range.
+
+    Source: hybrid training, iFAN (arXiv 1711.06055); wing loss, arXiv 1711.06753.
+    """
+    sizes = list(class_sizes)
+    _check_predictions(parsing_logits, points, class_logits, sizes)
+    _check_targets(parsing_logits, parsing_target, points, points_target, points_weight, class_targets, sizes)
+    _check_weights(parsing_logits, points, sizes, task_weights, parsing_class_weights, denominators)
+    _check_settings(parsing_smoothing, class_smoothing, point_loss, wing_width, wing_curvature)
+    settings = [float(v) for v in (parsing_smoothing, class_smoothing, wing_width, wing_curvature)]
+    predictions = [parsing_logits, points, class_logits, task_weights]
+    targets = [parsing_target, points_target, points_weight, class_targets]
+    constants = (targets, parsing_class_weights, denominators, sizes, settings, point_loss)
+    chosen = choose(NAME, backend, parsing_logits)
+    if chosen == "reference":
+        return _reference(predictions, *constants)
+    return HybridLoss(*_forward(predictions, *constants, chosen))
+
+
+def _check_predictions(parsing_logits: Tensor, points: Tensor, class_logits: Tensor, sizes: list[int]) -> None:
+    checks.dimensions(NAME, "parsing_logits", parsing_logits, "(Bp, K, h, w)")
+    checks.dimensions(NAME, "points", points, "(Bl, 2, P)")
+    checks.dimensions(NAME, "class_logits", class_logits, "(Bc, sum(class_sizes))")
+    checks.shape(NAME, "points", points, (points.shape[0], 2, points.shape[2]), "(Bl, 2, P)")
+    width = (class_logits.shape[0], sum(sizes))
+    checks.shape(NAME, "class_logits", class_logits, width, "(Bc, sum(class_sizes))")
+    values = {"parsing_logits": parsing_logits, "points": points, "class_logits": class_logits}
+    checks.floating(NAME, parsing_logits.device, **values)
+
+
+def _check_targets(
+    parsing_logits: Tensor,
+    parsing_target: Tensor,
+    points: Tensor,
+    points_target: Tensor,
+    points_weight: Tensor,
+    class_targets: Tensor,
+    sizes: list[int],
+) -> None:
+    checks.dimensions(NAME, "parsing_target", parsing_target, "(Bp, H, W)")
+    expected = (parsing_logits.shape[0], *parsing_target.shape[1:])
+    checks.shape(NAME, "parsing_target", parsing_target, expected, "(Bp, H, W)")
+    checks.shape(NAME, "points_target", points_target, tuple(points.shape), "(Bl, 2, P)")
+    checks.shape(NAME, "points_weight", points_weight, (points.shape[0], points.shape[2]), "(Bl, P)")
+    checks.dimensions(NAME, "class_targets", class_targets, "(Bc, n)")
+    checks.shape(NAME, "class_targets", class_targets, (class_targets.shape[0], len(sizes)), "(Bc, n)")
+    checks.floating(NAME, points.device, points_target=points_target, points_weight=points_weight)
+    checks.on_device(NAME, points.device, parsing_target=parsing_target, class_targets=class_targets)
+    for name, tensor, dtype in (
+        ("parsing_target", parsing_target, torch.uint8),
+        ("class_targets", class_targets, torch.int64),
+    ):
+        checks.require(
+            tensor.dtype == dtype, NAME, f"{name} must be {dtype}; got {tensor.dtype}. Convert it with .to()."
+        )
+    if parsing_logits.shape[1]:
+        checks.index_range(NAME, "parsing_target", parsing_target, 0, parsing_logits.shape[1] - 1, IGNORED_PIXEL)
+    for index, size in enumerate(sizes):
+        labels = class_targets[:, index]
+        checks.index_range(NAME, f"class_targets[:, {index}]", labels, 0, size - 1, UNLABELLED_CLASS)
+
+
+def _check_weights(
+    parsing_logits: Tensor,
+    points: Tensor,
+    sizes: list[int],
+    task_weights: Tensor,
+    parsing_class_weights: Tensor | None,
+    denominators: Tensor | None,
+) -> None:
+    tasks = int(parsing_logits.shape[1] > 0) + int(points.shape[2] > 0) + len(sizes)
+    checks.require(tasks > 0, NAME, "expected at least one task; got K = 0, P = 0, n = 0. Pass one task's predictions.")
+    optional = {
+        "task_weights": (task_weights, tasks, "(T,)"),
+        "parsing_class_weights": (parsing_class_weights, parsing_logits.shape[1], "(K,)"),
+        "denominators": (denominators, tasks, "(T,)"),
+    }
+    for name, (tensor, length, meaning) in optional.items():
+        if tensor is not None:
+            checks.shape(NAME, name, tensor, (length,), meaning)
+            checks.floating(NAME, points.device, **{name: tensor})
+
+
+def _check_settings(
+    parsing_smoothing: float, class_smoothing: float, point_loss: str, wing_width: float, wing_curvature: float
+) -> None:
+    checks.require(
+        point_loss in POINT_LOSSES, NAME, f"point_loss must be one of {POINT_LOSSES}; got {point_loss!r}. Choose one."
+    )
+    for name, value in (("parsing_smoothing", parsing_smoothing), ("class_smoothing", class_smoothing)):
+        checks.require(0 <= value < 1, NAME, f"{name} must be in [0, 1); got {value}. Use 0 for none.")
+    for name, value in (("wing_width", wing_width), ("wing_curvature", wing_curvature)):
+        checks.require(value > 0, NAME, f"{name} must be positive; got {value}. Use 0.1 and 0.02 of a crop side.")
+
+
+def _reference(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    parsing_class_weights: Tensor | None,
+    denominators: Tensor | None,
+    class_sizes: Sequence[int],
+    settings: Sequence[float],
+    point_loss: str,
+) -> HybridLoss:
+    """The reference with the custom operation's arguments: what is differentiated, then the constants."""
+    parsing_logits, points, class_logits, task_weights = predictions
+    parsing_target, points_target, points_weight, class_targets = targets
+    parsing_smoothing, class_smoothing, wing_width, wing_curvature = settings
+    return reference.hybrid_loss(
+        parsing_logits,
+        parsing_target,
+        points,
+        points_target,
+        points_weight,
+        class_logits,
+        class_targets,
+        class_sizes,
+        task_weights,
+        parsing_class_weights=parsing_class_weights,
+        parsing_smoothing=parsing_smoothing,
+        class_smoothing=class_smoothing,
+        point_loss=point_loss,
+        wing_width=wing_width,
+        wing_curvature=wing_curvature,
+        denominators=denominators,
+    )
+
+
+@torch.library.custom_op("ifan::hybrid_loss", mutates_args=())
+def _forward(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    parsing_class_weights: Tensor | None,
+    denominators: Tensor | None,
+    class_sizes: Sequence[int],
+    settings: Sequence[float],
+    point_loss: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = _reference(predictions, targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
+    return found.total, found.losses, found.counts
+
+
+@_forward.register_fake
+def _(predictions: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    weights = predictions[3]
+    dtype = accumulation_dtype(*[tensor.dtype for tensor in predictions[:3]])
+    empty = [weights.new_empty(shape, dtype=dtype) for shape in ((), weights.shape, weights.shape)]
+    return empty[0], empty[1], empty[2]
+
+
+@torch.library.custom_op("ifan::hybrid_loss_backward", mutates_args=())
+def _backward(
+    upstream: Sequence[Tensor],
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    parsing_class_weights: Tensor | None,
+    denominators: Tensor | None,
+    class_sizes: Sequence[int],
+    settings: Sequence[float],
+    point_loss: str,
+    backend: str,
+) -> list[Tensor]:
+    def run(*values: Tensor) -> tuple[Tensor, Tensor]:
+        constants = (targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
+        found = _reference(values, *constants)
+        return found.total, found.losses
+
+    return gradients(run, predictions, upstream)
+
+
+@_backward.register_fake
+def _(upstream: Sequence[Tensor], predictions: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    return empty_gradients(predictions)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    predictions, targets, parsing_class_weights, denominators, *ctx.settings = inputs
+    ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators)
+
+
+def _differentiate(ctx: Any, total: Tensor, losses: Tensor, _counts: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    found = _backward([total, losses], list(saved[:4]), list(saved[4:8]), *saved[8:], *ctx.settings)
+    return (found, [None] * 4, *[None] * 6)
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

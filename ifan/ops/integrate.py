@@ -1,0 +1,162 @@
+"""The task-interaction fusion: concatenation, task-wise normalisation, ReLU and average pooling in one operation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifan import reference
+from ifan.ops import checks
+from ifan.ops.dispatch import choose
+from ifan.ops.recompute import empty_gradients, gradients
+
+NAME = "integrate"
+
+
+def integrate(
+    sources: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    segments: Sequence[int],
+    rows: Tensor | None = None,
+    per_sample: Sequence[bool] | None = None,
+    pool: int = 1,
+    eps: float = 1e-3,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """``avg_pool(relu((x - mean) / sqrt(var + eps) * weight + bias))`` of the concatenated sources, each lane with the
+    values of its task.
+
+    Args:
+        sources: tensors ``(N, C_i, H, W)``, or ``(R, C_i, H, W)`` with a row a sample where ``per_sample`` says so;
+            concatenated along channels in this order. One tensor may be listed twice.
+        weight, bias, mean, var: ``(T, C)``, C the sum of the C_i.
+        segments: lanes of each of the T tasks, zeros allowed, summing to N.
+        rows: ``(N,)`` int64, the sample of each lane; needed if a source has a row a sample.
+        per_sample: one flag a source; default all False.
+        pool: 1, or 2 for the 2x2 average, for which H and W must be even.
+        eps: added to the variance.
+        backend: see `ifan.ops.use_backend`.
+
+    Returns:
+        ``(N, C, H / pool, W / pool)`` of the sources' (promoted) dtype; computed in float32, or float64 for float64.
+        Autocast changes nothing. Differentiable in sources, weight, bias, mean and var.
+
+    Raises:
+        ValueError: a shape, dtype, device, segment or row is wrong.
+
+    Source: integration of task maps, iFAN (arXiv 1711.06055); pooling moved before the 1x1 convolution, both being
+    linear.
+    """
+    counts, flags = _check(sources, weight, bias, mean, var, segments, rows, per_sample, pool)
+    chosen = choose(NAME, backend, *sources)
+    if chosen == "reference":
+        return reference.integrate(sources, weight, bias, mean, var, counts, rows, flags, pool, eps)
+    return _forward(sources, weight, bias, mean, var, counts, rows, flags, pool, eps, chosen)
+
+
+def _check(
+    sources: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool] | None,
+    pool: int,
+) -> tuple[list[int], list[bool]]:
+    lanes, channels, flags = checks.sources_of(NAME, sources, sum(segments), rows, per_sample)
+    counts = checks.segments_of(NAME, segments, lanes)
+    values = {"weight": weight, "bias": bias, "mean": mean, "var": var}
+    for name, value in values.items():
+        checks.shape(NAME, name, value, (len(counts), channels), "(T, C)")
+    checks.floating(NAME, sources[0].device, **values)
+    height, width = sources[0].shape[2:]
+    checks.require(pool in (1, 2), NAME, f"pool must be 1 or 2; got {pool}. Choose one of them.")
+    checks.require(
+        height % pool == 0 and width % pool == 0,
+        NAME,
+        f"pool=2 needs even H and W; got {(height, width)}. Pad the sources or use pool=1.",
+    )
+    return counts, flags
+
+
+@torch.library.custom_op("ifan::integrate", mutates_args=())
+def _forward(
+    sources: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    pool: int,
+    eps: float,
+    backend: str,
+) -> Tensor:
+    result = reference.integrate(sources, weight, bias, mean, var, segments, rows, per_sample, pool, eps)
+    return result.contiguous()
+
+
+@_forward.register_fake
+def _(
+    sources: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    pool: int,
+    eps: float,
+    backend: str,
+) -> Tensor:
+    height, width = sources[0].shape[2:]
+    dtype = checks.promoted(sources)
+    return weight.new_empty((sum(segments), weight.shape[1], height // pool, width // pool), dtype=dtype)
+
+
+@torch.library.custom_op("ifan::integrate_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    pool: int,
+    eps: float,
+    backend: str,
+) -> list[Tensor]:
+    def run(*values: Tensor) -> list[Tensor]:
+        weight, bias, mean, var = values[-4:]
+        return [reference.integrate(values[:-4], weight, bias, mean, var, segments, rows, per_sample, pool, eps)]
+
+    return gradients(run, inputs, [gradient])
+
+
+@_backward.register_fake
+def _(gradient: Tensor, inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    return empty_gradients(inputs)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    sources, weight, bias, mean, var, ctx.segments, rows, *ctx.rest = inputs
+    ctx.save_for_backward(rows, *sources, weight, bias, mean, var)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    rows, *inputs = ctx.saved_tensors
+    found = _backward(gradient, inputs, ctx.segments, rows, *ctx.rest)
+    return (found[:-4], *found[-4:], *[None] * 6)
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)

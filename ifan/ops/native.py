@@ -1,0 +1,43 @@
+"""The native modules: loaded on first use; a failure is kept with its reason and the fix."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+BUILD_NOTE = Path(__file__).resolve().parents[1] / "_build.json"
+FIX = "install a C++ compiler (g++ or clang++) and reinstall ifan; IFAN_NATIVE=require shows the compiler's message"
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("ifan._cpu"), ""
+    except ImportError as error:
+        note = build_note().get("ifan._cpu", "")
+        return None, note if note and note != "built" else f"ifan._cpu does not load ({error})"
+
+
+def cpu_module() -> ModuleType:
+    """The compiled CPU kernels; ``ImportError`` names the reason and the fix."""
+    module, reason = _load()
+    if module is None:
+        raise ImportError(f"{reason}; {FIX}")
+    return module
+
+
+def cpu_refusal() -> str | None:
+    """Why the compiled CPU kernels are missing; ``None`` when they are there."""
+    module, reason = _load()
+    return None if module is not None else reason
+
+
+def build_note() -> dict[str, str]:
+    """What the installation said about each native module; empty when nothing was noted."""
+    try:
+        return dict(json.loads(BUILD_NOTE.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

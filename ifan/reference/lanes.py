@@ -1,0 +1,51 @@
+"""What the references share: joining sources, spreading a task's values over its lanes, the dtype sums are made in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """float64 if any input is float64, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def per_lane(values: Tensor, segments: Sequence[int]) -> Tensor:
+    """``values (T, C)`` -> ``(N, C, 1, 1)``, row n that of lane n's task; ``(1, C, 1, 1)`` if only one task has
+    lanes."""
+    present = [task for task, lanes in enumerate(segments) if lanes]
+    if len(present) <= 1:
+        task = present[0] if present else 0
+        rows = values[task : task + 1]
+    else:
+        rows = torch.cat([values[task].expand(segments[task], -1) for task in present])
+    return rows[:, :, None, None]
+
+
+def segment_means(values: Tensor, segments: Sequence[int], empty: float) -> Tensor:
+    """Means over the rows of each segment: ``(N, C)`` -> ``(T, C)``; ``empty`` for a segment without rows."""
+    parts = values.split(list(segments))
+    # The sum of no rows is 0 and keeps the result part of the graph.
+    return torch.stack([part.mean(0) if part.shape[0] else part.sum(0) + empty for part in parts])
+
+
+def join(sources: Sequence[Tensor], rows: Tensor | None, per_sample: Sequence[bool] | None) -> Tensor:
+    """The concatenation ``(N, C, H, W)`` of the sources; those with a row a sample are first gathered by ``rows
+    (N,)``."""
+    if rows is not None and per_sample is not None:
+        sources = [s.index_select(0, rows) if flag else s for s, flag in zip(sources, per_sample, strict=True)]
+    return torch.cat(list(sources), 1) if len(sources) > 1 else sources[0]
+
+
+def normalise_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, segments: Sequence[int], eps: float
+) -> Tensor:
+    """``relu((x - mean) / sqrt(var + eps) * weight + bias)`` with ``(T, C)`` values of each lane's task, in the
+    accumulation dtype. Folded into one scale and one shift a channel, as PyTorch's own batch norm does."""
+    dtype = accumulation_dtype(x.dtype)
+    scale = weight.to(dtype) * torch.rsqrt(var.to(dtype) + eps)
+    shift = bias.to(dtype) - mean.to(dtype) * scale
+    return torch.addcmul(per_lane(shift, segments), x.to(dtype), per_lane(scale, segments)).relu_()

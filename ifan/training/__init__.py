@@ -1,0 +1,21 @@
+"""Cross-dataset hybrid training; the names below are imported on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ifan.training.model import build_model, export, load_weights
+    from ifan.training.tensorfile import CheckpointError
+    from ifan.training.trainer import Trainer
+
+__all__ = ["CheckpointError", "Trainer", "build_model", "export", "load_weights"]
+
+_HOMES = {"CheckpointError": "tensorfile", "Trainer": "trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ifan.training' has no attribute {name!r}")
+    return getattr(import_module(f"ifan.training.{_HOMES.get(name, 'model')}"), name)

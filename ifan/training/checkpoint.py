@@ -1,0 +1,137 @@
+"""Checkpoints that survive a failure at any moment.
+
+A checkpoint is a folder ``step-00000100`` of safetensors files and a ``state.json`` with their checksums. It is written
+under another name, every file is flushed to the disk, and only then renamed; the one before it goes when the new one is
+in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from ifan.training.tensorfile import CheckpointError, check_header, load_checked
+
+KEEP = 2
+"""Checkpoints left in a run folder."""
+
+Tensors = dict[str, dict[str, Tensor]]
+"""File name without suffix (model, ema, optimizer) -> tensor name -> tensor."""
+
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Put a folder of ``files`` in place in one step, replacing one of that name; raises ``OSError``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():  # an earlier run stopped between the two renames below
+        os.rename(old, target)
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    os.mkdir(fresh)
+    for name, content in files.items():
+        _write(fresh / name, content)
+    _sync(fresh)
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(fresh, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
+    """Write ``folder/step-<step>`` and remove all but the newest `KEEP` up to ``step``.
+
+    Later ones can only be damaged ones that a resumed run went back behind. Raises `CheckpointError` when the disk
+    refuses; the checkpoints that were there still load then.
+    """
+    target = folder / f"step-{step:08d}"
+    files = {
+        f"{name}.safetensors": save({k: t.contiguous() for k, t in part.items()}) for name, part in tensors.items()
+    }
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files["state.json"] = json.dumps({**state, "step": step, "sha256": sums}, indent=1).encode()
+    try:
+        write_folder(target, files)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: cannot write the checkpoint ({error.strerror or error}); the one before it is kept: make room"
+            " and continue with --resume"
+        ) from error
+    kept = [c for c in checkpoints(folder) if step_of(c) <= step][:KEEP]
+    for other in set(checkpoints(folder)) - set(kept):
+        shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints in ``folder``, newest first."""
+    found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """``state.json`` after comparing every file with its checksum; `CheckpointError` if one is missing or damaged."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_bytes())
+        sums = state["sha256"]
+        for name, expected in sums.items():
+            if hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() != expected:
+                raise CheckpointError(f"{checkpoint / name}: damaged (checksum differs)")
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or checkpoint}: damaged ({error.strerror})") from error
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{checkpoint / 'state.json'}: damaged (not a checkpoint's state)") from error
+    return dict(state)
+
+
+def load_tensors(checkpoint: Path, expected: Tensors) -> Tensors:
+    """All tensors of a checkpoint; every header is compared with ``expected`` before anything is allocated."""
+    paths = {name: checkpoint / f"{name}.safetensors" for name in expected}
+    for name, path in paths.items():
+        check_header(path, expected[name], "this run")
+    return {name: load_checked(path, expected[name], "this run") for name, path in paths.items()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in ``folder`` durable; systems that cannot open folders do it on their own."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

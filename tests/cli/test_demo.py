@@ -1,0 +1,41 @@
+"""``ifan demo``: pictures are where it says, and an untrained network is not passed off as a trained one."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import cv2
+import pytest
+
+
+def test_demo_says_where_the_pictures_are(run, weights: Path, tmp_path: Path) -> None:
+    code, text, errors = run("demo", "--out", tmp_path / "out", "--weights", weights)
+    assert (code, errors) == (0, "")
+    named = [Path(line.rpartition(": ")[2]) for line in text.splitlines()]
+    assert sorted(named) == sorted((tmp_path / "out").iterdir())
+    assert [p.name for p in named] == [
+        "astronaut_overlay.png",
+        "astronaut_parsing.png",
+        "astronaut.json",
+        "drawn_faces.png",
+    ]
+    overlay, sheet = cv2.imread(str(named[0])), cv2.imread(str(named[3]))
+    assert overlay.shape[0] >= 512
+    assert sheet.shape[0] > 4 * 192
+    (face,) = json.loads(named[2].read_text())["faces"]
+    assert face["box"] == [172, 68, 276, 178]
+
+
+def test_demo_without_weights_says_so(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ifan.weights.available", list)
+    code, _, errors = run("demo", "--out", tmp_path)
+    assert code == 0
+    assert "UNTRAINED" in errors
+
+
+def test_portrait_is_credited() -> None:
+    assets = resources.files("ifan") / "assets"
+    assert "public domain" in (assets / "README.md").read_text()
+    assert len((assets / "astronaut.png").read_bytes()) < 500_000

@@ -1,0 +1,89 @@
+"""The command line as a whole: help, version, information, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from ifan import __version__
+from ifan.cli import main as cli
+from ifan.cli.info import ENVIRONMENT
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_help_names_every_command_without_torch() -> None:
+    """In a process of its own: what an import drags in is what makes a command line slow."""
+    code = (
+        "import sys\nfrom ifan.cli.main import main\ntry:\n    main(['--help'])\nfinally:\n"
+        "    heavy = {'torch', 'huggingface_hub'} & set(sys.modules)\n    print('heavy:', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+    for name in ("info", "demo", "predict", "train", "evaluate", "pack"):
+        assert f" {name} " in done.stdout
+
+
+@pytest.mark.parametrize("command", ["info", "demo", "predict", "train", "evaluate", "pack"])
+def test_every_command_has_help(run, command: str) -> None:
+    code, text, _ = run(command, "--help")
+    assert code == 0
+    assert "Usage: ifan " + command in " ".join(text.split())
+
+
+def test_version(run) -> None:
+    assert run("--version") == (0, f"ifan {__version__}\n", "")
+
+
+def test_info_as_json(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IFAN_DEBUG", "0")
+    code, text, _ = run("info", "--json")
+    facts = json.loads(text)
+    assert code == 0
+    assert facts["versions"]["ifan"] == __version__
+    assert facts["versions"]["torch"]
+    assert facts["processor"]["name"]
+    assert facts["processor"]["threads"] >= 1
+    assert facts["environment"]["IFAN_DEBUG"] == "0"
+    assert len(ENVIRONMENT) <= 4
+    backends = {b["name"]: b for b in facts["backends"]}
+    assert list(backends) == ["reference", "cpu", "triton", "cuda"]
+    assert backends["reference"]["available"]
+    assert all(b["available"] or (b["reason"] and b["fix"]) for b in backends.values())
+
+
+def test_info_tables_hold_what_the_json_holds(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, text, _ = run("info")
+    assert code == 0
+    for word in ("torch", "processor", "reference", "triton", *ENVIRONMENT):
+        assert word in text
+
+
+@pytest.mark.parametrize("error", [ValueError("a\nb"), FileNotFoundError(2, "No such file", "x.yaml")])
+def test_user_errors_are_one_line(run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.delenv("IFAN_DEBUG", raising=False)
+    code, text, errors = run()
+    assert (code, text, errors.count("\n")) == (1, "", 1)
+    assert errors.startswith("error: ")
+    monkeypatch.setenv("IFAN_DEBUG", "1")
+    with pytest.raises(type(error)):
+        cli.main([])
+
+
+def test_unknown_command_is_a_usage_error(run) -> None:
+    code, _, errors = run("prdict")
+    assert code == 2
+    assert "prdict" in errors

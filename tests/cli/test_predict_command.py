@@ -1,0 +1,215 @@
+"""``ifan predict``: what it writes, and one clear line for everything it cannot read."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ifan.cli.predict import expand, unique_stems
+
+
+def huge(path: Path, width: int = 100_000, height: int = 100_000) -> Path:
+    """A PNG of few bytes whose header promises ``width`` x ``height`` pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    return path
+
+
+def test_writes_three_files_at_the_photos_resolution(run, photo: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    code, text, errors = run("predict", photo, "--out", out, "--weights", weights, "--box", "10,5,30,25")
+    assert (code, errors) == (0, "")
+    assert str(out / "alpha_overlay.png") in text
+    assert sorted(p.name for p in out.iterdir()) == ["alpha.json", "alpha_overlay.png", "alpha_parsing.png"]
+    with Image.open(out / "alpha_parsing.png") as parsing:
+        assert parsing.mode == "P"
+        ids = np.array(parsing)
+    assert ids.shape == (30, 40)
+    assert ids.max() < 9
+    overlay = cv2.imread(str(out / "alpha_overlay.png"))
+    assert overlay.shape[1] > overlay.shape[0] >= 300
+    tree = json.loads((out / "alpha.json").read_text())
+    assert (tree["photo"], tree["width"], tree["height"]) == (str(photo), 40, 30)
+    (face,) = tree["faces"]
+    assert face["box"] == [10, 5, 30, 25]
+    assert face["crop"]["side"] == pytest.approx(29)
+    assert len(face["landmarks"]) == 5
+    assert sum(face["classes"]["emotion"].values()) == pytest.approx(1, abs=1e-4)
+    x0, y0, x1, y1 = face["parsing"]["region"]
+    assert sum(face["parsing"]["pixels"].values()) == (x1 - x0) * (y1 - y0)
+    assert face["parsing"]["pixels"]["skin"] == int((ids == 1).sum())
+
+
+def test_unusual_photos_are_all_read(run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    out, table = tmp_path / "out", tmp_path / "all.json"
+    code, _, errors = run("predict", photos, "--out", out, "--weights", weights, "--json", table)
+    assert (code, errors) == (0, "")
+    found = {Path(p["photo"]).name: (p["width"], p["height"]) for p in json.loads(table.read_text())["photos"]}
+    assert len(found) == 7
+    assert found.pop("turned.jpg") == (30, 40)
+    assert found.pop("pixel.png") == (1, 1)
+    assert set(found.values()) == {(40, 30)}
+    assert len(list(out.iterdir())) == 21
+
+
+def test_one_bad_photo_does_not_stop_the_others(run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    good, bad = [photos / "grey.png", photos / "pixel.png"], [tmp_path / f"bad{i}.png" for i in range(5)]
+    whole = (photos / "grey.png").read_bytes()
+    for path, data in zip(bad[1:4], (b"", b"hello", whole[:60]), strict=True):
+        path.write_bytes(data)
+    huge(bad[4])
+    out, table = tmp_path / "out", tmp_path / "all.json"
+    code, text, errors = run(
+        "predict", bad[0], good[0], *bad[1:], good[1], "--out", out, "--weights", weights, "--json", table
+    )
+    assert code == 1
+    assert [line.split(":")[0] for line in text.splitlines()] == [str(g) for g in good]
+    lines = errors.splitlines()
+    assert lines[0] == "5 of 7 photos failed:"
+    assert [line.split(": ")[1] for line in lines[1:]] == [str(b) for b in bad]
+    for line, reason in zip(
+        lines[1:], ("does not exist", "empty", "not a picture", "damaged", "beyond the limit"), strict=True
+    ):
+        assert reason in line
+    assert len(list(out.iterdir())) == 6
+    assert [f["photo"] for f in json.loads(table.read_text())["failed"]] == [str(b) for b in bad]
+
+
+def test_strict_stops_at_once(run, photo: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, text, errors = run("predict", tmp_path / "no.jpg", photo, "--out", out, "--weights", weights, "--strict")
+    assert (code, text) == (1, "")
+    assert errors == f"error: {tmp_path / 'no.jpg'}: the picture does not exist; check the path\n"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "nobody"], "nobody"),
+        (["--box", "1,2,3"], "expected four numbers"),
+        (["--tasks", "age"], "unknown task 'age'"),
+        (["--device", "abacus"], "abacus"),
+    ],
+    ids=["weights", "box", "task", "device"],
+)
+def test_wrong_options_are_one_line(
+    run, photo: Path, weights: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    code, text, errors = run("predict", photo, "--out", tmp_path / "out", "--weights", weights, *options)
+    assert (code, text) == (1, "")
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_box_outside_the_photo_fails_that_photo(run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    arguments = ("--out", tmp_path / "out", "--weights", weights, "--box", "20,10,38,28")
+    code, text, errors = run("predict", photos / "grey.png", photos / "pixel.png", *arguments)
+    assert code == 1
+    assert "grey.png" in text
+    assert "pixel.png: box (20.0, 10.0, 38.0, 28.0) is not a face in a photo of 1 x 1" in errors
+
+
+def test_several_boxes_and_chosen_tasks(run, photo: Path, weights: Path, tmp_path: Path) -> None:
+    boxes = ("--box", "2,2,12,12", "--box", "20,10,38,28")
+    code, _, _ = run(
+        "predict",
+        photo,
+        "--out",
+        tmp_path,
+        "--weights",
+        weights,
+        *boxes,
+        "--tasks",
+        "landmarks,emotion",
+        "--iterations",
+        1,
+    )
+    assert code == 0
+    faces = json.loads((tmp_path / "alpha.json").read_text())["faces"]
+    assert len(faces) == 2
+    assert all("parsing" not in face and len(face["landmarks"]) == 5 for face in faces)
+    assert not (tmp_path / "alpha_parsing.png").exists()
+
+
+def test_same_names_do_not_overwrite_each_other(run, photo: Path, weights: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    cv2.imwrite(str(other / "Alpha.bmp"), np.zeros((5, 6, 3), np.uint8))
+    code, _, _ = run("predict", photo, other / "Alpha.bmp", "--out", tmp_path / "out", "--weights", weights)
+    assert code == 0
+    widths = [json.loads((tmp_path / "out" / name).read_text())["width"] for name in ("alpha.json", "Alpha_2.json")]
+    assert widths == [40, 6]
+
+
+def test_photos_are_never_overwritten(run, photos: Path, weights: Path) -> None:
+    victim = photos / "grey_overlay.png"
+    victim.write_bytes((photos / "grey.png").read_bytes())
+    before = victim.read_bytes()
+    code, _, errors = run("predict", photos / "grey.png", victim, "--out", photos, "--weights", weights)
+    assert code == 1
+    assert "would overwrite a photo" in errors
+    assert victim.read_bytes() == before
+
+
+def test_out_must_be_a_folder(run, photo: Path, weights: Path) -> None:
+    code, _, errors = run("predict", photo, "--out", photo.parent / "grey.png", "--weights", weights)
+    assert code == 1
+    assert "expected a folder; got a file" in errors
+
+
+def test_full_disk_stops_with_one_line(
+    run, photo: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    code, _, errors = run("predict", photo, "--out", tmp_path / "out", "--weights", weights)
+    assert code == 1
+    assert errors == "error: [Errno 28] No space left on device\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_expand_takes_paths_folders_and_patterns(photos: Path, tmp_path: Path) -> None:
+    (photos / "notes.txt").write_text("x")
+    assert len(expand([str(photos)])) == 7
+    assert expand([str(photos / "*.jpg"), str(photos / "cmyk.jpg")]) == [
+        str(photos / n) for n in ("cmyk.jpg", "turned.jpg")
+    ]
+    (photos / "odd[1].png").write_bytes(b"")
+    assert expand([str(photos / "odd[1].png")]) == [str(photos / "odd[1].png")]
+    assert expand(["no/*.jpg"]) == ["no/*.jpg"]
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ValueError, match="no pictures in this folder"):
+        expand([str(tmp_path / "bare")])
+
+
+def test_odd_file_names_are_read_and_printed(run, photo: Path, weights: Path, tmp_path: Path) -> None:
+    names = [b"caf\xe9.png", b"two\nlines.png"]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(photo.read_bytes())
+    code, text, errors = run("predict", tmp_path, "--out", tmp_path / "out", "--weights", weights)
+    assert (code, errors, len(text.splitlines())) == (0, "", 2)
+    assert len(list((tmp_path / "out").glob("*.json"))) == 2
+
+
+def test_stems_are_unique_whatever_comes() -> None:
+    long = unique_stems(["é" * 120 + "1.jpg", "é" * 120 + "2.jpg"])
+    assert [len(stem) for stem in long] == [100, 102]
+    assert unique_stems(["a/x.jpg", "b/x.png", "x_2.gif", "c/X.jpg", "d/y.jpg"]) == ["x", "x_3", "x_2", "X_4", "y"]

@@ -1,0 +1,256 @@
+"""Each reader on a fixture in its dataset's true layout, labels and sides included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import dataset_layouts as layouts
+import numpy as np
+import pytest
+
+from ifan.config import EMOTIONS, PARSING_CLASSES, POINT_NAMES
+from ifan.data import DATASETS, DataError, open_dataset
+from ifan.data.labels import CELEBAMASK, FER2013, LAPA, MTFL_ATTRIBUTES, mirrored
+from ifan.data.sample import IGNORE
+
+FIVE = np.array([[20, 24], [41, 25], [31, 35], [23, 45], [39, 46]], np.float32)
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "mtfl": layouts.mtfl,
+    "celebamask": layouts.celebamask,
+    "fer2013": layouts.fer2013_folders,
+    "helen": layouts.helen,
+    "lapa": layouts.lapa,
+    "300w": layouts.pts,
+    "helen194": layouts.helen194,
+    "rafdb": lambda root: layouts.folders(root, ("1", "7"), ("train", "test")),
+    "affectnet": lambda root: layouts.folders(root, ("0", "6", "7"), ("train", "val")),
+    "folders": lambda root: layouts.folders(root, ("anger", "Happy", "contempt"), ("train", "val", "test")),
+}
+
+
+def class_named(name: str) -> int:
+    return PARSING_CLASSES.index(name)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_reader_keeps_the_protocol(tmp_path: Path, name: str) -> None:
+    root = WRITERS[name](tmp_path)
+    dataset = open_dataset(name, root, "train")
+    sample = dataset[0]
+    assert dataset.name == name
+    assert len(dataset) >= 1
+    assert dataset.tasks == frozenset(dataset.classes)
+    assert sample.image.dtype == np.uint8
+    assert sample.image.shape[2] == 3
+    assert ("parsing" in dataset.tasks) == (sample.parsing is not None)
+    assert ("landmarks" in dataset.tasks) == (sample.points is not None)
+    if sample.parsing is not None:
+        assert sample.parsing.shape == sample.image.shape[:2]
+        assert sample.parsing.dtype == np.uint8
+    assert dataset.labels_of(0) == sample.labels
+    assert set(sample.labels) == set(dataset.tasks) - {"parsing", "landmarks"}
+    keys = [[d[i].key for i in range(len(d))] for d in (open_dataset(name, root, s) for s in ("train", "test"))]
+    assert not set(keys[0]) & set(keys[1])
+
+
+def test_mtfl_labels_and_sides(tmp_path: Path) -> None:
+    layouts.mtfl(tmp_path)
+    train, val, test = (open_dataset("mtfl", tmp_path, split) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (18, 2, 2)
+    sample = train[0]
+    assert sample.key == "lfw_5590/Person_0000.jpg"
+    assert sample.points is not None
+    assert np.allclose(sample.points, layouts.POINTS)
+    left, right = POINT_NAMES.index("left_eye"), POINT_NAMES.index("right_eye")
+    assert sample.points[left, 0] < sample.points[right, 0], "left is the picture's left"
+    names = {task: MTFL_ATTRIBUTES[task][label] for task, label in sample.labels.items()}
+    assert names == {"gender": "female", "smile": "smiling", "glasses": "no_glasses", "pose": "right"}
+
+
+def test_celebamask_classes_and_sides(tmp_path: Path) -> None:
+    dataset = open_dataset("celebamask", layouts.celebamask(tmp_path, tuple(range(20))), "train")
+    sample = dataset[0]
+    assert sample.parsing is not None
+    ids = layouts.face_ids()
+    for i, name in enumerate(CELEBAMASK.values()):
+        expected = IGNORE if name is None else class_named(name)
+        assert (sample.parsing[ids == i] == expected).all(), name
+    # Left is the person's left: id 4 (l_eye) lies at larger x. Both eyes are one class here.
+    assert np.mean(np.nonzero(ids == list(CELEBAMASK).index("l_eye"))[1]) > 24
+    assert sample.parsing[50, 42] == sample.parsing[50, 18] == class_named("eye")
+
+
+def test_celebamask_parts_equal_the_index_map(tmp_path: Path) -> None:
+    whole = open_dataset("celebamask", layouts.celebamask(tmp_path / "a", tuple(range(20))), "train")[0]
+    parts = open_dataset("celebamask", layouts.celebamask_parts(tmp_path / "b", tuple(range(20))), "train")[0]
+    assert whole.parsing is not None
+    assert parts.parsing is not None
+    assert np.array_equal(parts.parsing[::2, ::2], whole.parsing)
+    assert parts.parsing.shape == parts.image.shape[:2] == (128, 128)
+
+
+def test_celebamask_parts_overlap_in_the_authors_order(tmp_path: Path) -> None:
+    root = layouts.celebamask_parts(tmp_path, tuple(range(20)))
+    everything = np.full((64, 64, 3), 255, np.uint8)
+    for path in (root / "CelebAMask-HQ-mask-anno" / "0").glob("*_hair.png"):
+        layouts.save(path, everything)
+        layouts.save(path.with_name(path.name.replace("hair", "hat")), np.zeros_like(everything))
+    sample = open_dataset("celebamask", root, "train")[0]
+    assert sample.parsing is not None
+    # Hair is drawn late: only earrings, necklace, neck and cloth come after it.
+    assert sample.parsing[50, 18] == class_named("hair")
+
+
+def test_celebamask_partition_by_the_mapping_file(tmp_path: Path) -> None:
+    root = layouts.celebamask(tmp_path)
+    lines = ["idx orig_idx orig_file", "0 119613 119614.jpg", "26 170000 170001.jpg", "1503 199999 200000.jpg"]
+    (root / "CelebA-HQ-to-CelebA-mapping.txt").write_text("\n".join(lines))
+    keys = [open_dataset("celebamask", root, split)[0].key for split in ("train", "val", "test")]
+    assert keys == ["0", "26", "1503"]
+
+
+@pytest.mark.parametrize("write", [layouts.fer2013_folders, layouts.fer2013_csv])
+def test_fer2013_both_layouts(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    root = write(tmp_path)
+    for split in ("train", "val", "test"):
+        dataset = open_dataset("fer2013", root, split)
+        assert len(dataset) == 7
+        found = {EMOTIONS[dataset[i].labels["emotion"]]: dataset[i].image for i in range(7)}
+        for i, name in enumerate(FER2013):
+            assert np.array_equal(found[name], np.repeat(layouts.fer_face(i)[..., None], 3, 2))
+
+
+def test_fer2013_csv_itself_and_folders_called_train_and_test(tmp_path: Path) -> None:
+    layouts.fer2013_csv(tmp_path / "a")
+    assert len(open_dataset("fer2013", tmp_path / "a" / "fer2013.csv", "val")) == 7
+    for usage, upper in (("Training", "train"), ("PublicTest", "test"), ("PrivateTest", "test")):
+        layouts.save(tmp_path / "b" / upper / "fear" / f"{usage}_7.jpg", layouts.fer_face(1))
+    keys = [open_dataset("fer2013", tmp_path / "b", split)[0].key for split in ("train", "val", "test")]
+    assert keys == ["Training/fear/7", "PublicTest/fear/7", "PrivateTest/fear/7"]
+
+
+def test_helen_adds_merged_maps_before_the_largest_wins(tmp_path: Path) -> None:
+    root = layouts.helen(tmp_path)
+    keys = [open_dataset("helen", root, split)[0].key for split in ("train", "val", "test")]
+    assert keys == ["1000_1", "1001_1", "1002_1"]
+    sample = open_dataset("helen", root, "train")[0]
+    assert sample.parsing is not None
+    found = {(y, x): PARSING_CLASSES[sample.parsing[y, x]] for y, x in ((21, 20), (21, 40), (27, 20), (27, 40))}
+    assert list(found.values()) == ["brow", "brow", "eye", "eye"]
+    assert sample.parsing[50, 31] == class_named("eye"), "80 + 75 of the eyes beat 100 of a brow"
+    assert sample.parsing[0, 0] == class_named("background")
+    assert sample.box is not None
+    x0, y0, x1, y1 = sample.box
+    assert x1 - x0 == pytest.approx(y1 - y0)
+    assert (x0 + x1) / 2 == pytest.approx((18 + 46) / 2)
+
+
+def test_lapa_labels_points_and_box(tmp_path: Path) -> None:
+    sample = open_dataset("lapa", layouts.lapa(tmp_path), "val")[0]
+    assert sample.parsing is not None
+    assert sample.points is not None
+    for i in range(16):
+        assert sample.parsing[16 * (i // 4), 16 * (i % 4)] == class_named(LAPA[i % 11])
+    assert np.allclose(sample.points, FIVE)
+    assert sample.box is not None
+
+
+def test_300w_points_and_splits(tmp_path: Path) -> None:
+    root = layouts.pts(tmp_path)
+    test = open_dataset("300w", root, "test")
+    assert sorted(test[i].key for i in range(len(test))) == ["helen/testset/one_1", "ibug/one_1"]
+    train = open_dataset("300w", root, "train")
+    assert sorted(train[i].key for i in range(len(train))) == ["helen/trainset/one_1", "lfpw/trainset/one_1"]
+    points = train[0].points
+    assert points is not None
+    assert np.allclose(points, FIVE, atol=1e-4)
+
+
+def test_helen194_points(tmp_path: Path) -> None:
+    root = layouts.helen194(tmp_path)
+    sample = open_dataset("helen194", root, "test")[0]
+    assert sample.key == "b_1"
+    assert sample.points is not None
+    assert np.allclose(sample.points[[0, 1, 3, 4]], FIVE[[0, 1, 3, 4]])
+    assert np.isnan(sample.points[2]).all(), "the markup has no nose tip"
+
+
+def test_class_folders(tmp_path: Path) -> None:
+    def names(name: str, split: str) -> set[str]:
+        dataset = open_dataset(name, tmp_path / name, split)
+        return {EMOTIONS[dataset.labels_of(i)["emotion"]] for i in range(len(dataset))}
+
+    for name in ("rafdb", "affectnet", "folders"):
+        WRITERS[name](tmp_path / name)
+    assert names("rafdb", "test") == {"surprise", "neutral"}
+    assert names("affectnet", "test") == {"neutral", "angry"}
+    assert names("folders", "train") == {"angry", "happy"}
+    counts = [len(open_dataset("rafdb", tmp_path / "rafdb", split)) for split in ("train", "val", "test")]
+    assert counts == [18, 2, 20]
+    layouts.folders(tmp_path / "flat", ("fear",), (".",), each=20)
+    assert [len(open_dataset("folders", tmp_path / "flat", s)) for s in ("train", "val", "test")] == [16, 2, 2]
+
+
+def test_lists_overrule_the_split(tmp_path: Path) -> None:
+    root = layouts.mtfl(tmp_path / "MTFL")
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "mtfl_val.txt").write_text("AFLW/0001-image.jpg\nlfw_5590/Person_0003.jpg\n")
+    dataset = open_dataset("mtfl", root, "val", lists)
+    assert [dataset[i].key for i in range(len(dataset))] == ["AFLW/0001-image.jpg", "lfw_5590/Person_0003.jpg"]
+    with pytest.raises(DataError, match=r"mtfl_train\.txt: no such list"):
+        open_dataset("mtfl", root, "train", lists)
+    (root / "splits").mkdir()
+    (root / "splits" / "mtfl_train.txt").write_text("lfw_5590/Person_0001.jpg\n")
+    assert len(open_dataset("mtfl", root, "train")) == 1
+    assert len(open_dataset("fer2013", layouts.fer2013_folders(tmp_path / "fer"), "val", lists)) == 7
+    (lists / "fer2013_val.txt").write_text("PublicTest/fear/102\n")
+    dataset = open_dataset("fer2013", tmp_path / "fer", "val", lists)
+    assert EMOTIONS[dataset[0].labels["emotion"]] == "fear"
+
+
+def test_mirror_swaps_sides() -> None:
+    assert mirrored(POINT_NAMES) == (1, 0, 2, 4, 3)
+    assert mirrored(MTFL_ATTRIBUTES["pose"]) == (4, 3, 2, 1, 0)
+    assert mirrored(EMOTIONS) == tuple(range(7))
+    assert mirrored(PARSING_CLASSES) == tuple(range(9))
+
+
+@pytest.mark.parametrize("name", ["mtfl", "celebamask", "fer2013"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_real_data(real_data: Path, shared: Path, name: str, split: str) -> None:
+    folder = {"mtfl": "MTFL", "celebamask": "CelebAMask-HQ", "fer2013": "fer2013"}[name]
+    sizes = {"mtfl": (9000, 1000, 2995), "celebamask": (1999, 200, 200), "fer2013": (27222, 3487, 3589)}[name]
+    dataset = open_dataset(name, real_data / folder, split, shared / "data" / "splits")
+    assert len(dataset) == sizes[("train", "val", "test").index(split)]
+    for index in np.linspace(0, len(dataset) - 1, 5).astype(int):
+        sample = dataset[int(index)]
+        if sample.points is not None:
+            assert sample.points[0, 0] < sample.points[1, 0]
+            assert (sample.points > 0).all()
+            assert (sample.points < sample.image.shape[0]).all()
+        if sample.parsing is not None:
+            assert {class_named("skin"), class_named("nose")} <= set(np.unique(sample.parsing))
+            eyes = np.nonzero(sample.parsing == class_named("eye"))[0]
+            lips = np.nonzero(sample.parsing == class_named("upper_lip"))[0]
+            assert not (eyes.size and lips.size) or eyes.mean() < lips.mean()
+
+
+def test_real_counts(real_data: Path) -> None:
+    """The counts that MTFL's description gives for its training file."""
+    datasets = [open_dataset("mtfl", real_data / "MTFL", split) for split in ("train", "val")]
+    labels = [d.labels_of(i) for d in datasets for i in range(len(d))]
+    poses = np.bincount([label["pose"] for label in labels])
+    assert poses.tolist() == [136, 1113, 7445, 1111, 195]
+    smiles = MTFL_ATTRIBUTES["smile"].index("smiling")
+    assert sum(label["smile"] == smiles for label in labels) == 5616
+
+
+def test_real_csv_equals_the_folders(real_data: Path) -> None:
+    table = open_dataset("fer2013", real_data / "fer2013" / "fer2013.csv", "val")
+    folders = open_dataset("fer2013", real_data / "fer2013", "val")
+    assert len(table) == len(folders) == 3589
+    by_picture = [folders[i].image.tobytes() for i in range(0, 3589, 97)]
+    table_pictures = {table[i].image.tobytes() for i in range(len(table))}
+    assert set(by_picture) <= table_pictures

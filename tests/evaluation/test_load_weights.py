@@ -1,0 +1,121 @@
+"""Weights by name or path; damaged, hostile and misfitting files are refused in one line before they are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ifan import weights
+from ifan.config import NetworkConfig
+from ifan.network import IFAN
+
+CONFIG = NetworkConfig(size=32, growth=2, block_layers=1, stem_channels=4, up_channels=4)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = IFAN(CONFIG)
+    model.set_means(torch.rand(9, 32, 32), torch.rand(2, 5), torch.rand(7))
+    model.save_pretrained(tmp_path / "run" / "model")
+    return tmp_path / "run" / "model"
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    edit(state)
+    save_file(state, path)
+
+
+def test_model_folder_and_run_folder(saved: Path) -> None:
+    assert weights.resolve(saved) == weights.resolve(str(saved.parent)) == saved
+    model = weights.load_network(saved.parent)
+    assert model.config == CONFIG
+    assert not model.training
+    stored = load_file(saved / "model.safetensors")
+    state = model.state_dict()
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[name], stored[name]) for name in stored)
+    assert all(p.requires_grad for p in model.parameters())
+    model.save_pretrained(saved)
+    again = IFAN.from_pretrained(saved)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_packaged_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "PACKAGED", saved.parent)
+    monkeypatch.chdir(saved)
+    assert weights.available() == ["model"]
+    assert weights.resolve("model") == saved
+    with pytest.raises(ValueError, match=r"weights 'nonsense': no such folder; .* packaged name \(model\)"):
+        weights.resolve("nonsense")
+    with pytest.raises(ValueError, match=r"no config\.json and model\.safetensors there"):
+        weights.resolve(saved.parent.parent)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_become_fp32_networks(saved: Path, dtype: torch.dtype) -> None:
+    change(saved, lambda state: state.update({name: t.to(dtype) for name, t in state.items()}))
+    model, stored = weights.load_network(saved), load_file(saved / "model.safetensors")
+    assert {t.dtype for t in model.state_dict().values()} == {torch.float32}
+    assert all(torch.equal(t, stored[name].float()) for name, t in model.state_dict().items())
+
+
+def test_loading_draws_no_random_numbers(saved: Path) -> None:
+    state = torch.get_rng_state()
+    weights.load_network(saved)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda s: s.pop("stem.weight"), "'stem.weight' is missing"),
+        (lambda s: s.update(extra=torch.zeros(1)), "'extra' is not part of it"),
+        (lambda s: s.update({"mean_points": torch.zeros(2, 6)}), r"'mean_points' should be \(2, 5\)"),
+        (lambda s: s.update({"mean_points": torch.zeros(2, 5).long()}), "torch.int64"),
+    ],
+    ids=["missing", "extra", "shape", "dtype"],
+)
+def test_tensors_of_another_network(saved: Path, edit: Callable, message: str) -> None:
+    change(saved, edit)
+    with pytest.raises(ValueError, match=message) as error:
+        weights.load_network(saved)
+    assert "model.safetensors" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_hostile_header_is_refused_without_allocating(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    header = json.loads(path.read_bytes()[8 : 8 + length])
+    header["stem.weight"]["shape"][0] = 1 << 40
+    text = json.dumps(header).encode()
+    for content in (
+        len(text).to_bytes(8, "little") + text,  # a tensor of terabytes
+        (1 << 60).to_bytes(8, "little") + b"{}",  # a header longer than the file
+        path.read_bytes()[:-100],  # truncated
+        b"",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.safetensors: not a sound safetensors file"):
+            weights.load_network(saved)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_device_that_is_not_there(saved: Path, device: str) -> None:
+    with pytest.raises(ValueError, match=f"device '{device}': cannot be used here"):
+        weights.load_network(saved, device)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"network": {"nonsense": 1}}', '{"network": {"size": 33}}'])
+def test_wrong_config(saved: Path, content: str) -> None:
+    (saved / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.json: not the configuration of a saved network") as error:
+        weights.load_network(saved)
+    assert "\n" not in str(error.value)

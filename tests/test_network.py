@@ -1,0 +1,240 @@
+"""The released graph: its published counts, and equality with an independent port."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden import BATCH, FILE, ITERATIONS, SIZES, images, network, reference_outputs, sample
+from torch.utils.flop_counter import FlopCounterMode
+
+from ifan.config import EMOTIONS, PAPER_TASKS, NetworkConfig, TaskConfig, load_config
+from ifan.graph import graph, macs
+from ifan.network import IFAN, Lanes, TaskNorm, released
+
+TINY = NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, iterations=2)
+
+
+def conv_weights(model: IFAN) -> int:
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Conv2d))
+
+
+def test_down_path_has_the_published_widths() -> None:
+    rows = [(d.size, d.width_in, d.dense_inputs, d.dense_out, d.skip, d.maps, d.joined, d.width_out)
+            for d in graph(NetworkConfig()).down]  # fmt: skip
+    assert rows == [
+        (128, 48, (48, 60, 72), 84, 132, 21, 153, 52),
+        (64, 52, (52, 64, 76), 88, 140, 0, 140, 88),
+        (32, 88, (88, 100, 112), 124, 212, 55, 267, 124),
+        (16, 124, (124, 136, 148), 160, 284, 103, 387, 160),
+        (8, 160, (160, 172, 184), 196, 356, 135, 491, 196),
+    ]
+
+
+def test_middle_and_up_path_have_the_published_widths() -> None:
+    g = graph(NetworkConfig())
+    assert (g.middle_inputs, g.middle_out, g.head_in) == ((196, 208, 220), 232, 317)
+    assert [(u.size, u.transition_in, u.skip, u.dense_inputs, u.dense_out) for u in g.up] == [
+        (4, 232, 356, (484, 496, 508), 520),
+        (8, 655, 284, (412, 424, 436), 448),
+        (16, 551, 212, (340, 352, 364), 376),
+        (32, 431, 140, (268, 280, 292), 304),
+        (64, 304, 132, (260, 272, 284), 296),
+    ]
+
+
+def test_multiply_adds_are_the_published_ones() -> None:
+    count = {name: sum(groups.values()) for name, groups in macs(NetworkConfig()).items()}
+    assert [round(count[t] / 1e9, 3) for t in ("parsing", "landmarks", "emotion")] == [6.601, 1.607, 1.614]
+    assert round(count["shared"] / 1e9, 4) == 0.0701
+    small = {name: sum(groups.values()) for name, groups in macs(NetworkConfig(size=64)).items()}
+    assert all(4 * small[name] == count[name] for name in count)
+    parsing = macs(NetworkConfig())["parsing"]
+    assert {k: round(v / 1e6, 1) for k, v in parsing.items()} == {
+        "transition_up_a": 2157.9, "dense_up": 1977.7, "stem": 924.8, "transition_up_b": 804.5, "dense_down": 451.5,
+        "transition_down": 236.7, "heads": 46.7, "dense_middle": 1.1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "heads"), [(128, 340_224), (64, 85_056)])
+def test_parameter_counts_are_the_published_ones(size: int, heads: int) -> None:
+    model = IFAN(NetworkConfig(size=size))
+    assert conv_weights(model) == 3_873_772
+    assert sum(c.weight.numel() for e in model.encoders for c in e.convolutions) == 84_579
+    assert model.parsing_head.weight.numel() == 2_853
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert sum(m.weight.numel() for m in linear) == heads
+    assert sum(m.bias.numel() for m in linear) == 17
+    assert sum(p.numel() for p in model.parameters()) == {128: 4_244_675, 64: 3_989_507}[size]
+    assert [fan_in for _, fan_in in model.dense_head_parameters()] == [m.in_features for m in linear]
+
+
+def test_every_task_has_its_own_normalisation() -> None:
+    model = IFAN(NetworkConfig(size=64))
+    channels = {"parsing": 0, "landmarks": 0, "emotion": 0}
+    layers = dict.fromkeys(channels, 0)
+    for name, norm in model.named_modules():
+        if isinstance(norm, TaskNorm):
+            tasks, width = norm.weight.shape
+            past_tap = name.startswith(("down.4", "middle"))
+            names = {3: list(channels), 2: ["parsing", "emotion"], 1: ["parsing"]}[tasks]
+            assert (tasks == 2) == past_tap
+            for task in names:
+                channels[task] += width
+                layers[task] += 1
+    assert channels == {"parsing": 9_130, "landmarks": 2_543, "emotion": 3_658}
+    assert layers == {"parsing": 38, "landmarks": 19, "emotion": 23}
+    assert sum(b.numel() for n, b in model.named_buffers() if "running" in n) == 30_662
+
+
+def test_measured_operations_are_the_counted_ones_less_the_exact_savings() -> None:
+    """One pass of all tasks for one face at 128 px: what the port runs, minus the rewrites of the module's docstring."""
+    model = IFAN(NetworkConfig()).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 128, 128), iterations=1)
+    counted, g = macs(model.config), graph(model.config)
+    released = sum(sum(groups.values()) for groups in counted.values())
+    shared_stem = 2 * counted["parsing"]["stem"]
+    pooled = sum(3 * v["transition_down"] // 4 for k, v in counted.items() if k != "shared")
+    ups = [u.transition_in - u_merged for u, u_merged in zip(g.up, (232, 495, 427, 343, 252), strict=True)]
+    merged = sum(9 * n * 128 * u.size**2 for n, u in zip(ups, g.up, strict=True)) + 48 * 9 * 128**2
+    assert counter.get_total_flops() / 2 == released - shared_stem - pooled - merged
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_the_golden_outputs(size: int) -> None:
+    expected = np.load(FILE, allow_pickle=False)
+    with torch.no_grad():
+        outputs = network(size)(images(size), iterations=ITERATIONS)
+    for k, out in enumerate(outputs):
+        got = {
+            "parsing": sample(out.parsing_logits.softmax(1)),
+            "points": out.points.reshape(BATCH, 10),
+            "emotion": out.class_logits["emotion"].softmax(1),
+        }
+        for name, value in got.items():
+            np.testing.assert_allclose(value.numpy(), expected[f"{size}/{k}/{name}"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_the_reference_port(shared: Path, size: int) -> None:
+    with torch.no_grad():
+        ours = network(size)(images(size), iterations=ITERATIONS)
+    for out, expected in zip(ours, reference_outputs(shared, size), strict=True):
+        torch.testing.assert_close(out.parsing_logits.softmax(1), expected["seg"], rtol=0, atol=1e-10)
+        torch.testing.assert_close(out.points.reshape(BATCH, 10), expected["pts"], rtol=0, atol=1e-10)
+        torch.testing.assert_close(out.class_logits["emotion"].softmax(1), expected["emo"], rtol=0, atol=1e-10)
+
+
+def test_golden_outputs_differ_between_iterations() -> None:
+    """A feedback loop that fed nothing back would pass an equality of one iteration."""
+    expected = np.load(FILE, allow_pickle=False)
+    for name in ("parsing", "points", "emotion"):
+        assert np.abs(expected[f"64/1/{name}"] - expected[f"64/2/{name}"]).max() > 1e-6
+
+
+def test_lanes_give_what_every_task_for_every_sample_gives() -> None:
+    model = network(64)
+    x = torch.cat([images(64), images(64).flip(0) * 0.5])
+    full = model(x, iterations=2)[-1]
+    lanes = Lanes(torch.tensor([3, 0, 1, 2]), (1, 2, 1))
+    part = model(x, lanes, iterations=2)[-1]
+    torch.testing.assert_close(part.parsing_logits, full.parsing_logits[[3]], rtol=0, atol=1e-10)
+    torch.testing.assert_close(part.points, full.points[[0, 1]], rtol=0, atol=1e-10)
+    torch.testing.assert_close(part.class_logits["emotion"], full.class_logits["emotion"][[2]], rtol=0, atol=1e-10)
+    assert [r.tolist() for r in part.rows.values()] == [[3], [0, 1], [2]]
+    dense = part.dense_class_logits(4)
+    assert dense.shape == (4, 7)
+    assert (dense[[0, 1, 3]] == 0).all()
+
+
+@pytest.mark.parametrize("segments", [(2, 0, 0), (0, 2, 0), (0, 0, 2), (0, 0, 0), (1, 1, 2)])
+def test_any_task_may_be_absent_from_a_training_batch(segments: tuple[int, int, int]) -> None:
+    model = IFAN(TINY).train()
+    before = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
+    out = model(torch.rand(4, 3, 32, 32) * 255, Lanes(torch.arange(sum(segments)), segments))[-1]
+    (out.parsing_logits.square().sum() + out.points.square().sum() + out.class_logits["emotion"].square().sum()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    norm = "down_blocks.0.norms.0.running_mean"
+    moved = (dict(model.named_buffers())[norm] != before[norm]).any(1)
+    assert moved.tolist() == [n > 0 for n in segments]
+
+
+def test_training_with_batch_statistics_equals_one_task_at_a_time() -> None:
+    """Tasks share a batch but not its statistics."""
+    model = IFAN(replace(TINY, dropout=0.0)).double().train()
+    x = torch.rand(5, 3, 32, 32, dtype=torch.float64) * 255
+    together = model(x, Lanes(torch.tensor([0, 1, 2, 3, 4]), (2, 2, 1)), iterations=1)[-1]
+    parsing = model(x[:2], Lanes(torch.arange(2), (2, 0, 0)), iterations=1)[-1].parsing_logits
+    points = model(x[2:4], Lanes(torch.arange(2), (0, 2, 0)), iterations=1)[-1].points
+    torch.testing.assert_close(together.parsing_logits, parsing, rtol=0, atol=1e-9)
+    torch.testing.assert_close(together.points, points, rtol=0, atol=1e-9)
+
+
+def test_gradient_crosses_iterations_only_when_asked() -> None:
+    for feedback in (False, True):
+        config = NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, feedback_gradient=feedback)
+        model = IFAN(config).eval()
+        first = model(torch.rand(1, 3, 32, 32) * 255, iterations=2)[0]
+        assert first.parsing_logits.requires_grad == feedback
+
+
+def test_extra_tasks_need_a_configuration_only() -> None:
+    smile = TaskConfig("smile", "classification", ("yes", "no"))
+    model = IFAN(NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, tasks=(*PAPER_TASKS, smile))).eval()
+    out = model(torch.rand(2, 3, 32, 32) * 255)
+    assert len(out) == 3
+    assert out[-1].class_logits["smile"].shape == (2, 2)
+    assert out[-1].dense_class_logits(2).shape == (2, len(EMOTIONS) + 2)
+
+
+@pytest.mark.parametrize("names", [("landmarks",), ("parsing",), ("emotion",), ("landmarks", "emotion")])
+def test_any_set_of_tasks(names: tuple[str, ...]) -> None:
+    tasks = tuple(t for t in PAPER_TASKS if t.name in names)
+    model = IFAN(NetworkConfig(size=64, growth=4, stem_channels=8, up_channels=16, tasks=tasks))
+    out = model.train()(torch.rand(2, 3, 64, 64) * 255)[-1]
+    assert out.parsing_logits.shape[:2] == ((2, 9) if "parsing" in names else (0, 0))
+    assert out.points.shape == ((2, 2, 5) if "landmarks" in names else (0, 2, 0))
+    assert set(out.class_logits) == {"emotion"} & set(names)
+
+
+def test_save_and_load_a_local_folder(tmp_path: Path) -> None:
+    model = IFAN(TINY).eval()
+    model.save_pretrained(tmp_path)
+    again = IFAN.from_pretrained(tmp_path)
+    assert again.config == TINY
+    x = torch.rand(1, 3, 32, 32) * 255
+    assert torch.equal(again(x)[-1].parsing_logits, model(x)[-1].parsing_logits)
+
+
+def test_wrong_input_says_what_was_expected() -> None:
+    model = IFAN(TINY)
+    with pytest.raises(ValueError, match=r"images: expected \(B, 3, 32, 32\); got \(1, 3, 64, 64\)"):
+        model(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ValueError, match="iterations: expected at least 1; got 0"):
+        model(torch.zeros(1, 3, 32, 32), iterations=0)
+    with pytest.raises(ValueError, match="segments must be non-negative and sum to the number of rows"):
+        Lanes(torch.arange(3), (1, 1, 0))
+
+
+@pytest.mark.parametrize(("name", "size"), [("paper-128", 128), ("paper-64", 64)])
+def test_presets_are_the_released_graph(name: str, size: int) -> None:
+    with torch.device("meta"):
+        assert released(IFAN(load_config(name).network)).config == NetworkConfig(size=size)
+
+
+def test_what_training_adds_folds_into_the_released_graph() -> None:
+    config = NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, image_scale=1 / 64, normalise_heads=True)
+    model, x = IFAN(config).double(), torch.rand(6, 3, 32, 32) * 255
+    for _ in range(3):
+        model.train()(x)
+    model.eval()
+    folded = released(model)
+    assert (folded.config.image_scale, folded.config.normalise_heads) == (1.0, False)
+    for a, b in zip(model(x), folded(x), strict=True):
+        torch.testing.assert_close(a.parsing_logits, b.parsing_logits, rtol=0, atol=1e-10)
+        torch.testing.assert_close(a.points, b.points, rtol=0, atol=1e-10)
+        torch.testing.assert_close(a.class_logits, b.class_logits, rtol=0, atol=1e-10)

@@ -1,0 +1,227 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ifan.config import Config
+from ifan.data.mixture import label_means
+from ifan.network import IFAN
+from ifan.training import CheckpointError, Trainer, build_model, load_weights
+from ifan.training import trainer as module
+from ifan.training.checkpoint import checkpoints
+from tests.training.faces import Faces, small_config, three_datasets
+
+FILES = ("model", "ema", "optimizer")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def run_config() -> Config:
+    """What is resumed: a learned weighting, dropout, a random number of passes."""
+    return small_config(steps=60, weighting="famo")
+
+
+def main(out: Path) -> None:
+    """Train until killed without warning after the 27th step."""
+    torch.set_num_threads(1)
+    trainer = Trainer(run_config(), three_datasets(), out)
+    step = trainer.step
+
+    def killed_later(batch: module.Batch) -> module.StepResult:
+        if trainer.done == 27:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(batch)
+
+    trainer.step = killed_later  # type: ignore[method-assign]
+    trainer.run()
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """60 straight steps = 25 kept of a run that was killed + 35, bit for bit, on three datasets."""
+    command = [sys.executable, "-m", "tests.training.test_trainer", str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2], stdout=subprocess.DEVNULL)
+    Trainer(run_config(), three_datasets(), tmp_path / "straight").run()
+    assert first.wait(timeout=240) == -signal.SIGKILL
+    assert [c.name for c in checkpoints(tmp_path / "killed" / "checkpoints")] == ["step-00000025"]
+    capsys.readouterr()
+    resumed = Trainer(run_config(), three_datasets(), tmp_path / "killed", resume=True)
+    assert "continuing after step 25\n" in capsys.readouterr().out
+    resumed.run()
+    for name in FILES:
+        one, two = (
+            load_file(tmp_path / f / f"checkpoints/step-00000060/{name}.safetensors") for f in ("straight", "killed")
+        )
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[k], two[k]) for k in one)
+    one, two = (load_file(tmp_path / f / "model/model.safetensors") for f in ("straight", "killed"))
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    rows = [json.loads(line) for line in (tmp_path / "killed" / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [*range(3, 25, 3), *range(27, 61, 3)]
+
+
+def test_a_task_missing_from_a_batch(tmp_path: Path) -> None:
+    """A share of one sample in ten steps: most batches lack parsing; its loss is 0, the rest trains."""
+    config = small_config(steps=3, batch_size=4, shares={"points": 9.0, "parts": 1.0, "moods": 30.0}, iterations=(1.0,))
+    trainer = Trainer(config, three_datasets(), tmp_path)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    present = []
+    for step in range(3):
+        batch = trainer.mixture.batch(step)
+        result = trainer.step(batch)
+        present.append(result.present.tolist())
+        assert result.losses[~result.present].tolist() == [0.0] * int((~result.present).sum())
+    assert [True, True, True] not in present
+    after = trainer.model.state_dict()
+    assert not torch.equal(before["stem.weight"], after["stem.weight"])
+    assert all(torch.isfinite(v).all() for v in after.values())
+
+
+def test_datasets_plug_in_and_out(tmp_path: Path) -> None:
+    Trainer(small_config(steps=1), {"moods": Faces("emotion", 5)}, tmp_path / "one").run()
+    assert (tmp_path / "one" / "model" / "model.safetensors").exists()
+
+
+def test_heads_begin_at_the_label_means() -> None:
+    config = small_config()
+    model = build_model(config, three_datasets()).eval()  # type: ignore[arg-type]
+    parsing, points, classes = label_means(three_datasets(), config.network)
+    torch.testing.assert_close(model.mean_parsing, parsing)
+    with torch.no_grad():
+        predictions = model(torch.randint(0, 255, (2, 3, 32, 32)), iterations=1)[0]
+    torch.testing.assert_close(predictions.points, points.expand(2, -1, -1))
+    torch.testing.assert_close(predictions.class_logits["emotion"].softmax(1), classes.expand(2, -1), atol=1e-3, rtol=0)
+
+
+def test_folder_in_use(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="the folder is not empty; continue that run with --resume"):
+        Trainer(small_config(), three_datasets(), tmp_path)
+    with pytest.raises(ValueError, match=r"has no config\.yaml"):
+        Trainer(small_config(), three_datasets(), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="got a file"):
+        Trainer(small_config(), three_datasets(), tmp_path / "notes.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_nothing_is_left_behind_by_a_run_that_cannot_begin(tmp_path: Path) -> None:
+    faces = {"moods": Faces("emotion", 0)}
+    with pytest.raises(ValueError, match="no samples"):
+        Trainer(small_config(), faces, tmp_path / "run")
+    with pytest.raises(ValueError, match="expected cpu, cuda"):
+        Trainer(small_config(), three_datasets(), tmp_path / "run", device="abacus")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_passes_over_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = Trainer(small_config(), three_datasets(), tmp_path)
+    for step in (2, 4):
+        trainer.done = step
+        trainer.save()
+    newest = tmp_path / "checkpoints" / "step-00000004" / "ema.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    resumed = Trainer(small_config(learning_rate=1e-4), three_datasets(), tmp_path, resume=True)
+    assert resumed.done == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("ema.safetensors: damaged (checksum differs); trying the checkpoint before it")
+    assert lines[1] == "continuing after step 2; changed: training.learning_rate"
+    for checkpoint in checkpoints(tmp_path / "checkpoints"):
+        (checkpoint / "state.json").unlink()
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        Trainer(small_config(), three_datasets(), tmp_path, resume=True)
+
+
+def test_resume_with_another_network(tmp_path: Path) -> None:
+    Trainer(small_config(), three_datasets(), tmp_path).save()
+    config = small_config()
+    for network, said in (
+        (replace(config.network, growth=6), "does not fit this run: '.*' should be"),
+        (replace(config.network, block_layers=2), "is not part of it"),
+    ):
+        with pytest.raises(CheckpointError, match=said) as caught:
+            Trainer(replace(config, network=network), three_datasets(), tmp_path, resume=True)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: int) -> None:
+    trainer = Trainer(small_config(), three_datasets(), tmp_path)
+    step, before = trainer.step, signal.getsignal(number)
+
+    def signalled(batch: module.Batch) -> module.StepResult:
+        os.kill(os.getpid(), number)
+        return step(batch)
+
+    trainer.step = signalled  # type: ignore[method-assign]
+    assert trainer.run() == number
+    assert [c.name for c in checkpoints(tmp_path / "checkpoints")] == ["step-00000001"]
+    assert not (tmp_path / "model").exists()
+    assert signal.getsignal(number) is before
+
+
+def test_time_limit(tmp_path: Path) -> None:
+    trainer = Trainer(small_config(), three_datasets(), tmp_path)
+    assert trainer.run(time_limit=0) is None
+    assert trainer.done == 1
+    assert len(checkpoints(tmp_path / "checkpoints")) == 1
+
+
+def test_released_model_holds_the_averaged_weights(tmp_path: Path) -> None:
+    seen = {}
+
+    def validate(model: IFAN, passes: int) -> dict[str, dict[str, float | None]]:
+        seen.update({k: v.clone() for k, v in model.state_dict().items()}, passes=passes)
+        return {"points/landmarks": {"nme": 0.5}}
+
+    trainer = Trainer(small_config(steps=2, iterations=(0.0, 1.0, 0.0)), three_datasets(), tmp_path, validate=validate)
+    trainer.run()
+    assert seen.pop("passes") == 2
+    loaded = IFAN.from_pretrained(tmp_path / "model")
+    assert loaded.config == trainer.config.network
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, trainer.ema.shadow[key])
+        assert torch.equal(value, seen[key])
+    assert not torch.equal(loaded.stem.weight, trainer.model.stem.weight)
+
+
+def test_initial_weights(tmp_path: Path) -> None:
+    config = small_config()
+    torch.manual_seed(5)
+    other = IFAN(config.network)
+    other.save_pretrained(tmp_path / "given")
+    trainer = Trainer(config, three_datasets(), tmp_path / "run", init=tmp_path / "given")
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in trainer.model.state_dict().items())
+    assert torch.equal(trainer.ema.shadow["stem.weight"], other.stem.weight)
+    save_file({"stem.weight": torch.zeros(1)}, tmp_path / "odd.safetensors")
+    with pytest.raises(CheckpointError, match=r"odd.safetensors: does not fit this network"):
+        load_weights(other, tmp_path / "odd.safetensors")
+
+
+def test_gradient_that_is_not_finite(tmp_path: Path) -> None:
+    trainer = Trainer(small_config(), three_datasets(), tmp_path)
+    with torch.no_grad():
+        trainer.model.stem.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="step 1: the gradient is not finite"):
+        trainer.step(trainer.mixture.batch(0))
+
+
+def test_half_precision_step(tmp_path: Path) -> None:
+    trainer = Trainer(small_config(precision="bf16"), three_datasets(), tmp_path)
+    single = Trainer(small_config(), three_datasets(), tmp_path / "single")
+    half, full = (t.step(t.mixture.batch(0)).losses for t in (trainer, single))
+    torch.testing.assert_close(half, full, rtol=0.1, atol=0.1)
+    assert not torch.equal(half, full)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
