@@ -97,7 +97,9 @@ class Build(build_ext):
 
             (objects / "build.ninja").write_text(cpu_ninja(objects, sources, target))
             subprocess.run([os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(objects)], check=True)
-        except (ImportError, OSError, subprocess.CalledProcessError) as error:
+        except subprocess.CalledProcessError:
+            return f"failed: {compiler()} does not compile it (pip install -v shows its message)"
+        except (ImportError, OSError) as error:
             return f"failed: {error}"
         return "built"
 
@@ -125,18 +127,22 @@ def write_notes(folder: Path) -> None:
         print("ifan:", "; ".join(f"{name} {note}" for name, note in NOTES.items()), file=sys.stderr)
 
 
+EXTENSIONS = extensions()
+NATIVE = bool(EXTENSIONS)
+
+
 class NativeDistribution(Distribution):
-    """Decides the wheel's tag: pure Python where nothing native is built."""
+    """Decides the wheel's tag, before anything is compiled: pure Python where nothing native is tried."""
 
     def has_ext_modules(self) -> bool:
-        return bool(self.ext_modules)
+        return NATIVE
 
 
 setup(
     packages=[*find_packages(include=["ifan", "ifan.*"]), "ifan.kernels"],
     package_dir={"ifan.kernels": "kernels"},
     package_data={"ifan": ["py.typed", "_build.json", "presets/*.yaml", "weights/*", "assets/*"]},
-    ext_modules=extensions(),
+    ext_modules=EXTENSIONS,
     cmdclass={"build_ext": Build, "build_py": BuildPython},
     distclass=NativeDistribution,
 )

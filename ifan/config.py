@@ -1,7 +1,7 @@
 """Configuration: frozen dataclasses, strict YAML in and out, presets by name.
 
-A configuration file has two sections, ``network`` and ``training``. Unknown keys, missing keys without a default and values
-of the wrong type raise ``ValueError`` naming the key, what was expected and what came.
+A configuration file has two sections, ``network`` and ``training``. Unknown keys, missing keys without a default and
+values of the wrong type raise ``ValueError`` naming the key, what was expected and what came.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         _require(self.kind in KINDS, f"task {self.name!r}: kind must be one of {KINDS}; got {self.kind!r}")
         _require(len(self.classes) > 0, f"task {self.name!r}: classes is empty; list at least one name")
-        _require(
-            len(set(self.classes)) == len(self.classes), f"task {self.name!r}: class names repeat: {self.classes}"
-        )
+        _require(len(set(self.classes)) == len(self.classes), f"task {self.name!r}: class names repeat: {self.classes}")
 
     @property
     def width(self) -> int:
@@ -57,15 +55,20 @@ PAPER_TASKS = (
 )
 
 
+LARGEST = {"size": 4096, "iterations": 64, "growth": 512, "block_layers": 64, "blocks": 5, "stem_channels": 4096,
+           "up_channels": 4096, "point_radius": 4096}  # fmt: skip
+"""Bounds of what a file from outside may ask for before anything is allocated."""
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """The graph. Defaults are the released three-task network at 128 px (PAPER: iFAN, arXiv 1711.06055).
 
-    ``size`` is the side of the input in pixels, a multiple of ``2**blocks``. ``image_scale`` (a factor on the image after its
-    means are taken off) and ``normalise_heads`` (normalised inputs of the dense heads) are not in the released graph. They
-    change what weights mean, not what the network can compute (`ifan.network.released` folds them away), and training from
-    scratch with Adam, whose steps do not know the inputs' scale, needs them. Tasks come in the order parsing, landmarks,
-    classifications; at most one parsing and one landmark task.
+    ``size`` is the side of the input in pixels, a multiple of ``2**blocks``. ``image_scale`` (a factor on the image
+    after its means are taken off) and ``normalise_heads`` (normalised inputs of the dense heads) are not in the
+    released graph. They change what weights mean, not what the network can compute (`ifan.network.released` folds them
+    away), and training from scratch with Adam, whose steps do not know the inputs' scale, needs them. Tasks come in
+    the order parsing, landmarks, classifications; at most one parsing and one landmark task.
     """
 
     size: int = 128
@@ -83,12 +86,11 @@ class NetworkConfig:
     dropout: float = 0.3
 
     def __post_init__(self) -> None:
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            _require(1 <= value <= largest, f"network.{name} must be between 1 and {largest}; got {value}")
         side = 2**self.blocks
-        _require(
-            self.size > 0 and self.size % side == 0,
-            f"network.size must be a positive multiple of {side}; got {self.size}",
-        )
-        _require(self.iterations >= 1, f"network.iterations must be at least 1; got {self.iterations}")
+        _require(self.size % side == 0, f"network.size must be a multiple of {side}; got {self.size}")
         _require(0 <= self.dropout < 1, f"network.dropout must be in [0, 1); got {self.dropout}")
         _require(self.up_channels % 4 == 0, f"network.up_channels must be a multiple of 4; got {self.up_channels}")
         _require(self.blocks == 5, f"network.blocks must be 5, where the three re-encoded maps join; got {self.blocks}")
@@ -98,7 +100,7 @@ class NetworkConfig:
         kinds = [KINDS.index(t.kind) for t in self.tasks]
         _require(
             kinds == sorted(kinds) and kinds.count(0) <= 1 and kinds.count(1) <= 1,
-            f"network.tasks must be at most one parsing task, at most one landmark task, then classifications; got {names}",
+            f"network.tasks must be at most one parsing, at most one landmark task, then classifications; got {names}",
         )
 
     def task(self, name: str) -> TaskConfig:
@@ -157,8 +159,8 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Cross-dataset hybrid training. ``shares`` are samples a dataset gives to a batch, relative to each other; a dataset
-    plugged in without a share has share 1, and shares of absent datasets are ignored."""
+    """Cross-dataset hybrid training. ``shares`` are samples a dataset gives to a batch, relative to each other; a
+    dataset plugged in without a share has share 1, and shares of absent datasets are ignored."""
 
     seed: int = 0
     steps: int = 1000
@@ -261,7 +263,8 @@ def _build(kind: Any, value: Any, at: str) -> Any:
         for name, f in known.items():
             has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
             _require(name in value or has_default, f"{where}: key {name!r} is missing")
-        return kind(**{k: _build(hints[k], v, f"{at}.{k}" if at else k) for k, v in value.items()})
+        build: Any = kind
+        return build(**{k: _build(hints[k], v, f"{at}.{k}" if at else k) for k, v in value.items()})
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:

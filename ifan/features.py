@@ -1,14 +1,15 @@
 """Lanes, and feature maps that are concatenated by name only.
 
-A *lane* is one sample on one task's path. Lanes are stacked on the batch axis, grouped by task; convolution weights are the
-same for all of them, only the normalisation differs. `Features` is the ordered list of tensors that the paper's graph
-concatenates; the concatenation is never written, the ops read the list.
+A *lane* is one sample on one task's path. Lanes are stacked on the batch axis, grouped by task; convolution weights
+are the same for all of them, only the normalisation differs. `Features` is the ordered list of tensors that the
+paper's graph concatenates; the concatenation is never written, the ops read the list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,15 +21,17 @@ Moments = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel over a task's lanes and all pixels, ``(T, C)`` each."""
 
 MomentsReduce = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Joins moments over processes: (mean (T, C), var (T, C), counts (T,)) of this process to those of all; differentiable."""
+"""Joins moments over processes: (mean (T, C), var (T, C), counts (T,)) of this process to those of all;
+differentiable."""
 
 
 @dataclass(frozen=True)
 class Lanes:
     """Which samples run on which tasks' paths.
 
-    ``rows`` (N,) int64: the sample of each lane, grouped by task in the configuration's order; ``segments``: lanes of each
-    task, zeros allowed, summing to N; ``global_segments``: the same over all processes, where several train together.
+    ``rows`` (N,) int64: the sample of each lane, grouped by task in the configuration's order; ``segments``: lanes of
+    each task, zeros allowed, summing to N; ``global_segments``: the same over all processes, where several train
+    together.
     """
 
     rows: Tensor
@@ -61,12 +64,12 @@ class Lanes:
         return self.rows.split(list(self.segments))
 
     def keep(self, tasks: Sequence[int]) -> tuple[Tensor | slice, Lanes]:
-        """The lanes of the tasks at these positions: an index into the lane axis (a view where they lie together) and the
-        smaller `Lanes`."""
+        """The lanes of the tasks at these positions: an index into the lane axis (a view where they lie together) and
+        the smaller `Lanes`."""
         ends = torch.tensor(self.segments).cumsum(0).tolist()
         parts = [(end - n, end) for end, n in zip(ends, self.segments, strict=True)]
         kept = [parts[t] for t in tasks]
-        together = all(a[1] == b[0] for a, b in zip(kept, kept[1:], strict=False))
+        together = all(a[1] == b[0] for a, b in pairwise(kept))
         index: Tensor | slice = slice(kept[0][0], kept[-1][1])
         if not together:
             index = torch.cat([torch.arange(a, b, device=self.rows.device) for a, b in kept])
@@ -78,8 +81,9 @@ class Lanes:
 class Features:
     """Tensors that stand for their concatenation on the channel axis.
 
-    ``sources`` are ``(N, C_i, H, W)`` with a row a lane or, where ``per_sample`` is true, ``(B, C_i, H, W)`` with a row a
-    sample. ``moments`` hold each source's statistics when the network normalises with those of the batch, else ``None``.
+    ``sources`` are ``(N, C_i, H, W)`` with a row a lane or, where ``per_sample`` is true, ``(B, C_i, H, W)`` with a
+    row a sample. ``moments`` hold each source's statistics when the network normalises with those of the batch, else
+    ``None``.
     """
 
     lanes: Lanes

@@ -1,7 +1,7 @@
 """Widths of the released graph, level by level, and its multiply-adds: one place that the network and the tests read.
 
-The numbers at 128 px are those of the tables in Li et al., "Integrated Face Analytics Networks through Cross-Dataset Hybrid
-Training" (arXiv 1711.06055), released code `task_seg_pts_emo`.
+The numbers at 128 px are those of the tables in Li et al., "Integrated Face Analytics Networks through Cross-Dataset
+Hybrid Training" (arXiv 1711.06055), released code `task_seg_pts_emo`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from ifan.config import NetworkConfig, TaskConfig
 
 ENCODER_WIDTHS = (24, 48, 64)
-"""Channels of a re-encoder's three maps (1/4, 1/8, 1/16 of the input's side); a classification's encoder keeps its width."""
+"""Channels of a re-encoder's three maps (1/4, 1/8, 1/16 of the input's side); a classification's encoder keeps its
+width."""
 
 FIRST_FILTERS = 16
 """Where the filter counter starts although the stem gives 48 channels; it sets the widths of the transitions down."""
@@ -44,7 +45,8 @@ class UpLevel:
 
 @dataclass(frozen=True)
 class Graph:
-    """Channel counts of the whole network; ``middle_inputs`` are the widths inside the block at the lowest resolution."""
+    """Channel counts of the whole network; ``middle_inputs`` are the widths inside the block at the lowest
+    resolution."""
 
     planes: int
     down: tuple[Level, ...]
@@ -99,7 +101,8 @@ def graph(config: NetworkConfig) -> Graph:
 
 
 def macs(config: NetworkConfig) -> dict[str, dict[str, int]]:
-    """Multiply-adds of one face's pass as released, by task and group; ``encoders`` (shared) under the key ``"shared"``.
+    """Multiply-adds of one face's pass as released, by task and group; ``encoders`` (shared) under the key
+    ``"shared"``.
 
     Counts convolutions and dense layers only, every convolution dense and at its own resolution (no exact savings).
     """

@@ -24,7 +24,8 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def real_data(shared: Path) -> Path:
-    """MTFL/, CelebAMask-HQ/ and fer2013/ in their true layouts, unpacked once into $IFAN_TEST_DATA or a temporary folder."""
+    """MTFL/, CelebAMask-HQ/ and fer2013/ in their true layouts, unpacked once into $IFAN_TEST_DATA or a temporary
+    folder."""
     folder = Path(os.environ.get("IFAN_TEST_DATA", Path(tempfile.gettempdir()) / "ifan-test-data"))
     script = shared / "data" / "unpack.py"
     if not script.exists():

@@ -41,7 +41,9 @@ def network(size: int) -> IFAN:
                 bound = (6 / value[0].numel()) ** 0.5
                 value.copy_(draw(name, tuple(value.shape)) * bound)
             else:
-                scale = 80 * value.shape[1] ** 0.5 if "head" in name and value.dim() == 2 else 3  # points stay inside the crop
+                scale = (
+                    80 * value.shape[1] ** 0.5 if "head" in name and value.dim() == 2 else 3
+                )  # points stay inside the crop
                 value.copy_(draw(name, tuple(value.shape)) / scale)
         parsing = draw("mean_parsing", (9, size, size)).mul(2).softmax(0)
         model.set_means(parsing, draw("mean_points", (2, 5)) * 0.5, draw("mean_classes", (7,)).softmax(0))

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ifan.config import EMOTIONS, PAPER_TASKS, NetworkConfig, TaskConfig, load_config
 from ifan.graph import graph, macs
-from ifan.network import IFAN, Lanes, TaskNorm, released
+from ifan.layers import TaskNorm
+from ifan.network import IFAN, Lanes, released
 
 TINY = NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, iterations=2)
 
@@ -91,7 +92,8 @@ def test_every_task_has_its_own_normalisation() -> None:
 
 
 def test_measured_operations_are_the_counted_ones_less_the_exact_savings() -> None:
-    """One pass of all tasks for one face at 128 px: what the port runs, minus the rewrites of the module's docstring."""
+    """One pass of all tasks for one face at 128 px: what the port runs, minus the rewrites of the module's
+    docstring."""
     model = IFAN(NetworkConfig()).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 128, 128), iterations=1)
@@ -156,7 +158,9 @@ def test_any_task_may_be_absent_from_a_training_batch(segments: tuple[int, int, 
     model = IFAN(TINY).train()
     before = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
     out = model(torch.rand(4, 3, 32, 32) * 255, Lanes(torch.arange(sum(segments)), segments))[-1]
-    (out.parsing_logits.square().sum() + out.points.square().sum() + out.class_logits["emotion"].square().sum()).backward()
+    (
+        out.parsing_logits.square().sum() + out.points.square().sum() + out.class_logits["emotion"].square().sum()
+    ).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     norm = "down_blocks.0.norms.0.running_mean"
     moved = (dict(model.named_buffers())[norm] != before[norm]).any(1)

@@ -124,6 +124,6 @@ def keep_freed_memory() -> bool:
     trim_threshold, mmap_threshold = -1, -3
     try:
         libc = ctypes.CDLL(None)
-        return bool(libc.mallopt(mmap_threshold, 1 << 30) and libc.mallopt(trim_threshold, (1 << 31) - 1))
+        return bool(libc.mallopt(mmap_threshold, 1 << 30) and libc.mallopt(trim_threshold, -1))
     except (OSError, AttributeError):
         return False

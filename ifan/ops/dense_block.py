@@ -30,9 +30,10 @@ def dense_block(
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Grow L times G channels: layer l is ``conv3x3(relu((x - mean) / sqrt(var + eps) * gamma + beta))`` of the
-    sources and all channels grown before it, ``C_l = C_0 + G * l`` in all, each lane normalised with the values of its
-    task.
+    """Grow L times G channels: layer l is ``conv3x3(relu((x - mean) / sqrt(var + eps) * gamma + beta))``.
+
+    Its input x is the sources and all channels grown before it, ``C_l = C_0 + G * l`` in all; each lane is normalised
+    with the values of its task.
 
     Args:
         sources: tensors ``(N, C_i, H, W)``, or ``(R, C_i, H, W)`` with a row a sample where ``per_sample`` says so;

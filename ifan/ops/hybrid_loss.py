@@ -48,8 +48,7 @@ def hybrid_loss(
     gradient exactly 0.
 
     Args:
-        parsing_logits: ``(Bp, K, h, w)``; upsampled bilinearly (``align_corners=False``) to the target's size if it
-            differs.
+        parsing_logits: ``(Bp, K, h, w)``; upsampled bilinearly (``align_corners=False``) to the target's size.
         parsing_target: ``(Bp, H, W)`` uint8 class ids, 255 = ignored.
         points: ``(Bl, 2, P)`` predicted x and y in [-.5, .5].
         points_target: ``(Bl, 2, P)``; may be NaN where the weight is 0.
@@ -59,14 +58,12 @@ def hybrid_loss(
         class_sizes: the n numbers of classes.
         task_weights: ``(T,)``.
         parsing_class_weights: ``(K,)``, the weight of a pixel by its class; default 1.
-        parsing_smoothing, class_smoothing: share of the cross-entropy taken against the uniform distribution, in [0,
-            1).
+        parsing_smoothing, class_smoothing: share in [0, 1) of the cross-entropy against the uniform distribution.
         point_loss: of the distance d in each coordinate, summed over x and y: ``"wing"`` is ``w log(1 + d / c)`` below
-            the width w and ``d - w + w log(1 + w / c)`` above; ``"smooth_l1"`` is ``d**2 / 2w`` below and ``d - w /
-            2`` above; ``"l2"`` is ``d**2``.
+            the width w and ``d - w + w log(1 + w / c)`` above; ``"smooth_l1"`` is ``d**2 / 2w`` below and
+            ``d - w / 2`` above; ``"l2"`` is ``d**2``.
         wing_width: w, in crop sides; wing_curvature: c.
-        denominators: ``(T,)``, for instance the counts of the whole batch when it is spread over processes; default
-            counts.
+        denominators: ``(T,)``, the counts of the whole batch where it is spread over processes; default counts.
         backend: see `ifan.ops.use_backend`.
 
     Returns:

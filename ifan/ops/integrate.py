@@ -30,8 +30,7 @@ def integrate(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """``avg_pool(relu((x - mean) / sqrt(var + eps) * weight + bias))`` of the concatenated sources, each lane with the
-    values of its task.
+    """``avg_pool(relu((x - mean) / sqrt(var + eps) * weight + bias))``, each lane with the values of its task.
 
     Args:
         sources: tensors ``(N, C_i, H, W)``, or ``(R, C_i, H, W)`` with a row a sample where ``per_sample`` says so;
@@ -51,8 +50,8 @@ def integrate(
     Raises:
         ValueError: a shape, dtype, device, segment or row is wrong.
 
-    Source: integration of task maps, iFAN (arXiv 1711.06055); pooling moved before the 1x1 convolution, both being
-    linear.
+    Source: integration of task maps, iFAN (arXiv 1711.06055); the pooling may go before the 1x1 convolution, as both
+    are linear.
     """
     counts, flags = _check(sources, weight, bias, mean, var, segments, rows, per_sample, pool)
     chosen = choose(NAME, backend, *sources)

@@ -1,5 +1,4 @@
-"""Dense layers: normalise with each lane's task, ReLU, 3x3 convolution; each sees the sources and all grown before
-it."""
+"""Dense layers: task-wise normalisation, ReLU, 3x3 convolution; each reads the sources and all grown before it."""
 
 from __future__ import annotations
 

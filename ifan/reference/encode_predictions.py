@@ -13,8 +13,7 @@ from ifan.reference.lanes import accumulation_dtype
 def encode_predictions(
     parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int = 5
 ) -> Tensor:
-    """``(B, K, S, S)``, ``(B, 2, P)``, ``(B, sum C)`` -> planes ``(B, K + P + sum C, S, S)`` of
-    ``parsing_logits.dtype``."""
+    """``(B, K, S, S)``, ``(B, 2, P)``, ``(B, sum C)`` -> ``(B, K + P + sum C, S, S)`` of the parsing logits' dtype."""
     size, dtype = parsing_logits.shape[-1], parsing_logits.dtype
     groups = [group.softmax(1) for group in class_logits.to(dtype).split(list(class_sizes), 1)]
     constant = [group[:, :, None, None].expand(-1, -1, size, size) for group in groups]

@@ -17,8 +17,7 @@ UNLABELLED_CLASS = -1
 
 
 class HybridLoss(NamedTuple):
-    """``total ()`` weighted sum, ``losses (T,)`` of the tasks, ``counts (T,)`` sums of their labelled elements'
-    weights."""
+    """``total ()`` weighted sum, ``losses (T,)`` of the tasks, ``counts (T,)`` sums of labelled elements' weights."""
 
     total: Tensor
     losses: Tensor
@@ -72,8 +71,7 @@ def hybrid_loss(
 def _cross_entropy(
     logits: Tensor, labels: Tensor, ignored: int, smoothing: float, class_weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum over the labelled elements, and the sum of their weights: 1, or the weight of the element's
-    class."""
+    """Weighted sum over the labelled elements, and the sum of their weights: 1, or that of the element's class."""
     losses = F.cross_entropy(logits, labels, ignore_index=ignored, reduction="none", label_smoothing=smoothing)
     labelled = labels != ignored
     if class_weights is None:

@@ -14,8 +14,7 @@ def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 
 def per_lane(values: Tensor, segments: Sequence[int]) -> Tensor:
-    """``values (T, C)`` -> ``(N, C, 1, 1)``, row n that of lane n's task; ``(1, C, 1, 1)`` if only one task has
-    lanes."""
+    """``(T, C)`` -> ``(N, C, 1, 1)``, row n that of lane n's task; ``(1, C, 1, 1)`` if only one task has lanes."""
     present = [task for task, lanes in enumerate(segments) if lanes]
     if len(present) <= 1:
         task = present[0] if present else 0
@@ -33,8 +32,7 @@ def segment_means(values: Tensor, segments: Sequence[int], empty: float) -> Tens
 
 
 def join(sources: Sequence[Tensor], rows: Tensor | None, per_sample: Sequence[bool] | None) -> Tensor:
-    """The concatenation ``(N, C, H, W)`` of the sources; those with a row a sample are first gathered by ``rows
-    (N,)``."""
+    """The concatenation ``(N, C, H, W)`` of the sources; those with a row a sample are gathered by ``rows (N,)``."""
     if rows is not None and per_sample is not None:
         sources = [s.index_select(0, rows) if flag else s for s, flag in zip(sources, per_sample, strict=True)]
     return torch.cat(list(sources), 1) if len(sources) > 1 else sources[0]
@@ -43,8 +41,10 @@ def join(sources: Sequence[Tensor], rows: Tensor | None, per_sample: Sequence[bo
 def normalise_relu(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, segments: Sequence[int], eps: float
 ) -> Tensor:
-    """``relu((x - mean) / sqrt(var + eps) * weight + bias)`` with ``(T, C)`` values of each lane's task, in the
-    accumulation dtype. Folded into one scale and one shift a channel, as PyTorch's own batch norm does."""
+    """``relu((x - mean) / sqrt(var + eps) * weight + bias)`` with the ``(T, C)`` values of each lane's task.
+
+    In the accumulation dtype; folded into one scale and one shift a channel, as PyTorch's own batch norm does.
+    """
     dtype = accumulation_dtype(x.dtype)
     scale = weight.to(dtype) * torch.rsqrt(var.to(dtype) + eps)
     shift = bias.to(dtype) - mean.to(dtype) * scale

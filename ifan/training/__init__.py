@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ifan.tensorfile import CheckpointError
     from ifan.training.model import build_model, export, load_weights
-    from ifan.training.tensorfile import CheckpointError
     from ifan.training.trainer import Trainer
 
 __all__ = ["CheckpointError", "Trainer", "build_model", "export", "load_weights"]

@@ -11,8 +11,8 @@ from ifan.config import Config
 from ifan.data import FaceDataset
 from ifan.data.mixture import label_means
 from ifan.network import IFAN
+from ifan.tensorfile import load_checked
 from ifan.training.checkpoint import write_folder
-from ifan.training.tensorfile import load_checked
 
 
 def build_model(config: Config, datasets: dict[str, FaceDataset] | None) -> IFAN:

@@ -13,7 +13,7 @@ import torch
 
 from ifan.config import NetworkConfig, from_dict
 from ifan.network import IFAN
-from ifan.training.tensorfile import load_checked, read_header
+from ifan.tensorfile import load_checked, read_header
 
 FILES = ("config.json", "model.safetensors")
 PACKAGED = Path(__file__).parent

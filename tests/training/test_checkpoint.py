@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from ifan.tensorfile import CheckpointError
 from ifan.training import checkpoint as module
 from ifan.training.checkpoint import checkpoints, load_tensors, read_state, save_checkpoint, step_of
-from ifan.training.tensorfile import CheckpointError
 
 CALLS = ["mkdir", "open", "write", "fsync", "close", "rename"]
 

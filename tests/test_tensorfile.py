@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ifan.training.tensorfile import CheckpointError, load_checked, read_header
+from ifan.tensorfile import CheckpointError, load_checked, read_header
 
 EXPECTED = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.int64)}
 

@@ -1,0 +1,211 @@
+"""The layers of the network: task-wise normalisation, dense blocks, transitions, re-encoders, dense heads.
+
+Convolutions are shared by all tasks; only what is `TaskNorm` exists once a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ifan import ops
+from ifan.config import TaskConfig
+from ifan.features import Features, Lanes, Moments, MomentsReduce, lane_moments
+from ifan.graph import encoder_widths
+
+EPSILON = 1e-3
+MOMENTUM = 0.01
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a pass reads its features: whose lanes, and with the batch's statistics (training) or the running ones."""
+
+    lanes: Lanes
+    training: bool
+    reduce: MomentsReduce | None
+
+    def on(self, lanes: Lanes) -> Reading:
+        return Reading(lanes, self.training, self.reduce)
+
+    def shared(self, x: Tensor, batch: int) -> Features:
+        """A tensor that all tasks read: a row a sample, or one row for all.
+
+        Running statistics let the ops look rows up as they read. Batch statistics are those of the lanes, so in
+        training the rows are laid out by lane.
+        """
+        if not self.training:
+            return Features.of(self.lanes, x.expand(batch, -1, -1, -1), per_sample=True)
+        x = x.expand(self.lanes.rows.shape[0], -1, -1, -1) if x.shape[0] == 1 else x[self.lanes.rows]
+        return self.fresh(x)
+
+    def fresh(self, x: Tensor) -> Features:
+        """A new tensor with a row a lane, and its moments where they will be needed."""
+        return Features.of(self.lanes, x, lane_moments(x, self.lanes, self.reduce) if self.training else None)
+
+
+class TaskNorm(nn.Module):
+    """Batch normalisation with parameters and running statistics of its own for each task, ``(T, C)`` each.
+
+    Epsilon 1e-3 inside the root; running statistics move by 1 % a step towards the batch's mean and biased variance.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, tasks: int, channels: int, affine: bool = True) -> None:
+        super().__init__()
+        if affine:
+            self.weight = nn.Parameter(torch.ones(tasks, channels))
+            self.bias = nn.Parameter(torch.zeros(tasks, channels))
+        self.register_buffer("running_mean", torch.zeros(tasks, channels))
+        self.register_buffer("running_var", torch.ones(tasks, channels))
+
+    def statistics(self, x: Features) -> Moments:
+        """The batch's moments in training (and then the running ones follow), else the running ones."""
+        if None in x.moments:
+            return self.running_mean, self.running_var
+        moments = x.mean_and_variance()
+        self.follow(*moments, x.lanes.global_segments)
+        return moments
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, var: Tensor, segments: Sequence[int]) -> None:
+        """Move the running statistics of the tasks that have lanes in any process."""
+        step = mean.new_tensor([[MOMENTUM if n else 0.0] for n in segments])
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step.to(self.running_mean.dtype))
+        self.running_var.lerp_(var.to(self.running_var.dtype), step.to(self.running_var.dtype))
+
+
+class DenseBlock(nn.Module):
+    """Layers of normalise - ReLU - 3x3 to ``growth`` channels, each reading all before it; returns the grown
+    channels."""
+
+    def __init__(self, inputs: Sequence[int], growth: int, tasks: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(TaskNorm(tasks, c) for c in inputs)
+        self.convolutions = nn.ModuleList(convolution(c, growth, 3) for c in inputs)
+
+    def forward(self, x: Features, reading: Reading) -> Features:
+        layers = [(cast(TaskNorm, n), cast(nn.Conv2d, c)) for n, c in zip(self.norms, self.convolutions, strict=True)]
+        if reading.training:  # a layer's moments, of all processes, must be known before the next can begin
+            grown = x
+            for norm, layer in layers:
+                grown = grown + reading.fresh(layer(integrate(grown, norm)))
+            return grown.tail(len(x.sources))
+        new, _, _ = ops.dense_block(
+            x.sources,
+            [layer.weight for _, layer in layers],
+            [norm.weight for norm, _ in layers],
+            [norm.bias for norm, _ in layers],
+            [norm.running_mean for norm, _ in layers],
+            [norm.running_var for norm, _ in layers],
+            x.segments,
+            x.lanes.rows,
+            x.per_sample,
+            EPSILON,
+        )
+        return Features.of(x.lanes, new)
+
+
+class TransitionDown(nn.Module):
+    """Normalise - ReLU - average 2x2 - 1x1 convolution; the release pools last, which is the same and dearer."""
+
+    def __init__(self, c_in: int, c_out: int, tasks: int) -> None:
+        super().__init__()
+        self.norm, self.convolution = TaskNorm(tasks, c_in), convolution(c_in, c_out, 1)
+
+    def forward(self, x: Features, reading: Reading) -> Features:
+        return reading.fresh(self.convolution(integrate(x, self.norm, pool=2)))
+
+
+class TransitionUp(nn.Module):
+    """3x3 to ``channels`` - ReLU - phase shift to twice the side - 3x3 to ``channels`` - ReLU, over raw features."""
+
+    def __init__(self, c_in: int, channels: int) -> None:
+        super().__init__()
+        self.a = convolution(c_in, channels, 3, glorot=True)
+        self.b = convolution(channels // 4, channels, 3, glorot=True)
+
+    def forward(self, x: Features, reading: Reading) -> Features:
+        x, weight = x.unique(self.a.weight)
+        y = ops.transition_up(x.sources, weight, self.b.weight, x.lanes.rows, x.per_sample)
+        return reading.fresh(y)
+
+
+class ReEncoder(nn.Module):
+    """Planes of one task to maps at 1/4, 1/8 and 1/16 of their side: (convolution, ReLU, max pool 2) three times."""
+
+    def __init__(self, task: TaskConfig) -> None:
+        super().__init__()
+        first, other = (1, 1) if task.kind == "classification" else (5, 3)
+        widths = (task.width, *encoder_widths(task))
+        self.padding = (1, 2, 1, 2) if first == 5 else (0, 0, 0, 0)  # "same" at stride 2 pads one before, two after
+        self.convolutions = nn.ModuleList(
+            convolution(widths[i], widths[i + 1], first if i == 0 else other) for i in range(3)
+        )
+
+    def forward(self, planes: Tensor) -> list[Tensor]:
+        first, *others = (cast(nn.Conv2d, c) for c in self.convolutions)
+        x = F.max_pool2d(F.relu(F.conv2d(F.pad(planes, self.padding), first.weight, stride=2)), 2)
+        maps = [x]
+        for convolution in others:
+            x = F.max_pool2d(F.relu(convolution(x)), 2)
+            maps.append(x)
+        return maps
+
+
+class DenseHead(nn.Linear):
+    """Dropout and a dense layer over all inputs in the release's order: row, column, channel.
+
+    ``normalise``: each input first gets mean 0 and variance 1 over the lanes (no parameters), which
+    `ifan.network.released` folds away. Normalising a whole channel would not do: its mean still differs from pixel to
+    pixel, and these thousands of constants add up to one bias that every step of Adam throws about.
+    """
+
+    def __init__(self, inputs: int, outputs: int, dropout: float, normalise: bool) -> None:
+        super().__init__(inputs, outputs)
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.dropout = dropout
+        self.norm = TaskNorm(1, inputs, affine=False) if normalise else None
+
+    def forward(self, x: Features, reading: Reading) -> Tensor:  # type: ignore[override]
+        flat = x.concatenated().permute(0, 2, 3, 1).flatten(1)
+        if self.norm is not None:
+            mean, var = self.norm.statistics(reading.on(x.lanes).fresh(flat[:, :, None, None]))
+            flat = (flat - mean) * (var + EPSILON).rsqrt()
+        return super().forward(F.dropout(flat, self.dropout, reading.training))
+
+    def fold(self, head: DenseHead) -> None:
+        """Make this head, which does not normalise, compute what ``head`` does."""
+        weight, bias = head.weight.double(), head.bias.double()
+        if head.norm is not None:
+            weight = weight * (head.norm.running_var.double() + EPSILON).rsqrt()
+            bias = bias - (weight * head.norm.running_mean.double()).sum(1)
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+
+def integrate(x: Features, norm: TaskNorm, pool: int = 1) -> Tensor:
+    """Concatenation, task-wise normalisation, ReLU and pooling of ``x``: ``(N, C, H / pool, W / pool)``."""
+    mean, var = norm.statistics(x)
+    return ops.integrate(
+        x.sources, norm.weight, norm.bias, mean, var, x.segments, x.lanes.rows, x.per_sample, pool, EPSILON
+    )
+
+
+def convolution(c_in: int, c_out: int, k: int, glorot: bool = False) -> nn.Conv2d:
+    """A ``k`` x ``k`` convolution that keeps the side, without bias; He or Glorot uniform weights, as the release
+    draws them."""
+    layer = nn.Conv2d(c_in, c_out, k, padding=k // 2, bias=False)
+    if glorot:
+        nn.init.xavier_uniform_(layer.weight)
+    else:
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+    return layer
