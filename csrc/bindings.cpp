@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/channel_moments.h"
+#include "cpu/integrate.h"
 #include "cpu/runtime/isa.h"
 
 namespace py = pybind11;
@@ -71,6 +72,49 @@ void channel_moments_backward(Address x, const std::string& dtype, const Sizes& 
   if (!IFAN_PICK(channel_moments_backward)(call)) throw std::bad_alloc();
 }
 
+// (address, channels, lane stride, channel stride, a row a sample, address of the gradient or 0)
+using SourceFields = std::array<int64_t, 6>;
+
+struct IntegrateArguments {
+  std::vector<IntegrateSource> sources;
+  IntegrateCall call{};
+
+  IntegrateArguments(const std::vector<SourceFields>& fields, Address rows, const std::vector<int64_t>& segments,
+                     const std::array<int64_t, 4>& shape, int pool, Address scale, Address shift, int threads) {
+    for (const SourceFields& f : fields)
+      sources.push_back({reinterpret_cast<const float*>(f[0]), f[1], f[2], f[3], f[4] != 0, reinterpret_cast<float*>(f[5])});
+    call.sources = sources.data();
+    call.count = static_cast<int64_t>(sources.size());
+    call.lanes = shape[0], call.channels = shape[1], call.height = shape[2], call.width = shape[3];
+    call.rows = reinterpret_cast<const int64_t*>(rows);
+    call.segments = segments.data();
+    call.tasks = static_cast<int64_t>(segments.size());
+    call.pool = pool;
+    call.scale = reinterpret_cast<const float*>(scale);
+    call.shift = reinterpret_cast<const float*>(shift);
+    call.threads = threads;
+  }
+};
+
+void integrate_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+                       const std::array<int64_t, 4>& shape, int pool, Address scale, Address shift, Address out, int threads) {
+  IntegrateArguments arguments(sources, rows, segments, shape, pool, scale, shift, threads);
+  arguments.call.out = reinterpret_cast<float*>(out);
+  py::gil_scoped_release release;
+  if (!IFAN_PICK(integrate_forward)(arguments.call)) throw std::bad_alloc();
+}
+
+void integrate_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+                        const std::array<int64_t, 4>& shape, int pool, Address scale, Address shift, Address mean,
+                        Address gradient, Address sums, int threads) {
+  IntegrateArguments arguments(sources, rows, segments, shape, pool, scale, shift, threads);
+  arguments.call.mean = reinterpret_cast<const float*>(mean);
+  arguments.call.gradient = reinterpret_cast<const float*>(gradient);
+  arguments.call.sums = reinterpret_cast<float*>(sums);
+  py::gil_scoped_release release;
+  if (!IFAN_PICK(integrate_backward)(arguments.call)) throw std::bad_alloc();
+}
+
 py::dict features() {
   std::vector<std::string> compiled, usable;
   for (Isa isa : compiled_isas()) {
@@ -102,4 +146,6 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("use_isa", &use_isa, "Run the kernels of this instruction set from now on (tests and benchmarks).");
   module.def("channel_moments_forward", &channel_moments_forward);
   module.def("channel_moments_backward", &channel_moments_backward);
+  module.def("integrate_forward", &integrate_forward);
+  module.def("integrate_backward", &integrate_backward);
 }

@@ -16,7 +16,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ifan import ops
-from ifan.config import NetworkConfig, from_dict
+from ifan.config import Kind, NetworkConfig, from_dict
 from ifan.features import Features, Lanes, MomentsReduce
 from ifan.graph import graph
 from ifan.layers import DenseBlock, DenseHead, Reading, ReEncoder, TransitionDown, TransitionUp, convolution
@@ -114,10 +114,13 @@ class IFAN(
                 raise ValueError(f"{name}: expected shape {tuple(buffer.shape)}; got {tuple(value.shape)}")
             buffer.copy_(value)
 
-    def dense_head_parameters(self) -> list[tuple[nn.Parameter, int]]:
-        """The weights of the dense heads with their number of inputs, 928 to 31,424 raw sums: they need a learning rate
-        divided by it."""
-        return [(cast(nn.Parameter, head.weight), head.in_features) for head in self._dense_heads()]
+    def dense_heads(self) -> list[tuple[Kind, nn.Parameter, int]]:
+        """Kind of task, weight and number of inputs (928 to 31,424) of each dense head; an optimiser must know them."""
+        tasks = [t for t in self.config.tasks if t.kind != "parsing"]
+        return [
+            (task.kind, cast(nn.Parameter, head.weight), head.in_features)
+            for task, head in zip(tasks, self._dense_heads(), strict=True)
+        ]
 
     def _dense_heads(self) -> list[DenseHead]:
         landmarks = [self.landmark_head] if self.config.landmarks else []

@@ -70,7 +70,9 @@ def test_parameter_counts_are_the_published_ones(size: int, heads: int) -> None:
     assert sum(m.weight.numel() for m in linear) == heads
     assert sum(m.bias.numel() for m in linear) == 17
     assert sum(p.numel() for p in model.parameters()) == {128: 4_244_675, 64: 3_989_507}[size]
-    assert [fan_in for _, fan_in in model.dense_head_parameters()] == [m.in_features for m in linear]
+    assert [(kind, n) for kind, _, n in model.dense_heads()] == [
+        (kind, m.in_features) for kind, m in zip(("landmarks", "classification"), linear, strict=True)
+    ]
 
 
 def test_every_task_has_its_own_normalisation() -> None:

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from ifan.cli.options import Datasets, Splits, by_name
+
 
 def evaluate(
     weights: Annotated[str, typer.Option(help="Saved model, run folder, or name of packaged weights.")],
-    data: Annotated[list[str], typer.Option(help="Dataset as NAME=PATH; repeat for more.", metavar="NAME=PATH")],
+    data: Datasets,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
-    splits: Annotated[Path | None, typer.Option(help="Folder with <name>_<split>.txt lists.")] = None,
+    splits: Splits = None,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
     iterations: Annotated[int | None, typer.Option(help="Feedback passes; the network's if not given.", min=1)] = None,
     every_iteration: Annotated[bool, typer.Option("--every-iteration", help="Measure after each pass.")] = False,
@@ -36,9 +38,7 @@ def evaluate(
 
     if plots:
         reporting.require_matplotlib()
-    named = dict(_name_and_path(item) for item in data)
-    if len(named) < len(data):
-        raise ValueError(f"--data: expected each dataset once; got {', '.join(data)}; evaluate the second apart")
+    named = by_name(data)
     model = load_network(weights, device)
     datasets = {name: open_dataset(name, path, split, splits=splits) for name, path in named.items()}
     if limit is not None:
@@ -64,10 +64,3 @@ def evaluate(
     if plots:
         drawn = reporting.plots(report, plots)
         console.print(f"plots: {', '.join(path.name for path in drawn)} in {plots}", highlight=False)
-
-
-def _name_and_path(item: str) -> tuple[str, str]:
-    name, equals, path = item.partition("=")
-    if not (name and equals and path):
-        raise ValueError(f"--data {item!r}: expected NAME=PATH, such as mtfl=data/MTFL")
-    return name, path

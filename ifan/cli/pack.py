@@ -9,22 +9,23 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ifan.data import open_dataset
-from ifan.data.packing import pack as pack_dataset
-
-SPLITS_HELP = "Folder of lists NAME_SPLIT.txt that overrule the official split."
+from ifan.cli.options import Datasets, Splits, by_name
 
 
 def pack(
-    data: Annotated[list[str], typer.Option(help="NAME=PATH of a dataset; repeat for several.", metavar="NAME=PATH")],
+    data: Datasets,
     out: Annotated[Path, typer.Option(help="Folder to write to: OUT/NAME/SPLIT/.")],
     split: Annotated[list[str], typer.Option(help="train, val or test; repeat for several.")] = ["train"],  # noqa: B006
-    splits: Annotated[Path | None, typer.Option(help=SPLITS_HELP)] = None,
+    splits: Splits = None,
     max_side: Annotated[int, typer.Option(min=16, help="Longer side of a face's box in pixels.")] = 160,
 ) -> None:
     """Pack datasets into OUT/NAME/SPLIT; train and evaluate then take --data NAME=OUT/NAME."""
-    named = [parse_data(item) for item in data]
-    opened = [(name, part, open_dataset(name, path, part, splits)) for name, path in named for part in split]
+    from ifan.data import open_dataset
+    from ifan.data.packing import pack as pack_dataset
+
+    opened = [
+        (name, part, open_dataset(name, path, part, splits)) for name, path in by_name(data).items() for part in split
+    ]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         for name, part, dataset in opened:
@@ -33,14 +34,6 @@ def pack(
             folder = pack_dataset(dataset, out / name, part, max_side, advance)
             size = sum(file.stat().st_size for file in folder.iterdir())
             progress.console.print(f"{folder}: {len(dataset)} samples, {size / 1e6:.1f} MB")
-
-
-def parse_data(item: str) -> tuple[str, str]:
-    """``NAME=PATH`` as a pair; raises ``ValueError`` for anything else."""
-    name, sign, path = item.partition("=")
-    if not (name and sign and path):
-        raise ValueError(f"--data {item!r}: expected NAME=PATH; write for example mtfl=/data/MTFL")
-    return name, path
 
 
 def _advance(progress: Progress, bar: TaskID, done: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
+from ifan.cli.options import Datasets, Splits, by_name
 from ifan.config import Config, from_dict, load_config, to_dict
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[str, typer.Option(help="Preset name or YAML file.")],
-    data: Annotated[list[str], typer.Option(help="Dataset as NAME=PATH; repeat for more.", metavar="NAME=PATH")],
+    data: Datasets,
     out: Annotated[Path, typer.Option(help="Folder of the run: new, or an earlier one with --resume.")],
-    splits: Annotated[Path | None, typer.Option(help="Folder with <name>_<split>.txt lists.")] = None,
+    splits: Splits = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     init: Annotated[Path | None, typer.Option(help="Begin from a model folder or safetensors file.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps in all; short for --set training.steps=N.")] = None,
@@ -72,7 +73,7 @@ def _run(
 
     if threads:
         torch.set_num_threads(threads)
-    named = dict(_name_and_path(item) for item in data)
+    named = by_name(data)
     train_sets, val_sets = (
         {name: open_dataset(name, path, split, splits) for name, path in named.items()} for split in ("train", "val")
     )
@@ -85,13 +86,6 @@ def _run(
 
     trainer = Trainer(config, train_sets, out, device, resume, init=init, workers=workers, validate=validate)
     return trainer.run(time_limit)
-
-
-def _name_and_path(item: str) -> tuple[str, str]:
-    name, equals, path = item.partition("=")
-    if not (name and equals and path):
-        raise ValueError(f"--data {item!r}: expected NAME=PATH, such as mtfl=data/MTFL")
-    return name, path
 
 
 def override(config: Config, changes: list[str]) -> Config:

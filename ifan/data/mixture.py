@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -172,6 +173,8 @@ class _Steps(Dataset[Batch | ValueError]):
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the training process decides when to end
+        signal.signal(stop, signal.SIG_IGN)
 
 
 def _collate(

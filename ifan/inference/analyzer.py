@@ -17,9 +17,6 @@ from ifan.inference.photo import as_rgb
 from ifan.inference.result import Box, Face, PhotoResult
 from ifan.network import IFAN, Lanes
 
-DEFAULT_WEIGHTS = "paper-64-smoke"
-"""What `load` takes when it is told nothing."""
-
 FACE_MARGIN = 1.45
 """Side of the crop / side of a square as large as the face's box.
 
@@ -39,15 +36,9 @@ def load(name_or_path: str | Path | None = None, device: str | torch.device = "c
     Raises:
         ValueError: unknown name, damaged or missing weights; says what there is.
     """
-    from ifan.weights import available, load_network
+    from ifan.weights import DEFAULT, load_network
 
-    names = available()
-    if name_or_path is None and not names:
-        raise ValueError(
-            "no trained weights ship with this installation; pass the folder of a saved model or of an `ifan train` run"
-        )
-    default = DEFAULT_WEIGHTS if DEFAULT_WEIGHTS in names or not names else names[0]
-    return FaceAnalyzer(load_network(default if name_or_path is None else name_or_path), device, **options)
+    return FaceAnalyzer(load_network(DEFAULT if name_or_path is None else name_or_path), device, **options)
 
 
 class FaceAnalyzer:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks
-from ifan.ops.dispatch import choose
+from ifan.ops import checks, native
+from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "integrate"
@@ -54,7 +54,7 @@ def integrate(
     are linear.
     """
     counts, flags = _check(sources, weight, bias, mean, var, segments, rows, per_sample, pool)
-    chosen = choose(NAME, backend, *sources)
+    chosen = choose(NAME, backend, *sources, weight, bias, mean, var)
     if chosen == "reference":
         return reference.integrate(sources, weight, bias, mean, var, counts, rows, flags, pool, eps)
     return _forward(sources, weight, bias, mean, var, counts, rows, flags, pool, eps, chosen)
@@ -101,8 +101,65 @@ def _forward(
     eps: float,
     backend: str,
 ) -> Tensor:
-    result = reference.integrate(sources, weight, bias, mean, var, segments, rows, per_sample, pool, eps)
-    return result.contiguous()
+    if backend == "reference":
+        result = reference.integrate(sources, weight, bias, mean, var, segments, rows, per_sample, pool, eps)
+        return result.contiguous()
+    height, width = sources[0].shape[2:]
+    shape = (sum(segments), weight.shape[1], height, width)
+    out = weight.new_empty((*shape[:2], height // pool, width // pool))
+    scale, shift, _ = _affine(weight, bias, mean, var, eps)
+    fields, alive = _fields(sources, per_sample)
+    native.cpu_module().integrate_forward(
+        fields, _address(rows), segments, shape, pool, scale.data_ptr(), shift.data_ptr(), out.data_ptr(), _threads()
+    )
+    del alive
+    return out
+
+
+def _affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalisation as one scale and one shift a task and channel, and the scale's ``1 / sqrt(var + eps)``; float32."""
+    inverse = torch.rsqrt(var + eps)
+    scale = (weight * inverse).contiguous()
+    return scale, (bias - mean * scale).contiguous(), inverse
+
+
+def _fields(
+    sources: Sequence[Tensor], per_sample: Sequence[bool], gradients: Sequence[Tensor] = ()
+) -> tuple[list[tuple[int, ...]], list[Tensor]]:
+    """What the kernel is told of each source, and the tensors that must live until it has run."""
+    planes = [_with_whole_planes(source) for source in sources]
+    targets = [gradient.data_ptr() for gradient in gradients] or [0] * len(planes)
+    fields: list[tuple[int, ...]] = [
+        (x.data_ptr(), x.shape[1], x.stride(0), x.stride(1), int(flag), target)
+        for x, flag, target in zip(planes, per_sample, targets, strict=True)
+    ]
+    return fields, planes
+
+
+def _with_whole_planes(x: Tensor) -> Tensor:
+    height, width = x.shape[2:]
+    whole = (width == 1 or x.stride(3) == 1) and (height == 1 or x.stride(2) == width)
+    return x if whole else x.contiguous()
+
+
+def _address(rows: Tensor | None) -> int:
+    return 0 if rows is None else rows.data_ptr()
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _cpu_refusal(*tensors: Tensor) -> str | None:
+    for x in tensors:
+        if x.device.type != "cpu":
+            return f"an input lies on {x.device}, not on the CPU"
+        if x.dtype != torch.float32:
+            return f"an input's dtype is {x.dtype}, not float32"
+    return None
+
+
+register_kernel(NAME, "cpu", _cpu_refusal)
 
 
 @_forward.register_fake
@@ -135,11 +192,56 @@ def _backward(
     eps: float,
     backend: str,
 ) -> list[Tensor]:
+    if backend == "cpu":
+        return _cpu_backward(gradient, inputs, segments, rows, per_sample, pool, eps)
+
     def run(*values: Tensor) -> list[Tensor]:
         weight, bias, mean, var = values[-4:]
         return [reference.integrate(values[:-4], weight, bias, mean, var, segments, rows, per_sample, pool, eps)]
 
     return gradients(run, inputs, [gradient])
+
+
+def _cpu_backward(
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    pool: int,
+    eps: float,
+) -> list[Tensor]:
+    *sources, weight, bias, mean, var = inputs
+    gradient, mean = gradient.contiguous(), mean.contiguous()
+    shape = (sum(segments), weight.shape[1], *sources[0].shape[2:])
+    scale, shift, inverse = _affine(weight, bias, mean, var, eps)
+    by_lane = [x.new_empty((shape[0], *x.shape[1:])) for x in sources]
+    sums = weight.new_empty((*shape[:2], 2))
+    fields, alive = _fields(sources, per_sample, by_lane)
+    native.cpu_module().integrate_backward(
+        fields,
+        _address(rows),
+        segments,
+        shape,
+        pool,
+        scale.data_ptr(),
+        shift.data_ptr(),
+        mean.data_ptr(),
+        gradient.data_ptr(),
+        sums.data_ptr(),
+        _threads(),
+    )
+    del alive
+    # A source with a row a sample collects the gradients of all lanes that read it; index_add_ takes them in order.
+    by_source = [
+        torch.zeros_like(x, memory_format=torch.contiguous_format).index_add_(0, rows, g)
+        if flag and rows is not None
+        else g
+        for x, g, flag in zip(sources, by_lane, per_sample, strict=True)
+    ]
+    first, second = torch.stack([part.sum(0) for part in sums.double().split(list(segments))]).unbind(2)
+    norms = second * inverse, first, -first * scale, second * scale * inverse.square() * -0.5
+    return [*by_source, *(value.float() for value in norms)]
 
 
 @_backward.register_fake

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointError", "Trainer", "build_model", "export", "load_weights"]
 
-_HOMES = {"CheckpointError": "tensorfile", "Trainer": "trainer"}
+_HOMES = {"CheckpointError": "ifan.tensorfile", "Trainer": "ifan.training.trainer"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'ifan.training' has no attribute {name!r}")
-    return getattr(import_module(f"ifan.training.{_HOMES.get(name, 'model')}"), name)
+    return getattr(import_module(_HOMES.get(name, "ifan.training.model")), name)

@@ -28,7 +28,7 @@ def build_model(config: Config, datasets: dict[str, FaceDataset] | None) -> IFAN
     parsing, points, classes = label_means(datasets, config.network, seed=config.training.seed)
     model.set_means(parsing, points, classes)
     with torch.no_grad():
-        for weight, _ in model.dense_head_parameters():
+        for _, weight, _ in model.dense_heads():
             weight.zero_()
         state = model.state_dict()
         if config.network.landmarks:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from ifan.config import TrainingConfig
 from ifan.network import IFAN
 
+HEAD_RATES = {"landmarks": 0.1, "classification": 3.0}
+"""Size of what a dense head says, in crop sides and in logits."""
+
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
     """Rate of update ``step`` (from 0): linear warm-up, then a half cosine that ends at ``final_learning_rate``."""
@@ -26,16 +29,18 @@ def make_optimizer(model: IFAN, weighting: nn.Module, config: TrainingConfig) ->
     """AdamW; each group's ``scale`` multiplies the schedule's rate.
 
     Convolutions decay; normalisation parameters, biases and the loss weighting's parameters do not. A dense head adds
-    up thousands of raw inputs, so its weights get the rate divided by their number (and the same decay a step as the
-    others): at the ordinary rate one Adam step moves a landmark by about its whole range.
+    up thousands of inputs: an Adam step at the ordinary rate would move a landmark by about its whole range. Its weights
+    get the rate times `HEAD_RATES`, a typical size of the outputs over the root of the number of inputs, and the same
+    decay a step as the others.
     """
-    dense = model.dense_head_parameters()
-    heads = {id(p) for p, _ in dense}
+    heads = {id(weight) for _, weight, _ in model.dense_heads()}
     convolutions = [p for p in model.parameters() if p.dim() == 4]
     others = [p for p in model.parameters() if p.dim() != 4 and id(p) not in heads]
     decay = config.weight_decay
     groups = [_group(convolutions, decay), _group([*others, *weighting.parameters()], 0.0)]
-    groups += [_group([p], decay * fan_in**0.75, fan_in**-0.75) for p, fan_in in dense]
+    for kind, head, fan_in in model.dense_heads():
+        scale = HEAD_RATES[kind] / math.sqrt(fan_in)
+        groups.append(_group([head], decay / scale, scale))
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, foreach=True)
     for p in [p for group in optimizer.param_groups for p in group["params"]]:
         # What AdamW makes at its first step, made now: a checkpoint's tensors are known before the first one.

@@ -15,6 +15,9 @@ from ifan.config import NetworkConfig, from_dict
 from ifan.network import IFAN
 from ifan.tensorfile import load_checked, read_header
 
+DEFAULT = "paper-64"
+"""The packaged weights that are used where none are named."""
+
 FILES = ("config.json", "model.safetensors")
 PACKAGED = Path(__file__).parent
 MAX_CONFIG = 1 << 20

@@ -9,7 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from ifan.cli.pack import pack, parse_data
+from ifan.cli.options import by_name
+from ifan.cli.pack import pack
 from ifan.data import open_dataset
 
 
@@ -42,5 +43,5 @@ def test_errors_come_before_anything_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("item", ["mtfl", "=x", "mtfl=", ""])
 def test_data_option(item: str) -> None:
     with pytest.raises(ValueError, match="expected NAME=PATH"):
-        parse_data(item)
-    assert parse_data("mtfl=/a=b") == ("mtfl", "/a=b")
+        by_name([item])
+    assert by_name(["mtfl=/a=b"]) == {"mtfl": "/a=b"}

@@ -190,9 +190,9 @@ def test_load_reads_saved_weights(analyzer: FaceAnalyzer, photo: np.ndarray, tmp
         ifan.load("nowhere")
 
 
-def test_load_without_packaged_weights_says_how_to_get_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ifan.weights.available", list)
-    with pytest.raises(ValueError, match=r"no trained weights ship .*ifan train"):
+def test_load_without_packaged_weights_says_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ifan.weights.PACKAGED", tmp_path)
+    with pytest.raises(ValueError, match=r"pass a saved model, a run, or a packaged name \(none\)"):
         ifan.load()
 
 

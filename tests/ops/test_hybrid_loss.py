@@ -210,9 +210,9 @@ def labels_of_the_other_task(data: dict[str, Any]) -> dict[str, Any]:
 @CALLS
 def test_a_mistake_would_be_noticed(call: Any, mutate: Callable[[dict[str, Any]], dict[str, Any]], task: int) -> None:
     data = batch()
-    exact = float(naive(data)[0][task])
-    assert abs(float(call(**data).losses[task]) - exact) < 1e-9
-    assert abs(float(call(**mutate(data)).losses[task]) - exact) > 1e-4
+    exact = float(naive(data)[0][task].detach())
+    assert abs(float(call(**data).losses[task].detach()) - exact) < 1e-9
+    assert abs(float(call(**mutate(data)).losses[task].detach()) - exact) > 1e-4
 
 
 @CALLS

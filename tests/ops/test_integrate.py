@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from cases import (
     LAYOUTS,
+    NATIVE,
     SEGMENTS,
     arrange,
     assert_compiles,
     assert_double_backward_raises,
     assert_same_gradients,
     leaf,
+    needs_cpu,
 )
-from tolerances import assert_close
+from tolerances import assert_close, assert_no_worse
 from torch import Tensor
 from torch.library import opcheck
 
@@ -46,37 +50,100 @@ def inputs(dtype: torch.dtype = torch.float32, size: int = 6, segments: int = 3)
     return sources, values
 
 
-def run(sources: list[Tensor], values: list[Tensor], segments: list[int], pool: int, op: bool) -> Tensor:
-    if op:
-        return _forward(sources, *values, segments, ROWS, [False, True, False], pool, 1e-3, "reference")
-    return integrate(sources, *values, segments, ROWS, [False, True, False], pool, backend="reference")
+EAGER = "eager"
+"""The public function on the reference: ordinary autograd. Other names are backends of the registered operation."""
+
+WAYS = (EAGER, *NATIVE)
 
 
-@pytest.mark.parametrize("op", [False, True], ids=["eager", "op"])
+def run(sources: list[Tensor], values: list[Tensor], segments: list[int], pool: int, way: str) -> Tensor:
+    if way == EAGER:
+        return integrate(sources, *values, segments, ROWS, [False, True, False], pool, backend="reference")
+    return _forward(sources, *values, segments, ROWS, [False, True, False], pool, 1e-3, way)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_forward_equals_naive_lanes(layout: str, pool: int, op: bool) -> None:
-    sources, values = inputs()
+@pytest.mark.parametrize("size", [2, 6, 34])
+def test_forward_equals_naive_lanes(size: int, layout: str, pool: int, way: str) -> None:
+    sources, values = inputs(size=size)
     sources = [arrange(source, layout) for source in sources]
     for segments in SEGMENTS:
         used = [value[: len(segments)].detach() for value in values]
-        actual = run(sources, used, segments, pool, op)
+        actual = run(sources, used, segments, pool, way)
         expected = naive([s.double() for s in sources], [v.double() for v in used], segments, ROWS, pool)
         assert_close(actual, expected, 4)
 
 
-@pytest.mark.parametrize("op", [False, True], ids=["eager", "op"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("pool", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_gradients_of_random_upstream(dtype: torch.dtype, pool: int, op: bool) -> None:
-    sources, values = inputs(dtype)
-    for segments in ([2, 0, 3], [0, 5, 0]):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_random_upstream(layout: str, pool: int, way: str) -> None:
+    kernel_dtypes = (torch.float32,) if way == "cpu" else (torch.float32, torch.float64)
+    for dtype, segments in itertools.product(kernel_dtypes, ([2, 0, 3], [0, 5, 0])):
+        sources, values = inputs(dtype)
+        sources = [arrange(source, layout).requires_grad_() for source in sources]
         assert_same_gradients(
-            lambda *v, s=segments: run(list(v[:3]), list(v[3:]), s, pool, op),
+            lambda *v, s=segments: run(list(v[:3]), list(v[3:]), s, pool, way),
             lambda *v, s=segments: naive(list(v[:3]), list(v[3:]), s, ROWS, pool),
             [*sources, *values],
             terms=400,
         )
+
+
+@needs_cpu
+def test_kernel_writes_everything_and_reads_rows_of_stride_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs start as NaN, and one row may stand for all samples."""
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *a, **k: empty(x, *a, **k).fill_(torch.nan))
+    one, values = torch.randn(1, 9, 34, 18), [v.detach() for v in inputs(torch.float32)[1]]
+    x = one.expand(5, -1, -1, -1).requires_grad_()
+    for pool in (1, 2):
+        y = integrate([x], *values, [2, 0, 3], pool=pool, backend="cpu")
+        assert_close(y, integrate([x.detach()], *values, [2, 0, 3], pool=pool, backend="reference"))
+        (gradient,) = torch.autograd.grad(y, [x], torch.ones_like(y))
+        assert gradient.isfinite().all()
+
+
+@needs_cpu
+def test_same_bits_for_any_number_of_threads_and_run() -> None:
+    x = torch.randn(8, 40, 33, 34, requires_grad=True)
+    values = [leaf(2, 40, dtype=torch.float32, positive=k in (0, 3)) for k in range(4)]
+    upstream, before, results = torch.randn(8, 40, 33, 34), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            y = integrate([x], *values, [3, 5], backend="cpu")
+            results.append([y, *torch.autograd.grad(y, [x, *values], upstream)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_cpu
+def test_kernel_is_no_less_exact_than_eager() -> None:
+    sources = [torch.randn(16, c, 32, 32, requires_grad=True) for c in (12, 20)]
+    values = [leaf(2, 32, dtype=torch.float32, positive=k in (0, 3)) for k in range(4)]
+    upstream = torch.randn(16, 32, 16, 16)
+
+    def gradients(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        xs, vs = ([v.detach().to(dtype).requires_grad_() for v in group] for group in (sources, values))
+        y = integrate(xs, *vs, [9, 7], pool=2, backend=backend)
+        return [y.detach(), *torch.autograd.grad(y, [*xs, *vs], upstream.to(dtype))]
+
+    exact = gradients("reference", torch.float64)
+    ours, eager = gradients("cpu", torch.float32), gradients("reference", torch.float32)
+    for index, (a, b, c) in enumerate(zip(ours, eager, exact, strict=True)):
+        assert_no_worse(a, b, c, factor=2.0 if index < 3 else 4.0)
+
+
+@needs_cpu
+def test_kernel_refuses_what_it_cannot_take() -> None:
+    sources, values = inputs(torch.float64)
+    with pytest.raises(ValueError, match=r"backend 'cpu' cannot take this input: .*float64, not float32"):
+        integrate(sources, *values, [2, 0, 3], ROWS, [False, True, False], backend="cpu")
 
 
 def test_a_source_may_be_listed_twice() -> None:
@@ -95,7 +162,7 @@ def test_a_source_may_be_listed_twice() -> None:
 def test_low_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     sources, values = inputs(size=8)
     low = [source.detach().to(dtype) for source in sources]
-    actual = run(low, values, [2, 0, 3], 2, op=False)
+    actual = run(low, values, [2, 0, 3], 2, way=EAGER)
     assert actual.dtype == dtype
     exact = naive([s.double() for s in low], [v.detach().double() for v in values], [2, 0, 3], ROWS, 2)
     assert torch.equal(actual, exact.float().to(dtype)) or float((actual.double() - exact).abs().max()) < 1e-2
@@ -110,7 +177,7 @@ def test_empty_batch_and_gradient_of_absent_task_is_zero() -> None:
         extra = (2, 1e-3, "reference") if op else (2,)
         result = call(empty, *values, [0, 0, 0], ROWS[:0], [False, True, False], *extra)
         assert result.shape == (0, 9, 3, 3)
-    run(sources, values, [2, 0, 3], 1, op=False).sum().backward()
+    run(sources, values, [2, 0, 3], 1, way=EAGER).sum().backward()
     assert all(float(value.grad[1].abs().max()) == 0 for value in values if value.grad is not None)
     assert all(float(value.grad[0].abs().max()) > 0 for value in values if value.grad is not None)
 
@@ -126,33 +193,34 @@ def test_batch_of_one_equals_batch_of_many() -> None:
 def test_gradcheck() -> None:
     sources, values = inputs(torch.float64, size=2)
     assert torch.autograd.gradcheck(
-        lambda *v: run(list(v[:3]), list(v[3:]), [2, 0, 3], 2, op=True), (*sources, *values), fast_mode=True
+        lambda *v: run(list(v[:3]), list(v[3:]), [2, 0, 3], 2, way="reference"), (*sources, *values), fast_mode=True
     )
 
 
-def test_opcheck_and_one_graph() -> None:
-    sources, values = inputs(size=4)
-    opcheck(_forward, (sources, *values, [2, 0, 3], ROWS, [False, True, False], 2, 1e-3, "reference"))
-    for op in (False, True):
-        assert_compiles(lambda *v, o=op: run(list(v[:3]), list(v[3:]), [2, 0, 3], 2, o), [*sources, *values])
+@pytest.mark.parametrize("way", WAYS)
+def test_opcheck_and_one_graph(way: str) -> None:
+    sources, values = inputs(torch.float32, size=4)
+    if way != EAGER:
+        opcheck(_forward, (sources, *values, [2, 0, 3], ROWS, [False, True, False], 2, 1e-3, way))
+    assert_compiles(lambda *v: run(list(v[:3]), list(v[3:]), [2, 0, 3], 2, way), [*sources, *values])
 
 
 def test_double_backward_of_the_op_raises() -> None:
     sources, values = inputs(size=2)
-    assert_double_backward_raises(lambda x: run([x, *sources[1:]], values, [2, 0, 3], 1, op=True), sources[0])
+    assert_double_backward_raises(lambda x: run([x, *sources[1:]], values, [2, 0, 3], 1, way="reference"), sources[0])
 
 
 def test_autocast_leaves_the_dtype_alone() -> None:
     sources, values = inputs(size=2)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = run(sources, values, [2, 0, 3], 1, op=False)
-    assert torch.equal(inside, run(sources, values, [2, 0, 3], 1, op=False))
+        inside = run(sources, values, [2, 0, 3], 1, way=EAGER)
+    assert torch.equal(inside, run(sources, values, [2, 0, 3], 1, way=EAGER))
 
 
 def test_inputs_are_left_as_they_were() -> None:
     sources, values = inputs()
     before = [value.detach().clone() for value in (*sources, *values)]
-    run(sources, values, [2, 0, 3], 2, op=False).sum().backward()
+    run(sources, values, [2, 0, 3], 2, way=EAGER).sum().backward()
     assert all(torch.equal(a, b) for a, b in zip(before, (*sources, *values), strict=True))
 
 

@@ -5,7 +5,7 @@ import torch
 
 from ifan.config import TrainingConfig
 from ifan.network import IFAN
-from ifan.training.optimizer import learning_rate, make_optimizer, optimizer_tensors, set_learning_rate
+from ifan.training.optimizer import HEAD_RATES, learning_rate, make_optimizer, optimizer_tensors, set_learning_rate
 from ifan.training.weighting import make_weighting
 from tests.training.faces import small_config
 
@@ -34,10 +34,10 @@ def test_every_parameter_is_in_one_group() -> None:
     assert sorted(map(id, grouped)) == sorted(map(id, [*model.parameters(), *weighting.parameters()]))
     set_learning_rate(optimizer, 0.25)
     named = {id(p): n for n, p in model.named_parameters()} | {id(p): n for n, p in weighting.named_parameters()}
-    heads = {id(p): fan_in for p, fan_in in model.dense_head_parameters()}
+    heads = {id(p): HEAD_RATES[kind] / fan_in**0.5 for kind, p, fan_in in model.dense_heads()}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            scale = 1 / heads.get(id(p), 1)
+            scale = heads.get(id(p), 1.0)
             assert group["lr"] == pytest.approx(0.25 * scale)
             decays = p.dim() == 4 or id(p) in heads
             assert group["lr"] * group["weight_decay"] == pytest.approx(0.125 if decays else 0), named[id(p)]
