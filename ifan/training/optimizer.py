@@ -29,9 +29,9 @@ def make_optimizer(model: IFAN, weighting: nn.Module, config: TrainingConfig) ->
     """AdamW; each group's ``scale`` multiplies the schedule's rate.
 
     Convolutions decay; normalisation parameters, biases and the loss weighting's parameters do not. A dense head adds
-    up thousands of inputs: an Adam step at the ordinary rate would move a landmark by about its whole range. Its weights
-    get the rate times `HEAD_RATES`, a typical size of the outputs over the root of the number of inputs, and the same
-    decay a step as the others.
+    up thousands of inputs: an Adam step at the ordinary rate would move a landmark by about its whole range. Its
+    weights get the rate times `HEAD_RATES`, a typical size of the outputs over the root of the number of inputs, and
+    the same decay a step as the others.
     """
     heads = {id(weight) for _, weight, _ in model.dense_heads()}
     convolutions = [p for p in model.parameters() if p.dim() == 4]
