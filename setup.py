@@ -141,7 +141,7 @@ class NativeDistribution(Distribution):
 setup(
     packages=[*find_packages(include=["ifan", "ifan.*"]), "ifan.kernels"],
     package_dir={"ifan.kernels": "kernels"},
-    package_data={"ifan": ["py.typed", "_build.json", "presets/*.yaml", "weights/*", "assets/*"]},
+    package_data={"ifan": ["py.typed", "_build.json", "presets/*.yaml", "weights/*/*", "assets/*"]},
     ext_modules=EXTENSIONS,
     cmdclass={"build_ext": Build, "build_py": BuildPython},
     distclass=NativeDistribution,

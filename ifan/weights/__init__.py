@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ifan.config import NetworkConfig, from_dict
-from ifan.network import IFAN
+from ifan.network import IFAN, released
 from ifan.tensorfile import load_checked, read_header
 
 DEFAULT = "paper-64"
@@ -62,6 +62,14 @@ def load_network(name_or_path: str | Path, device: torch.device | str = "cpu") -
     state = load_checked(path, expected, str(folder / FILES[0]))
     model.load_state_dict({name: t.to(device, own[name].dtype, copy=True) for name, t in state.items()}, assign=True)
     return model.eval()
+
+
+def publish(source: str | Path, target: str | Path) -> None:
+    """Write the weights of `resolve` to folder ``target`` for shipping: in the released graph, as fp16.
+
+    What only training needs is folded away (`ifan.network.released`); rounding to fp16 is all that changes.
+    """
+    released(load_network(source)).half().save_pretrained(target)
 
 
 def read_network_config(path: Path) -> NetworkConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,19 @@ def test_model_folder_and_run_folder(saved: Path) -> None:
     model.save_pretrained(saved)
     again = IFAN.from_pretrained(saved)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_published_weights_are_the_released_graph_in_half_precision(tmp_path: Path) -> None:
+    model = IFAN(replace(CONFIG, image_scale=1 / 64, normalise_heads=True))
+    model.save_pretrained(tmp_path / "trained")
+    weights.publish(tmp_path / "trained", tmp_path / "shipped")
+    stored = load_file(tmp_path / "shipped" / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    shipped, x = weights.load_network(tmp_path / "shipped"), torch.rand(2, 3, 32, 32) * 255
+    assert shipped.config == CONFIG
+    for ours, theirs in zip(shipped(x), model.eval()(x), strict=True):
+        torch.testing.assert_close(ours.parsing_logits.softmax(1), theirs.parsing_logits.softmax(1), rtol=0, atol=2e-3)
+        torch.testing.assert_close(ours.points, theirs.points, rtol=0, atol=2e-3)
 
 
 def test_packaged_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
