@@ -1,0 +1,71 @@
+"""Configurations survive YAML, and every mistake in one is a single clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ifan.config import Config, NetworkConfig, TaskConfig, dump_config, from_dict, load_config, presets, to_dict
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_survive_yaml(name: str, tmp_path: Path) -> None:
+    config = load_config(name)
+    path = tmp_path / "again.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+    assert from_dict(Config, to_dict(config)) == config
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert load_config(path) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("network: {siez: 64}", "network: unknown key 'siez'; expected one of ['block_layers'"),
+        ("network: {size: 60}", "network.size must be a multiple of 32; got 60"),
+        ("network: {size: 64.5}", "network.size: expected int; got 64.5"),
+        ("network: {size: true}", "network.size: expected int; got True"),
+        ("network: {growth: 1000000000}", "network.growth must be between 1 and 512"),
+        ("network: {tasks: []}", "network.tasks is empty"),
+        ("network: {tasks: [{name: a, kind: b, classes: [c]}]}", "network.tasks[0].kind: expected one of ['parsing'"),
+        ("network: {tasks: [{name: a, kind: parsing}]}", "network.tasks[0]: key 'classes' is missing"),
+        ("network: {tasks: [{name: a, kind: parsing, classes: [yes, no]}]}", "classes[0]: expected str; got True"),
+        ("training: {weighting: magic}", "training.weighting: expected one of ['fixed', 'uncertainty', 'famo']"),
+        ("training: {steps: 0}", "training.steps must be at least 1; got 0"),
+        ("training: {iterations: [0]}", "training.iterations must be non-negative probabilities with a positive sum"),
+        ("training: {shares: {mtfl: -1}}", "training.shares must not be negative"),
+        ("training: {augment: {scale: [1]}}", "training.augment.scale: expected 2 values; got 1"),
+        ("- 1", "configuration: expected a mapping; got list"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_one_clear_line(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="bad.yaml") as error:
+        load_config(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_preset_and_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown preset 'paper-65'; expected one of \["):
+        load_config("paper-65")
+    with pytest.raises(ValueError, match="cannot read the configuration"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_tasks_come_in_the_order_of_the_planes() -> None:
+    points = TaskConfig("landmarks", "landmarks", ("nose",))
+    smile = TaskConfig("smile", "classification", ("smiling", "not_smiling"))
+    assert NetworkConfig(tasks=(points, smile)).task("smile") is smile
+    with pytest.raises(ValueError, match="at most one landmark task, then classifications"):
+        NetworkConfig(tasks=(smile, points))
+    with pytest.raises(ValueError, match=r"unknown task 'frown'; this network has \['smile'\]"):
+        NetworkConfig(tasks=(smile,)).task("frown")

@@ -1,0 +1,66 @@
+"""Lanes, and lists of tensors that stand for their concatenation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ifan.config import NetworkConfig
+from ifan.features import Features, Lanes, lane_moments
+
+LANES = Lanes(torch.tensor([2, 0, 1, 1, 0]), (2, 1, 2))
+
+
+def test_lanes_of_named_tasks_come_in_configuration_order() -> None:
+    lanes = Lanes.for_tasks(2, NetworkConfig(), ["emotion", "parsing"])
+    assert lanes.segments == (2, 0, 2)
+    assert lanes.rows.tolist() == [0, 1, 0, 1]
+    assert [r.tolist() for r in lanes.split()] == [[0, 1], [], [0, 1]]
+
+
+def test_kept_lanes_are_a_view_where_they_lie_together() -> None:
+    index, lanes = LANES.keep([0, 1])
+    assert index == slice(0, 3)
+    assert (lanes.rows.tolist(), lanes.segments) == ([2, 0, 1], (2, 1))
+    index, lanes = LANES.keep([0, 2])
+    assert torch.is_tensor(index)
+    assert (lanes.rows.tolist(), lanes.segments) == ([2, 0, 1, 0], (2, 2))
+
+
+def test_doubled_sources_are_read_once_with_added_weights() -> None:
+    a, b, c = (torch.randn(5, n, 4, 4, dtype=torch.float64) for n in (3, 2, 4))
+    x = Features.of(LANES, a) + Features.of(LANES, b) + Features.of(LANES, a) + Features.of(LANES, c)
+    weight = torch.randn(6, x.channels, 3, 3, dtype=torch.float64)
+    merged, summed = x.unique(weight)
+    assert [s.shape[1] for s in merged.sources] == [3, 2, 4]
+    torch.testing.assert_close(F.conv2d(merged.concatenated(), summed), F.conv2d(x.concatenated(), weight))
+
+
+def test_a_doubled_source_stays_one_tensor_when_lanes_are_dropped() -> None:
+    a = Features.of(LANES, torch.randn(5, 3, 4, 4))
+    kept = (a + a).keep([0, 2])
+    assert kept.sources[0] is kept.sources[1]
+    assert kept.sources[0].shape[0] == 4
+
+
+def test_rows_of_samples_are_looked_up_by_lane() -> None:
+    samples = torch.randn(3, 2, 4, 4)
+    x = Features.of(LANES, samples, per_sample=True)
+    assert torch.equal(x.concatenated(), samples[LANES.rows])
+    assert torch.equal(x.keep([2]).concatenated(), samples[[1, 0]])
+
+
+def test_moments_of_other_processes_are_joined() -> None:
+    seen = {}
+
+    def reduce(
+        mean: torch.Tensor, var: torch.Tensor, counts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        seen["counts"] = counts.tolist()
+        return mean + 1, var * 2, counts
+
+    x = torch.randn(5, 3, 4, 4)
+    alone, joined = lane_moments(x, LANES, None), lane_moments(x, LANES, reduce)
+    assert seen["counts"] == [32, 16, 32]
+    assert torch.equal(joined[0], alone[0] + 1)
+    assert torch.equal(joined[1], alone[1] * 2)
