@@ -48,7 +48,7 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
 def test_mistakes_are_one_clear_line(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match="bad.yaml") as error:
+    with pytest.raises(ValueError, match=r"bad\.yaml") as error:
         load_config(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

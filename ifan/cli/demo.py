@@ -25,9 +25,10 @@ def demo(
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
 ) -> None:
     """Analyse a portrait and four drawn faces, and say where the pictures are."""
+    from ifan.inference import load
     from ifan.inference.files import encode_png, write_files
 
-    analyzer = _analyzer(weights)
+    analyzer = load(weights)
     portrait = (resources.files("ifan") / "assets" / PORTRAIT).read_bytes()
     result = analyzer(portrait, PORTRAIT_BOX)
     files = result.save(out, Path(PORTRAIT).stem)
@@ -45,25 +46,6 @@ def _captions(portrait_files: int) -> list[str]:
         "the same as JSON",
         "drawn faces, exact labels, network",
     ]
-
-
-def _analyzer(weights: str | None) -> FaceAnalyzer:
-    """Trained weights if there are any; else, said loudly, a network that has learned nothing."""
-    from ifan.weights import available
-
-    if weights is not None or available():
-        from ifan.inference import load
-
-        return load(weights)
-    from ifan.config import load_config
-    from ifan.inference import FaceAnalyzer
-    from ifan.network import IFAN
-
-    note = (
-        "NOTE: no trained weights ship with this installation. The network below is UNTRAINED: expect noise, not faces."
-    )
-    typer.secho(note, fg=typer.colors.YELLOW, bold=True, err=True)
-    return FaceAnalyzer(IFAN(load_config("paper-64").network))
 
 
 def _drawn_faces(analyzer: FaceAnalyzer) -> np.ndarray:
