@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
-import sys
 
 import pytest
 import torch
 
+from ifan.cli.train import keep_freed_memory
 from ifan.ops import backends
 from ifan.ops.native import cpu_module
 
@@ -24,10 +23,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True, scope="session")
 def _same_allocator_for_all() -> None:
     """Page faults are glibc's, not PyTorch's: they are kept out of every row alike."""
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)
-        libc.mallopt(-1, -1)
+    keep_freed_memory()
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:

@@ -79,8 +79,8 @@ class IFAN(
         self.stem = convolution(3 + g.planes, config.stem_channels, 7)
         self.down_blocks = nn.ModuleList(DenseBlock(d.dense_inputs, config.growth, tasks) for d in g.down)
         widths = [tasks] * (config.blocks - 1) + [len(past_tap)]
-        kept = list(zip(g.down, widths, strict=True)) if past_tap else list(zip(g.down, widths, strict=True))[:-1]
-        self.down = nn.ModuleList(TransitionDown(d.joined, d.width_out, n) for d, n in kept)
+        down = [TransitionDown(d.joined, d.width_out, n) for d, n in zip(g.down, widths, strict=True) if n]
+        self.down = nn.ModuleList(down)
         self.middle = DenseBlock(g.middle_inputs, config.growth, len(past_tap)) if past_tap else None
         self.past_tap = past_tap
         if config.parsing:
@@ -224,7 +224,7 @@ class IFAN(
         offset = 1 if config.parsing else 0
         names = [t.name for t in config.classifications]
         logits = {n: self.class_heads[n](x.keep([i + offset]), reading) for i, n in enumerate(names)}
-        if config.parsing is None or (x.lanes.global_segments[0] == 0):
+        if config.parsing is None or x.lanes.global_segments[0] == 0:
             return logits, nothing
         return logits, self._parse(x.keep([0]), [s.keep([0]) for s in skips], maps, reading)
 

@@ -57,7 +57,14 @@ def _forward(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, 
         return reference.channel_moments(x, segments)
     mean, var = _empty_moments(x, segments)
     native.cpu_module().channel_moments_forward(
-        x.data_ptr(), NATIVE_DTYPES[x.dtype], x.shape, x.stride(), segments, mean.data_ptr(), var.data_ptr(), _threads()
+        x.data_ptr(),
+        NATIVE_DTYPES[x.dtype],
+        x.shape,
+        x.stride(),
+        segments,
+        mean.data_ptr(),
+        var.data_ptr(),
+        torch.get_num_threads(),
     )
     return mean, var
 
@@ -85,7 +92,7 @@ def _backward(
         *[value.data_ptr() for value in values],
         result.data_ptr(),
         result.stride(),
-        _threads(),
+        torch.get_num_threads(),
     )
     return result
 
@@ -114,7 +121,3 @@ def _empty_moments(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     shape = (len(segments), x.shape[1])
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
-
-
-def _threads() -> int:
-    return torch.get_num_threads()

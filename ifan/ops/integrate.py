@@ -110,7 +110,15 @@ def _forward(
     scale, shift, _ = _affine(weight, bias, mean, var, eps)
     fields, alive = _fields(sources, per_sample)
     native.cpu_module().integrate_forward(
-        fields, _address(rows), segments, shape, pool, scale.data_ptr(), shift.data_ptr(), out.data_ptr(), _threads()
+        fields,
+        _address(rows),
+        segments,
+        shape,
+        pool,
+        scale.data_ptr(),
+        shift.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
     )
     del alive
     return out
@@ -144,10 +152,6 @@ def _with_whole_planes(x: Tensor) -> Tensor:
 
 def _address(rows: Tensor | None) -> int:
     return 0 if rows is None else rows.data_ptr()
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
 
 
 def _cpu_refusal(*tensors: Tensor) -> str | None:
@@ -229,7 +233,7 @@ def _cpu_backward(
         mean.data_ptr(),
         gradient.data_ptr(),
         sums.data_ptr(),
-        _threads(),
+        torch.get_num_threads(),
     )
     del alive
     # A source with a row a sample collects the gradients of all lanes that read it; index_add_ takes them in order.
