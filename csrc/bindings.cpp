@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/channel_moments.h"
+#include "cpu/convolution.h"
 #include "cpu/integrate.h"
 #include "cpu/runtime/isa.h"
 
@@ -75,44 +76,105 @@ void channel_moments_backward(Address x, const std::string& dtype, const Sizes& 
 // (address, channels, lane stride, channel stride, a row a sample, address of the gradient or 0)
 using SourceFields = std::array<int64_t, 6>;
 
-struct IntegrateArguments {
-  std::vector<IntegrateSource> sources;
-  IntegrateCall call{};
+// The concatenation that a kernel reads; keeps alive what it points to.
+struct Inputs {
+  std::vector<Source> sources;
+  std::vector<int64_t> segments;
+  Concatenation x;
 
-  IntegrateArguments(const std::vector<SourceFields>& fields, Address rows, const std::vector<int64_t>& segments,
-                     const std::array<int64_t, 4>& shape, int pool, Address scale, Address shift, int threads) {
+  Inputs(const std::vector<SourceFields>& fields, Address rows, const std::vector<int64_t>& lanes, const Sizes& shape)
+      : segments(lanes) {
     for (const SourceFields& f : fields)
       sources.push_back({reinterpret_cast<const float*>(f[0]), f[1], f[2], f[3], f[4] != 0, reinterpret_cast<float*>(f[5])});
-    call.sources = sources.data();
-    call.count = static_cast<int64_t>(sources.size());
-    call.lanes = shape[0], call.channels = shape[1], call.height = shape[2], call.width = shape[3];
-    call.rows = reinterpret_cast<const int64_t*>(rows);
-    call.segments = segments.data();
-    call.tasks = static_cast<int64_t>(segments.size());
-    call.pool = pool;
-    call.scale = reinterpret_cast<const float*>(scale);
-    call.shift = reinterpret_cast<const float*>(shift);
-    call.threads = threads;
+    x = {sources.data(), static_cast<int64_t>(sources.size()), shape[0], shape[1], shape[2], shape[3],
+         reinterpret_cast<const int64_t*>(rows), segments.data(), static_cast<int64_t>(segments.size())};
   }
 };
 
 void integrate_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                       const std::array<int64_t, 4>& shape, int pool, Address scale, Address shift, Address out, int threads) {
-  IntegrateArguments arguments(sources, rows, segments, shape, pool, scale, shift, threads);
-  arguments.call.out = reinterpret_cast<float*>(out);
+                       const Sizes& shape, int pool, Address scale, Address shift, Address out, int threads) {
+  const Inputs inputs(sources, rows, segments, shape);
+  IntegrateCall call{};
+  call.x = inputs.x;
+  call.pool = pool;
+  call.scale = reinterpret_cast<const float*>(scale);
+  call.shift = reinterpret_cast<const float*>(shift);
+  call.out = reinterpret_cast<float*>(out);
+  call.threads = threads;
   py::gil_scoped_release release;
-  if (!IFAN_PICK(integrate_forward)(arguments.call)) throw std::bad_alloc();
+  if (!IFAN_PICK(integrate_forward)(call)) throw std::bad_alloc();
 }
 
 void integrate_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                        const std::array<int64_t, 4>& shape, int pool, Address scale, Address shift, Address mean,
-                        Address gradient, Address sums, int threads) {
-  IntegrateArguments arguments(sources, rows, segments, shape, pool, scale, shift, threads);
-  arguments.call.mean = reinterpret_cast<const float*>(mean);
-  arguments.call.gradient = reinterpret_cast<const float*>(gradient);
-  arguments.call.sums = reinterpret_cast<float*>(sums);
+                        const Sizes& shape, int pool, Address scale, Address shift, Address mean, Address gradient,
+                        Address sums, int threads) {
+  const Inputs inputs(sources, rows, segments, shape);
+  IntegrateCall call{};
+  call.x = inputs.x;
+  call.pool = pool;
+  call.scale = reinterpret_cast<const float*>(scale);
+  call.shift = reinterpret_cast<const float*>(shift);
+  call.mean = reinterpret_cast<const float*>(mean);
+  call.gradient = reinterpret_cast<const float*>(gradient);
+  call.sums = reinterpret_cast<float*>(sums);
+  call.threads = threads;
   py::gil_scoped_release release;
-  if (!IFAN_PICK(integrate_backward)(arguments.call)) throw std::bad_alloc();
+  if (!IFAN_PICK(integrate_backward)(call)) throw std::bad_alloc();
+}
+
+Epilogue epilogue_of(const std::string& name) {
+  if (name == "none") return Epilogue::none;
+  if (name == "relu") return Epilogue::relu;
+  if (name == "relu_phase_shift") return Epilogue::relu_phase_shift;
+  throw std::invalid_argument("epilogue must be none, relu or relu_phase_shift; got " + name + ". Choose one of them.");
+}
+
+int64_t packed_filters(int64_t outputs, int64_t inputs) { return IFAN_PICK(packed_filters)(outputs, inputs); }
+
+void pack_filters(Address weight, int64_t outputs, int64_t inputs, bool transposed, Address filters) {
+  const FilterPacking call{reinterpret_cast<const float*>(weight), outputs, inputs, transposed, reinterpret_cast<float*>(filters)};
+  py::gil_scoped_release release;
+  IFAN_PICK(pack_filters)(call);
+}
+
+void convolution_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+                         const Sizes& shape, Address scale, Address shift, Address filters, int64_t outputs,
+                         const std::string& epilogue, Address out, int64_t out_lane_stride, int threads) {
+  const Inputs inputs(sources, rows, segments, shape);
+  ConvolutionForward call{};
+  call.x = inputs.x;
+  call.scale = reinterpret_cast<const float*>(scale);
+  call.shift = reinterpret_cast<const float*>(shift);
+  call.filters = reinterpret_cast<const float*>(filters);
+  call.outputs = outputs;
+  call.epilogue = epilogue_of(epilogue);
+  call.out = reinterpret_cast<float*>(out);
+  call.out_lane_stride = out_lane_stride;
+  call.threads = threads;
+  py::gil_scoped_release release;
+  if (!IFAN_PICK(convolution_forward)(call)) throw std::bad_alloc();
+}
+
+void convolution_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+                          const Sizes& shape, Address scale, Address shift, Address mean, Address filters, int64_t outputs,
+                          Address gradient, int64_t gradient_lane_stride, Address weight_gradient, int64_t parts, Address sums,
+                          int threads) {
+  const Inputs inputs(sources, rows, segments, shape);
+  ConvolutionBackward call{};
+  call.x = inputs.x;
+  call.scale = reinterpret_cast<const float*>(scale);
+  call.shift = reinterpret_cast<const float*>(shift);
+  call.mean = reinterpret_cast<const float*>(mean);
+  call.filters = reinterpret_cast<const float*>(filters);
+  call.outputs = outputs;
+  call.gradient = reinterpret_cast<const float*>(gradient);
+  call.gradient_lane_stride = gradient_lane_stride;
+  call.weight_gradient = reinterpret_cast<float*>(weight_gradient);
+  call.parts = parts;
+  call.sums = reinterpret_cast<double*>(sums);
+  call.threads = threads;
+  py::gil_scoped_release release;
+  if (!IFAN_PICK(convolution_backward)(call)) throw std::bad_alloc();
 }
 
 py::dict features() {
@@ -148,4 +210,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("channel_moments_backward", &channel_moments_backward);
   module.def("integrate_forward", &integrate_forward);
   module.def("integrate_backward", &integrate_backward);
+  module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for the instruction set in use.");
+  module.def("pack_filters", &pack_filters);
+  module.def("convolution_forward", &convolution_forward);
+  module.def("convolution_backward", &convolution_backward);
 }

@@ -10,24 +10,12 @@
 // Compiled once an instruction set, each time into the namespace IFAN_ISA, without templates or inline functions of the
 // standard library (see channel_moments.h).
 #pragma once
-#include <cstdint>
+#include "sources.h"
 
 namespace ifan {
 
-// One tensor of the concatenation; its planes of H x W values are contiguous. Strides count elements.
-struct IntegrateSource {
-  const float* data;
-  int64_t channels, lane_stride, channel_stride;
-  bool per_sample;  // a row a sample, looked up in `rows`, instead of a row a lane
-  float* gradient;  // backward: (N, channels, H, W) contiguous
-};
-
 struct IntegrateCall {
-  const IntegrateSource* sources;
-  int64_t count, lanes, channels, height, width;
-  const int64_t* rows;      // sample of each lane; null where no source has a row a sample
-  const int64_t* segments;  // lanes of each task
-  int64_t tasks;
+  Concatenation x;
   int pool;                           // 1 or 2
   const float *scale, *shift, *mean;  // (tasks, channels) contiguous; mean in backward only
   float* out;                         // forward: (N, channels, H / pool, W / pool) contiguous

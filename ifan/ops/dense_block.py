@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks
-from ifan.ops.dispatch import choose
+from ifan.ops import checks, convolution
+from ifan.ops.channel_moments import _backward as channel_moments_backward
+from ifan.ops.channel_moments import _forward as channel_moments
+from ifan.ops.concatenation import Concatenation, Normalisation, cpu_refusal
+from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "dense_block"
@@ -59,7 +62,7 @@ def dense_block(
     Source: dense blocks with task-wise normalisation, iFAN (arXiv 1711.06055).
     """
     counts, flags = _check(sources, weights, gammas, betas, means, variances, segments, rows, per_sample)
-    chosen = choose(NAME, backend, *sources)
+    chosen = choose(NAME, backend, *sources, *weights, *gammas, *betas, *means, *variances)
     arguments = (sources, weights, gammas, betas, means, variances, counts, rows, flags, eps)
     return reference.dense_block(*arguments) if chosen == "reference" else _forward(*arguments, chosen)
 
@@ -115,10 +118,52 @@ def _forward(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "cpu":
+        return _cpu_forward(sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
     grown, mean, var = reference.dense_block(
         sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps
     )
     return grown.contiguous(), mean.contiguous(), var.contiguous()
+
+
+def _cpu_forward(
+    sources: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    gammas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    growth = weights[0].shape[0]
+    batch_statistics = len(means) == 1
+    grown = sources[0].new_empty((sum(segments), growth * len(weights), *sources[0].shape[2:]))
+    new_mean = means[0].new_empty((len(segments), grown.shape[1] if batch_statistics else 0))
+    new_var = torch.empty_like(new_mean)
+    for layer, weight in enumerate(weights):
+        before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
+        mean, var = _statistics(layer, means, variances, new_mean[:, before], new_var[:, before])
+        norm = Normalisation(gammas[layer], betas[layer], mean, var, eps)
+        x = Concatenation([*sources, grown[:, before]], segments, rows, [*per_sample, False])
+        convolution.convolve(x, weight, grown[:, here], norm=norm)
+        if batch_statistics:
+            new_mean[:, here], new_var[:, here] = channel_moments(grown[:, here], segments, "cpu")
+    return grown, new_mean, new_var
+
+
+def _statistics(
+    layer: int, means: Sequence[Tensor], variances: Sequence[Tensor], grown_mean: Tensor, grown_var: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a layer normalises with: its running statistics, or those of the sources and of the channels before it."""
+    if len(means) > 1:
+        return means[layer], variances[layer]
+    return torch.cat([means[0], grown_mean], 1), torch.cat([variances[0], grown_var], 1)
+
+
+register_kernel(NAME, "cpu", cpu_refusal)
 
 
 @_forward.register_fake
@@ -146,6 +191,7 @@ def _(
 def _backward(
     upstream: Sequence[Tensor],
     inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
     lengths: Sequence[int],
     segments: Sequence[int],
     rows: Tensor | None,
@@ -153,11 +199,56 @@ def _backward(
     eps: float,
     backend: str,
 ) -> list[Tensor]:
+    if backend == "cpu":
+        return _cpu_backward(upstream, _groups(inputs, lengths), outputs, segments, rows, per_sample, eps)
+
     def run(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sources, weights, gammas, betas, means, variances = _groups(values, lengths)
         return reference.dense_block(sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
 
     return gradients(run, inputs, upstream)
+
+
+def _cpu_backward(
+    upstream: Sequence[Tensor],
+    inputs: Sequence[Sequence[Tensor]],
+    outputs: Sequence[Tensor],
+    segments: Sequence[int],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    eps: float,
+) -> list[Tensor]:
+    sources, weights, gammas, betas, means, variances = inputs
+    grown, mean, var = outputs
+    to_grown, to_mean, to_var = (value.clone(memory_format=torch.contiguous_format) for value in upstream)
+    found = [[torch.zeros_like(value) for value in group] for group in inputs]
+    growth, width = weights[0].shape[0], means[0].shape[1]
+    for layer in reversed(range(len(weights))):
+        before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
+        if len(means) == 1:  # what later layers, and the caller, want of this layer's moments
+            to_grown[:, here] += channel_moments_backward(
+                to_mean[:, here], to_var[:, here], grown[:, here], mean[:, here], segments, "cpu"
+            )
+        norm = Normalisation(
+            gammas[layer],
+            betas[layer],
+            *_statistics(layer, means, variances, mean[:, before], var[:, before]),
+            eps,
+        )
+        x = Concatenation([*sources, grown[:, before]], segments, rows, [*per_sample, False], differentiate=True)
+        found[1][layer], sums = convolution.differentiate(x, weights[layer], to_grown[:, here], norm)
+        found[2][layer], found[3][layer], of_mean, of_var = norm.gradients(sums, segments)
+        *of_sources, of_grown = x.source_gradients()
+        last = layer == len(weights) - 1
+        found[0] = of_sources if last else [a.add_(b) for a, b in zip(found[0], of_sources, strict=True)]
+        to_grown[:, before] += of_grown
+        place = 0 if len(means) == 1 else layer
+        found[4][place] += of_mean[:, : means[place].shape[1]]
+        found[5][place] += of_var[:, : means[place].shape[1]]
+        if len(means) == 1:
+            to_mean[:, before] += of_mean[:, width:]
+            to_var[:, before] += of_var[:, width:]
+    return [value for group in found for value in group]
 
 
 @_backward.register_fake
@@ -174,12 +265,12 @@ def _groups(values: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tenso
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     groups, (ctx.segments, rows, *ctx.rest) = inputs[:6], inputs[6:]
     ctx.lengths = [len(group) for group in groups]
-    ctx.save_for_backward(rows, *[tensor for group in groups for tensor in group])
+    ctx.save_for_backward(rows, *output, *[tensor for group in groups for tensor in group])
 
 
 def _differentiate(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-    rows, *inputs = ctx.saved_tensors
-    found = _backward(list(upstream), inputs, ctx.lengths, ctx.segments, rows, *ctx.rest)
+    rows, grown, mean, var, *inputs = ctx.saved_tensors
+    found = _backward(list(upstream), inputs, [grown, mean, var], ctx.lengths, ctx.segments, rows, *ctx.rest)
     return (*_groups(found, ctx.lengths), *[None] * 5)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, native
+from ifan.ops.concatenation import Concatenation, Normalisation, cpu_refusal
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.recompute import empty_gradients, gradients
 
@@ -105,65 +106,20 @@ def _forward(
         result = reference.integrate(sources, weight, bias, mean, var, segments, rows, per_sample, pool, eps)
         return result.contiguous()
     height, width = sources[0].shape[2:]
-    shape = (sum(segments), weight.shape[1], height, width)
-    out = weight.new_empty((*shape[:2], height // pool, width // pool))
-    scale, shift, _ = _affine(weight, bias, mean, var, eps)
-    fields, alive = _fields(sources, per_sample)
+    out = weight.new_empty((sum(segments), weight.shape[1], height // pool, width // pool))
+    x, norm = Concatenation(sources, segments, rows, per_sample), Normalisation(weight, bias, mean, var, eps)
     native.cpu_module().integrate_forward(
-        fields,
-        _address(rows),
-        segments,
-        shape,
+        *x.arguments,
         pool,
-        scale.data_ptr(),
-        shift.data_ptr(),
+        norm.scale.data_ptr(),
+        norm.shift.data_ptr(),
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    del alive
     return out
 
 
-def _affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalisation as one scale and one shift a task and channel, and the scale's ``1 / sqrt(var + eps)``; float32."""
-    inverse = torch.rsqrt(var + eps)
-    scale = (weight * inverse).contiguous()
-    return scale, (bias - mean * scale).contiguous(), inverse
-
-
-def _fields(
-    sources: Sequence[Tensor], per_sample: Sequence[bool], gradients: Sequence[Tensor] = ()
-) -> tuple[list[tuple[int, ...]], list[Tensor]]:
-    """What the kernel is told of each source, and the tensors that must live until it has run."""
-    planes = [_with_whole_planes(source) for source in sources]
-    targets = [gradient.data_ptr() for gradient in gradients] or [0] * len(planes)
-    fields: list[tuple[int, ...]] = [
-        (x.data_ptr(), x.shape[1], x.stride(0), x.stride(1), int(flag), target)
-        for x, flag, target in zip(planes, per_sample, targets, strict=True)
-    ]
-    return fields, planes
-
-
-def _with_whole_planes(x: Tensor) -> Tensor:
-    height, width = x.shape[2:]
-    whole = (width == 1 or x.stride(3) == 1) and (height == 1 or x.stride(2) == width)
-    return x if whole else x.contiguous()
-
-
-def _address(rows: Tensor | None) -> int:
-    return 0 if rows is None else rows.data_ptr()
-
-
-def _cpu_refusal(*tensors: Tensor) -> str | None:
-    for x in tensors:
-        if x.device.type != "cpu":
-            return f"an input lies on {x.device}, not on the CPU"
-        if x.dtype != torch.float32:
-            return f"an input's dtype is {x.dtype}, not float32"
-    return None
-
-
-register_kernel(NAME, "cpu", _cpu_refusal)
+register_kernel(NAME, "cpu", cpu_refusal)
 
 
 @_forward.register_fake
@@ -216,36 +172,20 @@ def _cpu_backward(
     eps: float,
 ) -> list[Tensor]:
     *sources, weight, bias, mean, var = inputs
-    gradient, mean = gradient.contiguous(), mean.contiguous()
-    shape = (sum(segments), weight.shape[1], *sources[0].shape[2:])
-    scale, shift, inverse = _affine(weight, bias, mean, var, eps)
-    by_lane = [x.new_empty((shape[0], *x.shape[1:])) for x in sources]
-    sums = weight.new_empty((*shape[:2], 2))
-    fields, alive = _fields(sources, per_sample, by_lane)
+    gradient, norm = gradient.contiguous(), Normalisation(weight, bias, mean, var, eps)
+    x = Concatenation(sources, segments, rows, per_sample, differentiate=True)
+    sums = weight.new_empty((*x.shape[:2], 2))
     native.cpu_module().integrate_backward(
-        fields,
-        _address(rows),
-        segments,
-        shape,
+        *x.arguments,
         pool,
-        scale.data_ptr(),
-        shift.data_ptr(),
-        mean.data_ptr(),
+        norm.scale.data_ptr(),
+        norm.shift.data_ptr(),
+        norm.mean.data_ptr(),
         gradient.data_ptr(),
         sums.data_ptr(),
         torch.get_num_threads(),
     )
-    del alive
-    # A source with a row a sample collects the gradients of all lanes that read it; index_add_ takes them in order.
-    by_source = [
-        torch.zeros_like(x, memory_format=torch.contiguous_format).index_add_(0, rows, g)
-        if flag and rows is not None
-        else g
-        for x, g, flag in zip(sources, by_lane, per_sample, strict=True)
-    ]
-    first, second = torch.stack([part.sum(0) for part in sums.double().split(list(segments))]).unbind(2)
-    norms = second * inverse, first, -first * scale, second * scale * inverse.square() * -0.5
-    return [*by_source, *(value.float() for value in norms)]
+    return [*x.source_gradients(), *norm.gradients(sums, segments)]
 
 
 @_backward.register_fake

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks
-from ifan.ops.dispatch import choose
+from ifan.ops import checks, convolution
+from ifan.ops.concatenation import Concatenation, cpu_refusal
+from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "transition_up"
@@ -46,10 +47,10 @@ def transition_up(
     Source: transition up of iFAN (arXiv 1711.06055) and its release.
     """
     flags = _check(sources, weight_a, weight_b, rows, per_sample)
-    chosen = choose(NAME, backend, *sources)
+    chosen = choose(NAME, backend, *sources, weight_a, weight_b)
     if chosen == "reference":
         return reference.transition_up(sources, weight_a, weight_b, rows, flags)
-    return _forward(sources, weight_a, weight_b, rows, flags, chosen)
+    return _forward(sources, weight_a, weight_b, rows, flags, chosen)[0]
 
 
 def _check(
@@ -80,33 +81,84 @@ def _forward(
     rows: Tensor | None,
     per_sample: Sequence[bool],
     backend: str,
-) -> Tensor:
-    return reference.transition_up(sources, weight_a, weight_b, rows, per_sample).contiguous()
+) -> tuple[Tensor, Tensor]:
+    """The result, and for the backward of the native kernel the phase-shifted maps between the two convolutions."""
+    out, shifted = _empty(sources, weight_a, weight_b, rows, per_sample, backend)
+    if backend == "cpu":
+        x = Concatenation(sources, [out.shape[0]], rows, per_sample)
+        convolution.convolve(x, weight_a, shifted, "relu_phase_shift")
+        convolution.convolve(_alone(shifted), weight_b, out, "relu")
+        return out, shifted
+    return reference.transition_up(sources, weight_a, weight_b, rows, per_sample).contiguous(), shifted
 
 
-@_forward.register_fake
-def _(
+def _empty(
     sources: Sequence[Tensor],
     weight_a: Tensor,
     weight_b: Tensor,
     rows: Tensor | None,
     per_sample: Sequence[bool],
     backend: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     by_lane = [source.shape[0] for source, flag in zip(sources, per_sample, strict=True) if not flag]
     lanes = by_lane[0] if by_lane or rows is None else rows.shape[0]
     height, width = sources[0].shape[2:]
-    return weight_b.new_empty((lanes, weight_b.shape[0], 2 * height, 2 * width), dtype=checks.promoted(sources))
+    out = weight_b.new_empty((lanes, weight_b.shape[0], 2 * height, 2 * width), dtype=checks.promoted(sources))
+    between = (lanes, weight_a.shape[0] // 4, 2 * height, 2 * width) if backend == "cpu" else (0,)
+    return out, out.new_empty(between)
+
+
+def _alone(x: Tensor, differentiate: bool = False) -> Concatenation:
+    return Concatenation([x], [x.shape[0]], None, [False], differentiate)
+
+
+_forward.register_fake(_empty)
+register_kernel(NAME, "cpu", cpu_refusal)
 
 
 @torch.library.custom_op("ifan::transition_up_backward", mutates_args=())
 def _backward(
-    gradient: Tensor, inputs: Sequence[Tensor], rows: Tensor | None, per_sample: Sequence[bool], backend: str
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    backend: str,
 ) -> list[Tensor]:
+    if backend == "cpu":
+        return _cpu_backward(gradient, inputs, outputs, rows, per_sample)
+
     def run(*values: Tensor) -> list[Tensor]:
         return [reference.transition_up(values[:-2], values[-2], values[-1], rows, per_sample)]
 
     return gradients(run, inputs, [gradient])
+
+
+def _cpu_backward(
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+) -> list[Tensor]:
+    *sources, weight_a, weight_b = inputs
+    out, shifted = outputs
+    between = _alone(shifted, differentiate=True)
+    of_b, _ = convolution.differentiate(between, weight_b, _through_relu(gradient, out))
+    to_a = _phase_shift_backward(_through_relu(between.gradients[0], shifted))
+    x = Concatenation(sources, [out.shape[0]], rows, per_sample, differentiate=True)
+    of_a, _ = convolution.differentiate(x, weight_a, to_a)
+    return [*x.source_gradients(), of_a, of_b]
+
+
+def _through_relu(gradient: Tensor, out: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(gradient.contiguous(), out, 0)
+
+
+def _phase_shift_backward(gradient: Tensor) -> Tensor:
+    """``(N, c, 2H, 2W)`` -> ``(N, 4c, H, W)``, the transpose of `ifan.reference.transition_up.phase_shift`."""
+    cells = gradient.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # (N, c, H, j, W, i)
+    return cells.permute(0, 1, 5, 3, 2, 4).flatten(1, 3).contiguous()
 
 
 @_backward.register_fake
@@ -114,14 +166,15 @@ def _(gradient: Tensor, inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
     return empty_gradients(inputs)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     sources, weight_a, weight_b, rows, *ctx.rest = inputs
-    ctx.save_for_backward(rows, *sources, weight_a, weight_b)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(rows, *output, *sources, weight_a, weight_b)
 
 
-def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    rows, *inputs = ctx.saved_tensors
-    found = _backward(gradient, inputs, rows, *ctx.rest)
+def _differentiate(ctx: Any, gradient: Tensor, _: None) -> tuple[Any, ...]:
+    rows, out, shifted, *inputs = ctx.saved_tensors
+    found = _backward(gradient, inputs, [out, shifted], rows, *ctx.rest)
     return (found[:-2], *found[-2:], None, None, None)
 
 

@@ -1,0 +1,42 @@
+// The backward of relu(x scale + shift) over a run of values, shared by the kernels that end in it.
+#pragma once
+#include "simd.h"
+
+namespace ifan {
+namespace IFAN_ISA {
+
+constexpr int64_t kRun = 512;  // values between two joins of the partial sums
+
+struct Affine {
+  float scale, shift, mean;
+};
+
+// gx = e scale; sums += (sum e, sum e (x - mean)), where e is d where x scale + shift > 0, else 0. At most kRun values;
+// gx may be d.
+inline void affine_relu_run(const float* x, const float* d, float* gx, int64_t n, Affine f, double* sums) {
+  constexpr int64_t step = 2 * kWidth;  // two independent partial sums, which hide the latency of an addition
+  Vec first[2] = {}, second[2] = {};
+  int64_t i = 0;
+  for (; i + step <= n; i += step)
+    for (int64_t j = 0; j < 2; ++j) {
+      const Vec v = load(x + i + j * kWidth), g = load(d + i + j * kWidth);
+      const Vec e = v * f.scale + f.shift <= 0 ? Vec{} : g;
+      first[j] += e;
+      second[j] += e * (v - f.mean);
+      store(gx + i + j * kWidth, e * f.scale);
+    }
+  first[0] += first[1], second[0] += second[1];
+  for (int64_t j = 0; j < kWidth; ++j) sums[0] += first[0][j], sums[1] += second[0][j];
+  for (; i < n; ++i) {
+    const float v = x[i], e = v * f.scale + f.shift <= 0 ? 0 : d[i];
+    sums[0] += e, sums[1] += e * (v - f.mean);
+    gx[i] = e * f.scale;
+  }
+}
+
+inline void affine_relu_backward(const float* x, const float* d, float* gx, int64_t n, Affine f, double* sums) {
+  for (int64_t i = 0; i < n; i += kRun) affine_relu_run(x + i, d + i, gx + i, n - i < kRun ? n - i : kRun, f, sums);
+}
+
+}  // namespace IFAN_ISA
+}  // namespace ifan

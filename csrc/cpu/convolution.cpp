@@ -1,0 +1,179 @@
+#include "convolution.h"
+
+#include <atomic>
+
+#include "runtime/scratch.h"
+#include "runtime/thread_pool.h"
+#include "winograd.h"
+
+namespace ifan {
+namespace IFAN_ISA {
+namespace {
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
+
+struct Context {
+  const ConvolutionForward& call;
+  const Plan& plan;
+  Tiling tiling;
+  int64_t chunk;  // channels transformed before they are multiplied
+  std::atomic<bool> failed{false};
+};
+
+// A block's buffers, one behind the other in this thread's scratch.
+template <int N>
+struct Buffers {
+  static constexpr int64_t tiles = N * kWidth;
+  int64_t point;  // from one point's transformed inputs to the next's: no power of two, which would fall on one cache set
+  float *inputs, *transformed, *sums, *pixels;
+
+  static int64_t size(int64_t chunk, int64_t outputs) {
+    return (kPoints + kPoints * (chunk + 1) + kPoints * groups(outputs) * kOutputs + 64) * tiles;
+  }
+  Buffers(float* memory, int64_t chunk, int64_t outputs) : point((chunk + 1) * tiles) {
+    inputs = memory;
+    transformed = inputs + kPoints * tiles;
+    sums = transformed + kPoints * point;
+    pixels = sums + kPoints * groups(outputs) * kOutputs * tiles;
+  }
+};
+
+template <int N, bool normalise>
+void transform_inputs(const Context& context, const Run* runs, int64_t count, int64_t first, int64_t channels, const Buffers<N>& b) {
+  constexpr int64_t tiles = N * kWidth;
+  const int64_t width = context.call.x.channels;
+  for (int64_t c = 0; c < channels; ++c) {
+    for (const Run* run = runs; run < runs + count; ++run) {
+      Prologue<normalise> prologue{1, 0};
+      if (normalise) {
+        const int64_t at = context.plan.task[run->lane] * width + first + c;
+        prologue = {context.call.scale[at], context.call.shift[at]};
+      }
+      gather(context.plan.plane(run->lane, first + c), context.tiling, *run, prologue, b.inputs, tiles);
+    }
+    transform_columns<N>(b.inputs, b.transformed + c * tiles, b.point);
+  }
+}
+
+// The four channels 4c + 2i + j of y [channel][row][column][tile] to rows 2y + j, columns 2x + i of one plane of twice the side.
+void scatter_shifted(const float* y, int64_t tiles, const Tiling& tiling, const Run& run, float* plane) {
+  const int64_t width = tiling.width, channel = 16 * tiles;
+  for (int64_t r = 0; r < 4 && 4 * run.y + r < tiling.height; ++r)
+    for (int64_t j = 0; j < 2; ++j) {
+      const float *even = y + j * channel + 4 * r * tiles + run.at, *odd = even + 2 * channel;
+      float* out = plane + (2 * (4 * run.y + r) + j) * 2 * width + 8 * run.x;
+      int64_t t = 0;
+      for (; t + 4 <= run.count && 4 * (run.x + t + 4) <= width; t += 4)
+        for (int64_t half = 0; half < 2; ++half) {  // columns 2 half and 2 half + 1 of each tile
+          const float *e = even + 2 * half * tiles + t, *o = odd + 2 * half * tiles + t;
+          VecOf<4> p[4] = {load<4>(e), load<4>(o), load<4>(e + tiles), load<4>(o + tiles)}, x[4];
+          Quads<4>::join(p, x);
+          for (int i = 0; i < 4; ++i) store(out + 8 * (t + i) + 4 * half, x[i]);
+        }
+      for (; t < run.count; ++t)
+        for (int64_t q = 0; q < 4 && 4 * (run.x + t) + q < width; ++q) {
+          out[8 * t + 2 * q] = even[q * tiles + t];
+          out[8 * t + 2 * q + 1] = odd[q * tiles + t];
+        }
+    }
+}
+
+template <int N>
+void write_outputs(const Context& context, const Run* runs, int64_t count, const Buffers<N>& b) {
+  constexpr int64_t tiles = N * kWidth;
+  const ConvolutionForward& call = context.call;
+  const int64_t stride = groups(call.outputs) * kOutputs * tiles, plane = call.x.height * call.x.width;
+  const int64_t step = call.epilogue == Epilogue::relu_phase_shift ? 4 : 1;
+  for (int64_t o = 0; o < call.outputs; o += step) {
+    for (int64_t i = 0; i < step; ++i) transform_outputs<N>(b.sums + (o + i) * tiles, stride, b.pixels + 16 * i * tiles);
+    if (call.epilogue != Epilogue::none)
+      for (int64_t i = 0; i < 16 * step * tiles; i += kWidth) store(b.pixels + i, relu(load(b.pixels + i)));
+    for (const Run* run = runs; run < runs + count; ++run) {
+      float* out = call.out + run->lane * call.out_lane_stride + o * plane;  // four planes become one of four times the size
+      if (step == 4)
+        scatter_shifted(b.pixels, tiles, context.tiling, *run, out);
+      else
+        scatter(b.pixels, tiles, context.tiling, *run, out);
+    }
+  }
+}
+
+template <int N, bool normalise>
+void convolve_blocks(void* argument, int64_t begin, int64_t end) {
+  constexpr int64_t tiles = N * kWidth;
+  Context& context = *static_cast<Context*>(argument);
+  const ConvolutionForward& call = context.call;
+  const int64_t channels = call.x.channels, blocks = groups(call.outputs);
+  float* memory = scratch(Buffers<N>::size(context.chunk, call.outputs));
+  if (!memory) {
+    context.failed = true;
+    return;
+  }
+  const Buffers<N> b(memory, context.chunk, call.outputs);
+  Run runs[tiles];
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t count = context.tiling.runs(block * tiles, tiles, runs);
+    for (int64_t first = 0; first < channels; first += context.chunk) {
+      const int64_t some = least(context.chunk, channels - first);
+      transform_inputs<N, normalise>(context, runs, count, first, some, b);
+      for (int64_t p = 0; p < kPoints; ++p)
+        for (int64_t o = 0; o < blocks; ++o)
+          products<kOutputs, N>(call.filters + ((p * blocks + o) * channels + first) * kOutputs,
+                                b.transformed + p * b.point, some, b.sums + (p * blocks + o) * kOutputs * tiles,
+                                first > 0);
+    }
+    write_outputs<N>(context, runs, count, b);
+  }
+}
+
+template <int N>
+void run(Context& context) {
+  constexpr int64_t tiles = N * kWidth;
+  const Body body = context.call.scale ? convolve_blocks<N, true> : convolve_blocks<N, false>;
+  parallel_for((context.tiling.tiles() + tiles - 1) / tiles, 1, context.call.threads, body, &context);
+}
+
+}  // namespace
+
+int64_t packed_filters(int64_t outputs, int64_t inputs) { return kPoints * groups(outputs) * kOutputs * inputs; }
+
+// filters [point][group][input][kOutputs], zeros where a group is not full.
+void pack_filters(const FilterPacking& call) {
+  double g[6][3];
+  filter_matrix(g);
+  const int64_t out_stride = call.transposed ? 9 : 9 * call.inputs, in_stride = call.transposed ? 9 * call.outputs : 9;
+  const int64_t blocks = groups(call.outputs);
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t c = 0; c < call.inputs; ++c) {
+      double w[9][kOutputs] = {}, half[6][3][kOutputs];
+      const int64_t some = least(kOutputs, call.outputs - block * kOutputs);
+      for (int64_t o = 0; o < some; ++o) {
+        const float* from = call.weight + (block * kOutputs + o) * out_stride + c * in_stride;
+        for (int64_t i = 0; i < 9; ++i) w[i][o] = from[call.transposed ? 8 - i : i];
+      }
+      for (int i = 0; i < 6; ++i)
+        for (int j = 0; j < 3; ++j)
+          for (int o = 0; o < kOutputs; ++o) half[i][j][o] = g[i][0] * w[j][o] + g[i][1] * w[3 + j][o] + g[i][2] * w[6 + j][o];
+      for (int i = 0; i < 6; ++i)
+        for (int j = 0; j < 6; ++j) {
+          float* out = call.filters + (((6 * i + j) * blocks + block) * call.inputs + c) * kOutputs;
+          for (int o = 0; o < kOutputs; ++o)
+            out[o] = static_cast<float>(half[i][0][o] * g[j][0] + half[i][1][o] * g[j][1] + half[i][2][o] * g[j][2]);
+        }
+    }
+}
+
+bool convolution_forward(const ConvolutionForward& call) {
+  const Plan plan(call.x);
+  if (!plan.made()) return false;
+  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), call.outputs > 24 ? 32 : 64};
+  if (context.tiling.tiles() > kWidth)
+    run<2>(context);
+  else
+    run<1>(context);
+  return !context.failed;
+}
+
+}  // namespace IFAN_ISA
+}  // namespace ifan

@@ -1,0 +1,284 @@
+#include <atomic>
+#include <cstring>
+
+#include "affine_relu.h"
+#include "convolution.h"
+#include "runtime/scratch.h"
+#include "runtime/thread_pool.h"
+#include "winograd.h"
+
+namespace ifan {
+namespace IFAN_ISA {
+namespace {
+
+constexpr int kVectors = 2;
+constexpr int64_t kTiles = kVectors * kWidth;       // tiles of a block
+constexpr int64_t kBatch = 64;                      // tiles, about, whose output gradients are transformed at a time
+constexpr int64_t kChunk = 24;                      // channels between two readings of these; a multiple of kOutputs
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+struct Context {
+  const ConvolutionBackward& call;
+  const Plan& plan;
+  Tiling tiling;
+  int64_t rows, blocks;  // of tiles, in a batch
+  int64_t wide;          // outputs rounded up to whole vectors
+  std::atomic<bool> failed{false};
+};
+
+// This thread's buffers. The first two hold a batch, the others a block; `filters` holds a part of the lanes.
+struct Buffers {
+  float *to_inputs, *to_weights, *inputs, *transformed, *sums, *pixels, *filters;
+
+  static int64_t layout(const Context& c, float* memory, Buffers* b) {
+    int64_t used = 0;
+    const auto take = [&](int64_t floats) {
+      float* at = memory ? memory + used : nullptr;
+      used += ceil_to(floats, 16) + 16;  // never a power of two apart
+      return at;
+    };
+    b->to_inputs = take(c.blocks * kPoints * c.call.outputs * kTiles);
+    b->to_weights = take(c.blocks * kPoints * kTiles * c.wide);
+    b->inputs = take(kPoints * kTiles);
+    b->transformed = take(kPoints * kChunk * kTiles);
+    b->sums = take(kPoints * kChunk * kTiles);
+    b->pixels = take(16 * kTiles);
+    b->filters = take(kPoints * c.call.x.channels * c.wide);
+    return used;
+  }
+};
+
+// L tiles of one row of pixels, column by column.
+template <int L>
+void split_tiles(const float* row, float* y) {
+  VecOf<L> p[4];
+  Quads<L>::split(load<L>(row), load<L>(row + L), load<L>(row + 2 * L), load<L>(row + 3 * L), p);
+  for (int q = 0; q < 4; ++q) store(y + q * kTiles, p[q]);
+}
+
+// The 4 x 4 pixels of a run's tiles to y [row][column][tile], zeros beyond the border.
+void gather_pixels(const float* plane, const Tiling& tiling, const Run& run, float* y) {
+  const int64_t whole = least(run.count, tiling.width / 4 - run.x);
+  for (int64_t r = 0; r < 4; ++r) {
+    float* out = y + 4 * r * kTiles + run.at;
+    const float* row = plane + (4 * run.y + r) * tiling.width + 4 * run.x;
+    const bool inside = 4 * run.y + r < tiling.height;
+    int64_t t = 0;
+    for (; inside && t + kWidth <= whole; t += kWidth) split_tiles<kWidth>(row + 4 * t, out + t);
+    for (; inside && t + kHalf <= whole; t += kHalf) split_tiles<kHalf>(row + 4 * t, out + t);
+    for (; t < run.count; ++t)
+      for (int64_t q = 0; q < 4; ++q) out[q * kTiles + t] = inside && 4 * (run.x + t) + q < tiling.width ? row[4 * t + q] : 0;
+  }
+}
+
+// A y A^T of one channel, to out [point][tile][output]: the tile's row for the product with the inputs.
+void transform_gradient(const float* y, float* out, int64_t wide) {
+  for (int n = 0; n < kVectors; ++n) {
+    Vec half[4][6];
+    for (int r = 0; r < 4; ++r) {
+      Vec x[4];
+      for (int q = 0; q < 4; ++q) x[q] = load(y + (4 * r + q) * kTiles + n * kWidth);
+      gradient_transform(x, half[r]);
+    }
+    for (int j = 0; j < 6; ++j) {
+      Vec x[4], m[6];
+      for (int r = 0; r < 4; ++r) x[r] = half[r][j];
+      gradient_transform(x, m);
+      for (int k = 0; k < 6; ++k)
+        for (int t = 0; t < kWidth; ++t) out[((6 * k + j) * kTiles + n * kWidth + t) * wide] = m[k][t];
+    }
+  }
+}
+
+// sums [M][wide] += v [M][tile] g [tile][wide] over the tiles of a block, for N vectors of outputs.
+template <int M, int N>
+void correlate(const float* v, const float* g, int64_t tiles, int64_t wide, float* sums) {
+  Vec sum[M][N];
+  for (int i = 0; i < M; ++i)
+    for (int n = 0; n < N; ++n) sum[i][n] = load(sums + i * wide + n * kWidth);
+  for (int64_t t = 0; t < tiles; ++t, g += wide) {
+    Vec x[N];
+    for (int n = 0; n < N; ++n) x[n] = load(g + n * kWidth);
+    for (int i = 0; i < M; ++i)
+      for (int n = 0; n < N; ++n) sum[i][n] += v[i * kTiles + t] * x[n];
+  }
+  for (int i = 0; i < M; ++i)
+    for (int n = 0; n < N; ++n) store(sums + i * wide + n * kWidth, sum[i][n]);
+}
+
+// One block of a batch: its runs, and how many tiles they have.
+struct Block {
+  Run runs[kTiles];
+  int64_t count, tiles;
+
+  Block(const Context& context, int64_t first, int64_t end) {
+    tiles = least(kTiles, end - first);
+    count = context.tiling.runs(first, tiles, runs);
+  }
+};
+
+void transform_gradients(const Context& context, const Block& block, int64_t index, const Buffers& b) {
+  const ConvolutionBackward& call = context.call;
+  const int64_t pixels = context.tiling.height * context.tiling.width;
+  float* to_inputs = b.to_inputs + index * kPoints * call.outputs * kTiles;
+  float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
+  for (int64_t o = 0; o < call.outputs; ++o) {
+    for (const Run* run = block.runs; run < block.runs + block.count; ++run) {
+      const float* plane = call.gradient + run->lane * call.gradient_lane_stride + o * pixels;
+      gather(plane, context.tiling, *run, Prologue<false>{1, 0}, b.inputs, kTiles);
+      gather_pixels(plane, context.tiling, *run, b.pixels);
+    }
+    transform_columns<kVectors>(b.inputs, to_inputs + o * kTiles, call.outputs * kTiles);
+    transform_gradient(b.pixels, to_weights + o, context.wide);
+  }
+}
+
+// Adds the products of the chunk's inputs and the outputs' gradients to the gradient of the transformed filters.
+template <bool normalise>
+void add_filters(const Context& context, const Block& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
+  const ConvolutionBackward& call = context.call;
+  for (int64_t c = 0; c < channels; ++c) {
+    for (const Run* run = block.runs; run < block.runs + block.count; ++run) {
+      Prologue<normalise> prologue{1, 0};
+      if (normalise) {
+        const int64_t at = context.plan.task[run->lane] * call.x.channels + first + c;
+        prologue = {call.scale[at], call.shift[at]};
+      }
+      gather(context.plan.plane(run->lane, first + c), context.tiling, *run, prologue, b.inputs, kTiles);
+    }
+    transform_columns<kVectors>(b.inputs, b.transformed + c * kTiles, kChunk * kTiles);
+  }
+  const float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
+  for (int64_t p = 0; p < kPoints; ++p)
+    for (int64_t c = 0; c < channels; c += kOutputs) {
+      const float *v = b.transformed + (p * kChunk + c) * kTiles, *g = to_weights + p * kTiles * context.wide;
+      float* sums = b.filters + (p * call.x.channels + first + c) * context.wide;
+      int64_t o = 0;
+      if (c + kOutputs <= channels) {
+        for (; o + 2 * kWidth <= context.wide; o += 2 * kWidth)
+          correlate<kOutputs, 2>(v, g + o, block.tiles, context.wide, sums + o);
+        if (o < context.wide) correlate<kOutputs, 1>(v, g + o, block.tiles, context.wide, sums + o);
+      } else {
+        for (int64_t i = c; i < channels; ++i)
+          for (o = 0; o < context.wide; o += kWidth)
+            correlate<1, 1>(v + (i - c) * kTiles, g + o, block.tiles, context.wide, sums + (i - c) * context.wide + o);
+      }
+    }
+}
+
+float* gradient_plane(const Context& context, int64_t lane, int64_t c) {
+  const Source& source = context.call.x.sources[context.plan.source[c]];
+  return source.gradient + (lane * source.channels + context.plan.channel[c]) * context.tiling.height * context.tiling.width;
+}
+
+// The chunk's gradients of what the convolution reads, to where the sources' gradients belong.
+void write_inputs(const Context& context, const Block& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
+  const ConvolutionBackward& call = context.call;
+  const int64_t outputs = call.outputs, blocks = ceil_to(call.x.channels, kOutputs) / kOutputs;
+  const float* to_inputs = b.to_inputs + index * kPoints * outputs * kTiles;
+  for (int64_t p = 0; p < kPoints; ++p)
+    for (int64_t c = 0; c < channels; c += kOutputs)
+      products<kOutputs, kVectors>(call.filters + (p * blocks + (first + c) / kOutputs) * outputs * kOutputs,
+                                   to_inputs + p * outputs * kTiles, outputs, b.sums + (p * kChunk + c) * kTiles, false);
+  for (int64_t c = 0; c < channels; ++c) {
+    transform_outputs<kVectors>(b.sums + c * kTiles, kChunk * kTiles, b.pixels);
+    for (const Run* run = block.runs; run < block.runs + block.count; ++run)
+      scatter(b.pixels, kTiles, context.tiling, *run, gradient_plane(context, run->lane, first + c));
+  }
+}
+
+// Through the prologue, in place, for the chunk's channels in a batch's rows of tiles.
+void differentiate_prologue(const Context& context, int64_t begin, int64_t end, int64_t first, int64_t channels) {
+  const ConvolutionBackward& call = context.call;
+  const int64_t height = context.tiling.height, width = context.tiling.width;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t lane = row / context.tiling.rows, y = 4 * (row % context.tiling.rows), n = least(4, height - y) * width;
+    for (int64_t c = first; c < first + channels; ++c) {
+      const int64_t at = context.plan.task[lane] * call.x.channels + c;
+      float* gradient = gradient_plane(context, lane, c) + y * width;
+      affine_relu_backward(context.plan.plane(lane, c) + y * width, gradient, gradient, n,
+                           {call.scale[at], call.shift[at], call.mean[at]}, call.sums + 2 * (lane * call.x.channels + c));
+    }
+  }
+}
+
+template <bool normalise>
+void work_on_batch(const Context& context, int64_t begin, int64_t end, const Buffers& b) {
+  const int64_t columns = context.tiling.columns, last = end * columns, channels = context.call.x.channels;
+  for (int64_t tile = begin * columns, i = 0; tile < last; tile += kTiles, ++i)
+    transform_gradients(context, Block(context, tile, last), i, b);
+  for (int64_t first = 0; first < channels; first += kChunk) {
+    const int64_t some = least(kChunk, channels - first);
+    for (int64_t tile = begin * columns, i = 0; tile < last; tile += kTiles, ++i) {
+      const Block block(context, tile, last);
+      add_filters<normalise>(context, block, i, first, some, b);
+      write_inputs(context, block, i, first, some, b);
+    }
+    if (normalise) differentiate_prologue(context, begin, end, first, some);
+  }
+}
+
+// G^T u G, the gradient of the weight for that of the transformed filters, to out (outputs, channels, 3, 3).
+void weight_gradient(const Context& context, const float* filters, float* out) {
+  const int64_t channels = context.call.x.channels, outputs = context.call.outputs, wide = context.wide;
+  double exact[6][3];
+  float g[6][3];
+  filter_matrix(exact);
+  for (int i = 0; i < 18; ++i) g[i / 3][i % 3] = static_cast<float>(exact[i / 3][i % 3]);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t o = 0; o < wide; o += kWidth) {
+      Vec half[6][3] = {};
+      for (int k = 0; k < 6; ++k)
+        for (int l = 0; l < 6; ++l) {
+          const Vec u = load(filters + ((6 * k + l) * channels + c) * wide + o);
+          for (int j = 0; j < 3; ++j) half[k][j] += g[l][j] * u;
+        }
+      for (int i = 0; i < 3; ++i)
+        for (int j = 0; j < 3; ++j) {
+          Vec w{};
+          for (int k = 0; k < 6; ++k) w += g[k][i] * half[k][j];
+          for (int64_t v = 0; v < kWidth && o + v < outputs; ++v) out[((o + v) * channels + c) * 9 + 3 * i + j] = w[v];
+        }
+    }
+}
+
+template <bool normalise>
+void work_on_parts(void* argument, int64_t begin, int64_t end) {
+  Context& context = *static_cast<Context*>(argument);
+  const ConvolutionBackward& call = context.call;
+  Buffers b;
+  float* memory = scratch(Buffers::layout(context, nullptr, &b));
+  if (!memory) {
+    context.failed = true;
+    return;
+  }
+  Buffers::layout(context, memory, &b);
+  const int64_t lanes = call.x.lanes, size = kPoints * call.x.channels * context.wide;
+  memset(b.to_weights, 0, context.blocks * kPoints * kTiles * context.wide * sizeof(float));
+  for (int64_t part = begin; part < end; ++part) {
+    memset(b.filters, 0, size * sizeof(float));
+    const int64_t first = part * lanes / call.parts, last = (part + 1) * lanes / call.parts;
+    if (normalise) memset(call.sums + 2 * first * call.x.channels, 0, 2 * (last - first) * call.x.channels * sizeof(double));
+    const int64_t end_row = last * context.tiling.rows;
+    for (int64_t row = first * context.tiling.rows; row < end_row; row += context.rows)
+      work_on_batch<normalise>(context, row, least(row + context.rows, end_row), b);
+    weight_gradient(context, b.filters, call.weight_gradient + part * call.outputs * call.x.channels * 9);
+  }
+}
+
+}  // namespace
+
+bool convolution_backward(const ConvolutionBackward& call) {
+  const Plan plan(call.x);
+  if (!plan.made()) return false;
+  const Tiling tiling(call.x.lanes, call.x.height, call.x.width);
+  const int64_t rows = kBatch > tiling.columns ? kBatch / tiling.columns : 1;
+  Context context{call, plan, tiling, rows, (rows * tiling.columns + kTiles - 1) / kTiles, ceil_to(call.outputs, kWidth)};
+  parallel_for(call.parts, 1, call.threads, call.scale ? work_on_parts<true> : work_on_parts<false>, &context);
+  return !context.failed;
+}
+
+}  // namespace IFAN_ISA
+}  // namespace ifan

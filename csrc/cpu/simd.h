@@ -1,0 +1,149 @@
+// Vectors of floats by the compiler's own vector types, as wide as the instruction set this file is compiled for.
+//
+// Everything lies in the namespace IFAN_ISA, so that no instruction set borrows the inline code of another.
+#pragma once
+#include <cstdint>
+
+namespace ifan {
+namespace IFAN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16, kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kWidth = 4, kRegisters = 32;
+#else
+constexpr int kWidth = 4, kRegisters = 16;
+#endif
+
+// L floats and L indices.
+template <int L>
+struct Lanes;
+template <>
+struct Lanes<4> {
+  typedef float Float __attribute__((vector_size(16)));
+  typedef int32_t Int __attribute__((vector_size(16)));
+};
+#if defined(__AVX2__)
+template <>
+struct Lanes<8> {
+  typedef float Float __attribute__((vector_size(32)));
+  typedef int32_t Int __attribute__((vector_size(32)));
+};
+#endif
+#if defined(__AVX512F__)
+template <>
+struct Lanes<16> {
+  typedef float Float __attribute__((vector_size(64)));
+  typedef int32_t Int __attribute__((vector_size(64)));
+};
+#endif
+template <int L>
+using VecOf = typename Lanes<L>::Float;
+using Vec = VecOf<kWidth>;
+constexpr int kHalf = kWidth > 8 ? kWidth / 2 : kWidth;  // the next narrower vector, for narrow maps; then 4
+
+template <int L = kWidth>
+inline VecOf<L> load(const float* p) {
+  VecOf<L> v;
+  __builtin_memcpy(&v, p, sizeof v);  // of any address
+  return v;
+}
+template <typename V>
+inline void store(float* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// NaN passes, as it does through PyTorch's ReLU.
+template <typename V>
+inline V relu(V z) {
+  return z < 0 ? V{} : z;
+}
+
+#if defined(__clang__)
+#define IFAN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define IFAN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Int{__VA_ARGS__})
+#endif
+
+// Pixels to tiles of four and back: 4 L neighbouring values a, b, c, d against the L first, second, third and fourth of each
+// group of four.
+template <int L>
+struct Quads;
+
+template <>
+struct Quads<4> {
+  using V = VecOf<4>;
+  using Int = Lanes<4>::Int;
+  static void split(V a, V b, V c, V d, V out[4]) {
+    const V ab01 = IFAN_SHUFFLE(a, b, 0, 4, 1, 5), ab23 = IFAN_SHUFFLE(a, b, 2, 6, 3, 7);
+    const V cd01 = IFAN_SHUFFLE(c, d, 0, 4, 1, 5), cd23 = IFAN_SHUFFLE(c, d, 2, 6, 3, 7);
+    out[0] = IFAN_SHUFFLE(ab01, cd01, 0, 1, 4, 5), out[1] = IFAN_SHUFFLE(ab01, cd01, 2, 3, 6, 7);
+    out[2] = IFAN_SHUFFLE(ab23, cd23, 0, 1, 4, 5), out[3] = IFAN_SHUFFLE(ab23, cd23, 2, 3, 6, 7);
+  }
+  static void join(const V in[4], V out[4]) { split(in[0], in[1], in[2], in[3], out); }  // a 4 x 4 transpose
+  static V after(float x, V v) { const V f = V{} + x; return IFAN_SHUFFLE(f, v, 0, 4, 5, 6); }    // x, v[0], v[1], ...
+  static V before(V v, float x) { const V f = V{} + x; return IFAN_SHUFFLE(v, f, 1, 2, 3, 4); }   // v[1], v[2], ..., x
+};
+
+#if defined(__AVX2__)
+template <>
+struct Quads<8> {
+  using V = VecOf<8>;
+  using Int = Lanes<8>::Int;
+  static void split(V a, V b, V c, V d, V out[4]) {
+    const V ab01 = IFAN_SHUFFLE(a, b, 0, 4, 8, 12, 1, 5, 9, 13), ab23 = IFAN_SHUFFLE(a, b, 2, 6, 10, 14, 3, 7, 11, 15);
+    const V cd01 = IFAN_SHUFFLE(c, d, 0, 4, 8, 12, 1, 5, 9, 13), cd23 = IFAN_SHUFFLE(c, d, 2, 6, 10, 14, 3, 7, 11, 15);
+    out[0] = IFAN_SHUFFLE(ab01, cd01, 0, 1, 2, 3, 8, 9, 10, 11), out[1] = IFAN_SHUFFLE(ab01, cd01, 4, 5, 6, 7, 12, 13, 14, 15);
+    out[2] = IFAN_SHUFFLE(ab23, cd23, 0, 1, 2, 3, 8, 9, 10, 11), out[3] = IFAN_SHUFFLE(ab23, cd23, 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  static void join(const V in[4], V out[4]) {
+    const V low01 = IFAN_SHUFFLE(in[0], in[1], 0, 8, 1, 9, 2, 10, 3, 11), high01 = IFAN_SHUFFLE(in[0], in[1], 4, 12, 5, 13, 6, 14, 7, 15);
+    const V low23 = IFAN_SHUFFLE(in[2], in[3], 0, 8, 1, 9, 2, 10, 3, 11), high23 = IFAN_SHUFFLE(in[2], in[3], 4, 12, 5, 13, 6, 14, 7, 15);
+    out[0] = IFAN_SHUFFLE(low01, low23, 0, 1, 8, 9, 2, 3, 10, 11), out[1] = IFAN_SHUFFLE(low01, low23, 4, 5, 12, 13, 6, 7, 14, 15);
+    out[2] = IFAN_SHUFFLE(high01, high23, 0, 1, 8, 9, 2, 3, 10, 11), out[3] = IFAN_SHUFFLE(high01, high23, 4, 5, 12, 13, 6, 7, 14, 15);
+  }
+  static V after(float x, V v) { const V f = V{} + x; return IFAN_SHUFFLE(f, v, 0, 8, 9, 10, 11, 12, 13, 14); }
+  static V before(V v, float x) { const V f = V{} + x; return IFAN_SHUFFLE(v, f, 1, 2, 3, 4, 5, 6, 7, 8); }
+};
+#endif
+
+#if defined(__AVX512F__)
+template <>
+struct Quads<16> {
+  using V = VecOf<16>;
+  using Int = Lanes<16>::Int;
+  static void split(V a, V b, V c, V d, V out[4]) {
+    const V ab01 = IFAN_SHUFFLE(a, b, 0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    const V ab23 = IFAN_SHUFFLE(a, b, 2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
+    const V cd01 = IFAN_SHUFFLE(c, d, 0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    const V cd23 = IFAN_SHUFFLE(c, d, 2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
+    out[0] = IFAN_SHUFFLE(ab01, cd01, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    out[1] = IFAN_SHUFFLE(ab01, cd01, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    out[2] = IFAN_SHUFFLE(ab23, cd23, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    out[3] = IFAN_SHUFFLE(ab23, cd23, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  static void join(const V in[4], V out[4]) {
+    const V low01 = IFAN_SHUFFLE(in[0], in[1], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const V high01 = IFAN_SHUFFLE(in[0], in[1], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    const V low23 = IFAN_SHUFFLE(in[2], in[3], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const V high23 = IFAN_SHUFFLE(in[2], in[3], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    out[0] = IFAN_SHUFFLE(low01, low23, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+    out[1] = IFAN_SHUFFLE(low01, low23, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+    out[2] = IFAN_SHUFFLE(high01, high23, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+    out[3] = IFAN_SHUFFLE(high01, high23, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+  }
+  static V after(float x, V v) {
+    const V f = V{} + x;
+    return IFAN_SHUFFLE(f, v, 0, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
+  }
+  static V before(V v, float x) {
+    const V f = V{} + x;
+    return IFAN_SHUFFLE(v, f, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+  }
+};
+#endif
+
+}  // namespace IFAN_ISA
+}  // namespace ifan

@@ -1,0 +1,53 @@
+// The tensors that a kernel reads as one concatenation which does not exist.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+
+namespace ifan {
+
+// One tensor of the concatenation; its planes of H x W values are contiguous. Strides count elements.
+struct Source {
+  const float* data;
+  int64_t channels, lane_stride, channel_stride;
+  bool per_sample;  // a row a sample, looked up in `rows`, instead of a row a lane
+  float* gradient;  // backward: (N, channels, H, W) contiguous
+};
+
+struct Concatenation {
+  const Source* sources;
+  int64_t count, lanes, channels, height, width;
+  const int64_t* rows;      // sample of each lane; null where no source has a row a sample
+  const int64_t* segments;  // lanes of each task
+  int64_t tasks;
+};
+
+namespace IFAN_ISA {
+
+// Where each lane and channel of a concatenation is found.
+struct Plan {
+  const Concatenation* x;
+  int64_t *task, *source, *channel;  // task of each lane; source of each channel and its place in there
+
+  explicit Plan(const Concatenation& concatenation) : x(&concatenation) {
+    task = static_cast<int64_t*>(malloc((x->lanes + 2 * x->channels + 1) * sizeof(int64_t)));
+    if (!task) return;
+    source = task + x->lanes;
+    channel = source + x->channels;
+    for (int64_t t = 0, lane = 0; t < x->tasks; ++t)
+      for (int64_t i = 0; i < x->segments[t]; ++i) task[lane++] = t;
+    for (int64_t s = 0, c = 0; s < x->count; ++s)
+      for (int64_t k = 0; k < x->sources[s].channels; ++k, ++c) source[c] = s, channel[c] = k;
+  }
+  ~Plan() { free(task); }
+  Plan(const Plan&) = delete;
+
+  bool made() const { return task != nullptr; }
+
+  const float* plane(int64_t lane, int64_t c) const {
+    const Source& s = x->sources[source[c]];
+    return s.data + (s.per_sample ? x->rows[lane] : lane) * s.lane_stride + channel[c] * s.channel_stride;
+  }
+};
+
+}  // namespace IFAN_ISA
+}  // namespace ifan

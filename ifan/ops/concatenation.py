@@ -1,0 +1,85 @@
+"""What the native kernels are told of tensors that they read as one concatenation, and of its normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Concatenation:
+    """Sources ``(N or R, C_i, H, W)``, float32 on the CPU, as addresses and strides.
+
+    Keeps the tensors alive whose addresses it holds; those whose planes do not lie in one piece are copied. With
+    ``differentiate``, ``gradients`` holds an uninitialised ``(N, C_i, H, W)`` for each source.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Tensor],
+        segments: Sequence[int],
+        rows: Tensor | None,
+        per_sample: Sequence[bool],
+        differentiate: bool = False,
+    ) -> None:
+        self.sources, self.rows, self.per_sample, self.segments = sources, rows, list(per_sample), list(segments)
+        self.planes = [_with_whole_planes(source) for source in sources]
+        self.shape = (sum(segments), sum(x.shape[1] for x in sources), *sources[0].shape[2:])
+        self.gradients = [x.new_empty((self.shape[0], *x.shape[1:])) for x in sources] if differentiate else []
+
+    @property
+    def arguments(self) -> tuple[list[tuple[int, ...]], int, list[int], tuple[int, ...]]:
+        """The first four arguments of a kernel: sources, rows, segments and the shape of the concatenation."""
+        targets = [gradient.data_ptr() for gradient in self.gradients] or [0] * len(self.planes)
+        fields: list[tuple[int, ...]] = [
+            (x.data_ptr(), x.shape[1], x.stride(0), x.stride(1), int(flag), target)
+            for x, flag, target in zip(self.planes, self.per_sample, targets, strict=True)
+        ]
+        return fields, 0 if self.rows is None else self.rows.data_ptr(), self.segments, self.shape
+
+    def source_gradients(self) -> list[Tensor]:
+        """The gradients by source: one with a row a sample collects those of all lanes that read it, in their order."""
+        return [
+            torch.zeros_like(x, memory_format=torch.contiguous_format).index_add_(0, self.rows, g)
+            if flag and self.rows is not None
+            else g
+            for x, g, flag in zip(self.sources, self.gradients, self.per_sample, strict=True)
+        ]
+
+
+class Normalisation:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` as one scale and one shift a task and channel, ``(T, C)``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> None:
+        self.inverse = torch.rsqrt(var + eps)
+        self.scale = (weight * self.inverse).contiguous()
+        self.shift = (bias - mean * self.scale).contiguous()
+        self.mean = mean.contiguous()
+
+    def gradients(self, sums: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of weight, bias, mean and variance.
+
+        ``sums (N, C, 2)``: for each lane and channel the sum of the gradients behind the normalisation, and that of
+        their products with ``x - mean``.
+        """
+        parts = sums.double().split(list(segments))
+        first, second = torch.stack([part.sum(0) for part in parts]).unbind(2)
+        norms = second * self.inverse, first, -first * self.scale, second * self.scale * self.inverse.square() * -0.5
+        return tuple(value.float() for value in norms)  # type: ignore[return-value]
+
+
+def cpu_refusal(*tensors: Tensor) -> str | None:
+    """Why the native kernels that read a concatenation cannot take these tensors; ``None`` if they can."""
+    for x in tensors:
+        if x.device.type != "cpu":
+            return f"an input lies on {x.device}, not on the CPU"
+        if x.dtype != torch.float32:
+            return f"an input's dtype is {x.dtype}, not float32"
+    return None
+
+
+def _with_whole_planes(x: Tensor) -> Tensor:
+    height, width = x.shape[2:]
+    whole = (width == 1 or x.stride(3) == 1) and (height == 1 or x.stride(2) == width)
+    return x if whole else x.contiguous()
