@@ -165,9 +165,14 @@ class Features:
 
 def lane_moments(x: Tensor, lanes: Lanes, reduce: MomentsReduce | None) -> Moments:
     """Moments of ``x (N, C, H, W)`` over each task's lanes, joined over processes by ``reduce``."""
-    mean, var = ops.channel_moments(x, list(lanes.segments))
-    if reduce is not None:
-        pixels = x.shape[2] * x.shape[3]
-        counts = torch.tensor([n * pixels for n in lanes.segments], dtype=mean.dtype, device=mean.device)
-        mean, var, _ = reduce(mean, var, counts)
+    return joined_moments(x, ops.channel_moments(x, list(lanes.segments)), lanes, reduce)
+
+
+def joined_moments(x: Tensor, moments: Moments, lanes: Lanes, reduce: MomentsReduce | None) -> Moments:
+    """This process's ``moments`` of ``x``, joined over processes by ``reduce``."""
+    if reduce is None:
+        return moments
+    pixels = x.shape[2] * x.shape[3]
+    counts = torch.tensor([n * pixels for n in lanes.segments], dtype=moments[0].dtype, device=x.device)
+    mean, var, _ = reduce(*moments, counts)
     return mean, var

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ifan import ops
 from ifan.config import TaskConfig
-from ifan.features import Features, Lanes, Moments, MomentsReduce, lane_moments
+from ifan.features import Features, Lanes, Moments, MomentsReduce, joined_moments, lane_moments
 from ifan.graph import encoder_widths
 
 EPSILON = 1e-3
@@ -47,6 +47,10 @@ class Reading:
     def fresh(self, x: Tensor) -> Features:
         """A new tensor with a row a lane, and its moments where they will be needed."""
         return Features.of(self.lanes, x, lane_moments(x, self.lanes, self.reduce) if self.training else None)
+
+    def with_moments(self, x: Tensor, mean: Tensor, var: Tensor) -> Features:
+        """A new tensor with a row a lane whose moments in this process are known."""
+        return Features.of(self.lanes, x, joined_moments(x, (mean, var), self.lanes, self.reduce))
 
 
 class TaskNorm(nn.Module):
@@ -96,21 +100,29 @@ class DenseBlock(nn.Module):
         if reading.training:  # a layer's moments, of all processes, must be known before the next can begin
             grown = x
             for norm, layer in layers:
-                grown = grown + reading.fresh(layer(integrate(grown, norm)))
+                statistics = norm.statistics(grown)
+                new, mean, var = self._grow(grown, [(norm, layer)], [statistics])
+                grown = grown + reading.with_moments(new, mean, var)
             return grown.tail(len(x.sources))
-        new, _, _ = ops.dense_block(
+        running = [(norm.running_mean, norm.running_var) for norm, _ in layers]
+        return Features.of(x.lanes, self._grow(x, layers, running)[0])
+
+    @staticmethod
+    def _grow(
+        x: Features, layers: list[tuple[TaskNorm, nn.Conv2d]], statistics: list[Moments]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return ops.dense_block(
             x.sources,
             [layer.weight for _, layer in layers],
             [norm.weight for norm, _ in layers],
             [norm.bias for norm, _ in layers],
-            [norm.running_mean for norm, _ in layers],
-            [norm.running_var for norm, _ in layers],
+            [mean for mean, _ in statistics],
+            [var for _, var in statistics],
             x.segments,
             x.lanes.rows,
             x.per_sample,
             EPSILON,
         )
-        return Features.of(x.lanes, new)
 
 
 class TransitionDown(nn.Module):

@@ -40,19 +40,17 @@ struct Buffers {
 };
 
 template <int N, bool normalise>
-void transform_inputs(const Context& context, const Run* runs, int64_t count, int64_t first, int64_t channels, const Buffers<N>& b) {
-  constexpr int64_t tiles = N * kWidth;
-  const int64_t width = context.call.x.channels;
-  for (int64_t c = 0; c < channels; ++c) {
-    for (const Run* run = runs; run < runs + count; ++run) {
-      Prologue<normalise> prologue{1, 0};
-      if (normalise) {
-        const int64_t at = context.plan.task[run->lane] * width + first + c;
-        prologue = {context.call.scale[at], context.call.shift[at]};
-      }
-      gather(context.plan.plane(run->lane, first + c), context.tiling, *run, prologue, b.inputs, tiles);
+void transform_inputs(const Context& context, const Block<N>& block, int64_t first, int64_t channels, const Buffers<N>& b) {
+  const ConvolutionForward& call = context.call;
+  Plane<normalise> planes[Block<N>::size];
+  for (int64_t c = first; c < first + channels; ++c) {
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t lane = block.runs[r].lane, at = context.plan.task[lane] * call.x.channels + c;
+      planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
+      if (c + 1 < call.x.channels) prefetch(context.plan.plane(lane, c + 1), context.tiling, block.runs[r]);
     }
-    transform_columns<N>(b.inputs, b.transformed + c * tiles, b.point);
+    gather(block, planes, b.inputs);
+    transform_columns<N>(b.inputs, b.transformed + (c - first) * block.size, b.point);
   }
 }
 
@@ -80,22 +78,22 @@ void scatter_shifted(const float* y, int64_t tiles, const Tiling& tiling, const 
 }
 
 template <int N>
-void write_outputs(const Context& context, const Run* runs, int64_t count, const Buffers<N>& b) {
+void write_outputs(const Context& context, const Block<N>& block, const Buffers<N>& b) {
   constexpr int64_t tiles = N * kWidth;
   const ConvolutionForward& call = context.call;
   const int64_t stride = groups(call.outputs) * kOutputs * tiles, plane = call.x.height * call.x.width;
   const int64_t step = call.epilogue == Epilogue::relu_phase_shift ? 4 : 1;
+  float* planes[tiles];
   for (int64_t o = 0; o < call.outputs; o += step) {
     for (int64_t i = 0; i < step; ++i) transform_outputs<N>(b.sums + (o + i) * tiles, stride, b.pixels + 16 * i * tiles);
     if (call.epilogue != Epilogue::none)
       for (int64_t i = 0; i < 16 * step * tiles; i += kWidth) store(b.pixels + i, relu(load(b.pixels + i)));
-    for (const Run* run = runs; run < runs + count; ++run) {
-      float* out = call.out + run->lane * call.out_lane_stride + o * plane;  // four planes become one of four times the size
-      if (step == 4)
-        scatter_shifted(b.pixels, tiles, context.tiling, *run, out);
-      else
-        scatter(b.pixels, tiles, context.tiling, *run, out);
-    }
+    for (int64_t r = 0; r < block.count; ++r)  // four planes become one of four times the size
+      planes[r] = call.out + block.runs[r].lane * call.out_lane_stride + o * plane;
+    if (step == 1)
+      scatter(block, b.pixels, planes);
+    else
+      for (int64_t r = 0; r < block.count; ++r) scatter_shifted(b.pixels, tiles, context.tiling, block.runs[r], planes[r]);
   }
 }
 
@@ -111,19 +109,18 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {
     return;
   }
   const Buffers<N> b(memory, context.chunk, call.outputs);
-  Run runs[tiles];
-  for (int64_t block = begin; block < end; ++block) {
-    const int64_t count = context.tiling.runs(block * tiles, tiles, runs);
+  for (int64_t index = begin; index < end; ++index) {
+    const Block<N> block(context.tiling, index * tiles, context.tiling.tiles());
     for (int64_t first = 0; first < channels; first += context.chunk) {
       const int64_t some = least(context.chunk, channels - first);
-      transform_inputs<N, normalise>(context, runs, count, first, some, b);
+      transform_inputs<N, normalise>(context, block, first, some, b);
       for (int64_t p = 0; p < kPoints; ++p)
         for (int64_t o = 0; o < blocks; ++o)
           products<kOutputs, N>(call.filters + ((p * blocks + o) * channels + first) * kOutputs,
                                 b.transformed + p * b.point, some, b.sums + (p * blocks + o) * kOutputs * tiles,
                                 first > 0);
     }
-    write_outputs<N>(context, runs, count, b);
+    write_outputs<N>(context, block, b);
   }
 }
 

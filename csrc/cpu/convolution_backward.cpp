@@ -12,7 +12,8 @@ namespace IFAN_ISA {
 namespace {
 
 constexpr int kVectors = 2;
-constexpr int64_t kTiles = kVectors * kWidth;       // tiles of a block
+using Tiles = Block<kVectors>;
+constexpr int64_t kTiles = Tiles::size;
 constexpr int64_t kBatch = 64;                      // tiles, about, whose output gradients are transformed at a time
 constexpr int64_t kChunk = 24;                      // channels between two readings of these; a multiple of kOutputs
 
@@ -50,26 +51,18 @@ struct Buffers {
   }
 };
 
-// L tiles of one row of pixels, column by column.
-template <int L>
-void split_tiles(const float* row, float* y) {
-  VecOf<L> p[4];
-  Quads<L>::split(load<L>(row), load<L>(row + L), load<L>(row + 2 * L), load<L>(row + 3 * L), p);
-  for (int q = 0; q < 4; ++q) store(y + q * kTiles, p[q]);
-}
-
-// The 4 x 4 pixels of a run's tiles to y [row][column][tile], zeros beyond the border.
-void gather_pixels(const float* plane, const Tiling& tiling, const Run& run, float* y) {
-  const int64_t whole = least(run.count, tiling.width / 4 - run.x);
-  for (int64_t r = 0; r < 4; ++r) {
-    float* out = y + 4 * r * kTiles + run.at;
-    const float* row = plane + (4 * run.y + r) * tiling.width + 4 * run.x;
-    const bool inside = 4 * run.y + r < tiling.height;
-    int64_t t = 0;
-    for (; inside && t + kWidth <= whole; t += kWidth) split_tiles<kWidth>(row + 4 * t, out + t);
-    for (; inside && t + kHalf <= whole; t += kHalf) split_tiles<kHalf>(row + 4 * t, out + t);
-    for (; t < run.count; ++t)
-      for (int64_t q = 0; q < 4; ++q) out[q * kTiles + t] = inside && 4 * (run.x + t) + q < tiling.width ? row[4 * t + q] : 0;
+// The 4 x 4 pixels of a block's tiles to y [row][column][tile], zeros beyond the border.
+void gather_pixels(const Tiles& block, const Plane<false>* planes, float* y) {
+  for (int64_t k = 0; k < 4; ++k) {
+    float pixels[4 * kTiles];
+    for (int64_t r = 0; r < block.count; ++r)
+      copy_row(planes[r], block.tiling, block.runs[r], 4 * block.runs[r].y + k, pixels + 4 * block.runs[r].at);
+    for (int64_t i = 0; i < kTiles; i += kWidth) {
+      const float* x = pixels + 4 * i;
+      Vec p[4];
+      Quads<kWidth>::split(load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth), p);
+      for (int q = 0; q < 4; ++q) store(y + (4 * k + q) * kTiles + i, p[q]);
+    }
   }
 }
 
@@ -108,28 +101,17 @@ void correlate(const float* v, const float* g, int64_t tiles, int64_t wide, floa
     for (int n = 0; n < N; ++n) store(sums + i * wide + n * kWidth, sum[i][n]);
 }
 
-// One block of a batch: its runs, and how many tiles they have.
-struct Block {
-  Run runs[kTiles];
-  int64_t count, tiles;
-
-  Block(const Context& context, int64_t first, int64_t end) {
-    tiles = least(kTiles, end - first);
-    count = context.tiling.runs(first, tiles, runs);
-  }
-};
-
-void transform_gradients(const Context& context, const Block& block, int64_t index, const Buffers& b) {
+void transform_gradients(const Context& context, const Tiles& block, int64_t index, const Buffers& b) {
   const ConvolutionBackward& call = context.call;
   const int64_t pixels = context.tiling.height * context.tiling.width;
   float* to_inputs = b.to_inputs + index * kPoints * call.outputs * kTiles;
   float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
+  Plane<false> planes[kTiles];
   for (int64_t o = 0; o < call.outputs; ++o) {
-    for (const Run* run = block.runs; run < block.runs + block.count; ++run) {
-      const float* plane = call.gradient + run->lane * call.gradient_lane_stride + o * pixels;
-      gather(plane, context.tiling, *run, Prologue<false>{1, 0}, b.inputs, kTiles);
-      gather_pixels(plane, context.tiling, *run, b.pixels);
-    }
+    for (int64_t r = 0; r < block.count; ++r)
+      planes[r].data = call.gradient + block.runs[r].lane * call.gradient_lane_stride + o * pixels;
+    gather(block, planes, b.inputs);
+    gather_pixels(block, planes, b.pixels);
     transform_columns<kVectors>(b.inputs, to_inputs + o * kTiles, call.outputs * kTiles);
     transform_gradient(b.pixels, to_weights + o, context.wide);
   }
@@ -137,18 +119,17 @@ void transform_gradients(const Context& context, const Block& block, int64_t ind
 
 // Adds the products of the chunk's inputs and the outputs' gradients to the gradient of the transformed filters.
 template <bool normalise>
-void add_filters(const Context& context, const Block& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
+void add_filters(const Context& context, const Tiles& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
   const ConvolutionBackward& call = context.call;
-  for (int64_t c = 0; c < channels; ++c) {
-    for (const Run* run = block.runs; run < block.runs + block.count; ++run) {
-      Prologue<normalise> prologue{1, 0};
-      if (normalise) {
-        const int64_t at = context.plan.task[run->lane] * call.x.channels + first + c;
-        prologue = {call.scale[at], call.shift[at]};
-      }
-      gather(context.plan.plane(run->lane, first + c), context.tiling, *run, prologue, b.inputs, kTiles);
+  Plane<normalise> planes[kTiles];
+  for (int64_t c = first; c < first + channels; ++c) {
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t lane = block.runs[r].lane, at = context.plan.task[lane] * call.x.channels + c;
+      planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
+      if (c + 1 < call.x.channels) prefetch(context.plan.plane(lane, c + 1), context.tiling, block.runs[r]);
     }
-    transform_columns<kVectors>(b.inputs, b.transformed + c * kTiles, kChunk * kTiles);
+    gather(block, planes, b.inputs);
+    transform_columns<kVectors>(b.inputs, b.transformed + (c - first) * kTiles, kChunk * kTiles);
   }
   const float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
   for (int64_t p = 0; p < kPoints; ++p)
@@ -174,7 +155,7 @@ float* gradient_plane(const Context& context, int64_t lane, int64_t c) {
 }
 
 // The chunk's gradients of what the convolution reads, to where the sources' gradients belong.
-void write_inputs(const Context& context, const Block& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
+void write_inputs(const Context& context, const Tiles& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
   const ConvolutionBackward& call = context.call;
   const int64_t outputs = call.outputs, blocks = ceil_to(call.x.channels, kOutputs) / kOutputs;
   const float* to_inputs = b.to_inputs + index * kPoints * outputs * kTiles;
@@ -182,10 +163,11 @@ void write_inputs(const Context& context, const Block& block, int64_t index, int
     for (int64_t c = 0; c < channels; c += kOutputs)
       products<kOutputs, kVectors>(call.filters + (p * blocks + (first + c) / kOutputs) * outputs * kOutputs,
                                    to_inputs + p * outputs * kTiles, outputs, b.sums + (p * kChunk + c) * kTiles, false);
+  float* planes[kTiles];
   for (int64_t c = 0; c < channels; ++c) {
     transform_outputs<kVectors>(b.sums + c * kTiles, kChunk * kTiles, b.pixels);
-    for (const Run* run = block.runs; run < block.runs + block.count; ++run)
-      scatter(b.pixels, kTiles, context.tiling, *run, gradient_plane(context, run->lane, first + c));
+    for (int64_t r = 0; r < block.count; ++r) planes[r] = gradient_plane(context, block.runs[r].lane, first + c);
+    scatter(block, b.pixels, planes);
   }
 }
 
@@ -208,11 +190,11 @@ template <bool normalise>
 void work_on_batch(const Context& context, int64_t begin, int64_t end, const Buffers& b) {
   const int64_t columns = context.tiling.columns, last = end * columns, channels = context.call.x.channels;
   for (int64_t tile = begin * columns, i = 0; tile < last; tile += kTiles, ++i)
-    transform_gradients(context, Block(context, tile, last), i, b);
+    transform_gradients(context, Tiles(context.tiling, tile, last), i, b);
   for (int64_t first = 0; first < channels; first += kChunk) {
     const int64_t some = least(kChunk, channels - first);
     for (int64_t tile = begin * columns, i = 0; tile < last; tile += kTiles, ++i) {
-      const Block block(context, tile, last);
+      const Tiles block(context.tiling, tile, last);
       add_filters<normalise>(context, block, i, first, some, b);
       write_inputs(context, block, i, first, some, b);
     }

@@ -42,7 +42,6 @@ struct Lanes<16> {
 template <int L>
 using VecOf = typename Lanes<L>::Float;
 using Vec = VecOf<kWidth>;
-constexpr int kHalf = kWidth > 8 ? kWidth / 2 : kWidth;  // the next narrower vector, for narrow maps; then 4
 
 template <int L = kWidth>
 inline VecOf<L> load(const float* p) {

@@ -59,77 +59,141 @@ struct Run {
   int64_t lane, y, x, at, count;  // row and column of tiles; place in the block
 };
 
-// The tiles of all lanes, numbered lane by lane and row by row, cut into blocks.
+// The tiles of all lanes, numbered lane by lane and row by row.
 struct Tiling {
   int64_t lanes, height, width, rows, columns;
 
   Tiling(int64_t n, int64_t h, int64_t w) : lanes(n), height(h), width(w), rows((h + 3) / 4), columns((w + 3) / 4) {}
   int64_t tiles() const { return lanes * rows * columns; }
+  // Every vector of pixels lies in one row.
+  bool aligned() const { return width % kWidth == 0; }
+};
 
-  // The runs of the block of `size` tiles that begins at tile `first`.
-  int64_t runs(int64_t first, int64_t size, Run* out) const {
-    int64_t n = 0;
-    for (int64_t tile = first, end = first + size < tiles() ? first + size : tiles(); tile < end; ++n) {
-      const int64_t x = tile % columns, row = tile / columns, count = columns - x < end - tile ? columns - x : end - tile;
-      out[n] = {row / rows, row % rows, x, tile - first, count};
-      tile += count;
+// N vectors of tiles that follow each other.
+template <int N>
+struct Block {
+  static constexpr int64_t size = N * kWidth;
+  const Tiling& tiling;
+  Run runs[size];
+  int64_t count = 0, tiles;
+  int32_t inner_left[size], inner_right[size];  // whether pixels lie to the left and to the right of the tile: 0 or -1
+  int64_t run_of[4 * N], x_of[4 * N];           // where aligned: run and column of each vector of pixels; run -1: none
+
+  Block(const Tiling& t, int64_t first, int64_t end) : tiling(t), tiles(end - first < size ? end - first : size) {
+    for (int64_t tile = first; tile < first + tiles; ++count) {
+      const int64_t x = tile % t.columns, row = tile / t.columns, rest = first + tiles - tile;
+      const int64_t n = t.columns - x < rest ? t.columns - x : rest;
+      runs[count] = {row / t.rows, row % t.rows, x, tile - first, n};
+      tile += n;
     }
-    return n;
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t x = (first + i) % t.columns;
+      inner_left[i] = x > 0 ? -1 : 0, inner_right[i] = x < t.columns - 1 ? -1 : 0;
+    }
+    for (int64_t r = 0, v = 0; v < 4 * N; ++v) {
+      const int64_t tile = v * kWidth / 4;
+      while (r < count && runs[r].at + runs[r].count <= tile) ++r;
+      run_of[v] = r < count ? r : -1;
+      x_of[v] = r < count ? 4 * (runs[r].x - runs[r].at) + v * kWidth : 0;
+    }
   }
 };
 
-// relu(x scale + shift), or x itself.
+// relu(x scale + shift), or x itself, of one plane.
 template <bool normalise>
-struct Prologue {
+struct Plane {
+  const float* data;
   float scale, shift;
+
   template <typename V>
   V operator()(V x) const {
     return normalise ? relu(x * scale + shift) : x;
   }
 };
 
-// L whole tiles of one row of pixels, transformed along the row: six vectors, `stride` apart.
-template <int L, bool normalise>
-inline void row_of_tiles(const float* row, int64_t width, int64_t tile, Prologue<normalise> f, float* out, int64_t stride) {
-  using Q = Quads<L>;
-  const float* x = row + 4 * tile;
-  VecOf<L> p[4], d[6];
-  Q::split(f(load<L>(x)), f(load<L>(x + L)), f(load<L>(x + 2 * L)), f(load<L>(x + 3 * L)), p);
-  d[0] = Q::after(tile ? f(x[-1]) : 0.f, p[3]);
-  d[1] = p[0], d[2] = p[1], d[3] = p[2], d[4] = p[3];
-  d[5] = Q::before(p[0], 4 * (tile + L) < width ? f(x[4 * L]) : 0.f);
-  input_transform(d, 1);
-  for (int j = 0; j < 6; ++j) store(out + j * stride, d[j]);
-}
-
-// One tile, whole or cut by the right border.
+// A row of a run's pixels to a buffer where the runs of a block follow each other; zeros beyond the border.
 template <bool normalise>
-inline void single_tile(const float* row, int64_t width, int64_t tile, Prologue<normalise> f, float* out, int64_t stride) {
-  float d[6];
-  for (int64_t j = 0, x = 4 * tile - 1; j < 6; ++j, ++x) d[j] = x >= 0 && x < width ? f(row[x]) : 0.f;
-  input_transform(d, 1);
-  for (int j = 0; j < 6; ++j) out[j * stride] = d[j];
-}
-
-// The 6 x 6 inputs of a run's tiles in one plane, transformed along the rows, to d [row][column][tile].
-template <bool normalise>
-inline void gather(const float* plane, const Tiling& tiling, const Run& run, Prologue<normalise> f, float* d, int64_t tiles) {
-  for (int64_t k = 0; k < 6; ++k) {
-    const int64_t y = 4 * run.y - 1 + k;
-    float* out = d + 6 * k * tiles + run.at;
-    if (y < 0 || y >= tiling.height) {
-      for (int64_t j = 0; j < 6; ++j)
-        for (int64_t t = 0; t < run.count; ++t) out[j * tiles + t] = 0;
-      continue;
-    }
-    const float* row = plane + y * tiling.width;
-    const int64_t whole = run.x + run.count <= tiling.width / 4 ? run.count : tiling.width / 4 - run.x;
-    int64_t t = 0;
-    for (; t + kWidth <= whole; t += kWidth) row_of_tiles<kWidth>(row, tiling.width, run.x + t, f, out + t, tiles);
-    for (; t + kHalf <= whole; t += kHalf) row_of_tiles<kHalf>(row, tiling.width, run.x + t, f, out + t, tiles);
-    for (; t + 4 <= whole; t += 4) row_of_tiles<4>(row, tiling.width, run.x + t, f, out + t, tiles);
-    for (; t < run.count; ++t) single_tile(row, tiling.width, run.x + t, f, out + t, tiles);
+inline void copy_row(const Plane<normalise>& plane, const Tiling& tiling, const Run& run, int64_t y, float* out) {
+  const int64_t n = 4 * run.count, some = tiling.width - 4 * run.x < n ? tiling.width - 4 * run.x : n;
+  int64_t i = 0;
+  if (y >= 0 && y < tiling.height) {
+    const float* x = plane.data + y * tiling.width + 4 * run.x;
+    for (; i + kWidth <= some; i += kWidth) store(out + i, plane(load(x + i)));
+    for (; i + 4 <= some; i += 4) store(out + i, plane(load<4>(x + i)));
+    for (; i < some; ++i) out[i] = plane(x[i]);
   }
+  for (; i < n; ++i) out[i] = 0;
+}
+
+inline Vec where(const int32_t* mask, Vec x) {
+  Lanes<kWidth>::Int m;
+  __builtin_memcpy(&m, mask, sizeof m);
+  return m ? x : Vec{};
+}
+
+// One vector of tiles' pixels in row k, in the order of pixels, and those to the left and right of them.
+struct Strip {
+  Vec x[4];
+  float left, right;
+};
+
+template <int N, bool normalise>
+inline Strip aligned_strip(const Block<N>& block, const Plane<normalise>* planes, int64_t n, int64_t k) {
+  const int64_t height = block.tiling.height, width = block.tiling.width;
+  Strip s{};
+  for (int64_t q = 0; q < 4; ++q) {
+    const int64_t r = block.run_of[4 * n + q], x = block.x_of[4 * n + q];
+    const int64_t y = r < 0 ? -1 : 4 * block.runs[r].y - 1 + k;
+    if (y < 0 || y >= height) continue;
+    const Plane<normalise>& plane = planes[r];
+    const float* row = plane.data + y * width + x;
+    s.x[q] = plane(load(row));
+    if (q == 0 && x > 0) s.left = plane(row[-1]);
+    if (q == 3 && x + kWidth < width) s.right = plane(row[kWidth]);
+  }
+  return s;
+}
+
+// Row k of all runs, one behind the other from `pixels` + 1 on; zeros beyond the borders.
+template <int N, bool normalise>
+inline void copy_rows(const Block<N>& block, const Plane<normalise>* planes, int64_t k, float* pixels) {
+  const int64_t height = block.tiling.height, width = block.tiling.width;
+  pixels[0] = pixels[4 * block.tiles + 1] = 0;
+  for (int64_t r = 0; r < block.count; ++r) {
+    const Run& run = block.runs[r];
+    const int64_t y = 4 * run.y - 1 + k, x = 4 * run.x, end = x + 4 * run.count;
+    copy_row(planes[r], block.tiling, run, y, pixels + 1 + 4 * run.at);
+    if (y < 0 || y >= height) continue;
+    if (r == 0 && x > 0) pixels[0] = planes[r](planes[r].data[y * width + x - 1]);
+    if (r == block.count - 1 && end < width) pixels[1 + 4 * block.tiles] = planes[r](planes[r].data[y * width + end]);
+  }
+}
+
+// The 6 x 6 inputs of a block's tiles, transformed along the rows, to d [row][column][tile]. `planes`: that of each run.
+template <int N, bool normalise>
+inline void gather(const Block<N>& block, const Plane<normalise>* planes, float* d) {
+  using Q = Quads<kWidth>;
+  const bool aligned = block.tiling.aligned();
+  float pixels[6][4 * block.size + 2];
+  if (!aligned)
+    for (int64_t k = 0; k < 6; ++k) copy_rows(block, planes, k, pixels[k]);  // all before the first is read back
+  for (int64_t k = 0; k < 6; ++k)
+    for (int64_t n = 0; n < N; ++n) {
+      Strip s;
+      if (aligned) {
+        s = aligned_strip(block, planes, n, k);
+      } else {
+        const float* x = pixels[k] + 1 + 4 * n * kWidth;
+        s = {{load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth)}, x[-1], x[4 * kWidth]};
+      }
+      Vec p[4], t[6];
+      Q::split(s.x[0], s.x[1], s.x[2], s.x[3], p);
+      t[0] = where(block.inner_left + n * kWidth, Q::after(s.left, p[3]));
+      t[1] = p[0], t[2] = p[1], t[3] = p[2], t[4] = p[3];
+      t[5] = where(block.inner_right + n * kWidth, Q::before(p[0], s.right));
+      input_transform(t, 1);
+      for (int j = 0; j < 6; ++j) store(d + (6 * k + j) * block.size + n * kWidth, t[j]);
+    }
 }
 
 // The other dimension of the input transform: d [row][column][tile] to v [point][tile], points `stride` apart.
@@ -182,26 +246,37 @@ inline void transform_outputs(const float* m, int64_t stride, float* y) {
   }
 }
 
-// L tiles of one row of pixels, back in the order of pixels.
-template <int L>
-inline void join_tiles(const float* y, int64_t tiles, float* out) {
-  VecOf<L> p[4] = {load<L>(y), load<L>(y + tiles), load<L>(y + 2 * tiles), load<L>(y + 3 * tiles)}, x[4];
-  Quads<L>::join(p, x);
-  for (int i = 0; i < 4; ++i) store(out + i * L, x[i]);
+// Asks for a run's pixels of one plane, whose rows lie too far apart for the processor to guess.
+inline void prefetch(const float* plane, const Tiling& tiling, const Run& run) {
+  const int64_t last = 4 * run.y + 5 < tiling.height ? 4 * run.y + 5 : tiling.height;
+  for (int64_t y = run.y ? 4 * run.y + 1 : 0; y < last; ++y)
+    for (int64_t x = 4 * run.x; x < 4 * (run.x + run.count); x += 16) __builtin_prefetch(plane + y * tiling.width + x);
 }
 
-// A run's tiles y [row][column][tile] to their pixels in a plane.
-inline void scatter(const float* y, int64_t tiles, const Tiling& tiling, const Run& run, float* plane) {
-  const int64_t whole = run.x + run.count <= tiling.width / 4 ? run.count : tiling.width / 4 - run.x;
-  for (int64_t r = 0; r < 4 && 4 * run.y + r < tiling.height; ++r) {
-    const float* in = y + 4 * r * tiles + run.at;
-    float* out = plane + (4 * run.y + r) * tiling.width + 4 * run.x;
-    int64_t t = 0;
-    for (; t + kWidth <= whole; t += kWidth) join_tiles<kWidth>(in + t, tiles, out + 4 * t);
-    for (; t + kHalf <= whole; t += kHalf) join_tiles<kHalf>(in + t, tiles, out + 4 * t);
-    for (; t + 4 <= whole; t += 4) join_tiles<4>(in + t, tiles, out + 4 * t);
-    for (; t < run.count; ++t)
-      for (int64_t q = 0; q < 4 && 4 * (run.x + t) + q < tiling.width; ++q) out[4 * t + q] = in[q * tiles + t];
+// The 4 x 4 pixels of a block's tiles y [row][column][tile] to their places; `planes`: that of each run.
+template <int N>
+inline void scatter(const Block<N>& block, const float* y, float* const* planes) {
+  const Tiling& tiling = block.tiling;
+  for (int64_t k = 0; k < 4; ++k) {
+    float pixels[4 * block.size];
+    const float* in = y + 4 * k * block.size;
+    for (int64_t i = 0; i < block.size; i += kWidth) {
+      const Vec p[4] = {load(in + i), load(in + block.size + i), load(in + 2 * block.size + i), load(in + 3 * block.size + i)};
+      Vec x[4];
+      Quads<kWidth>::join(p, x);
+      for (int j = 0; j < 4; ++j) store(pixels + 4 * i + j * kWidth, x[j]);
+    }
+    for (int64_t r = 0; r < block.count; ++r) {
+      const Run& run = block.runs[r];
+      const int64_t row = 4 * run.y + k, rest = tiling.width - 4 * run.x, n = 4 * run.count < rest ? 4 * run.count : rest;
+      if (row >= tiling.height) continue;
+      float* out = planes[r] + row * tiling.width + 4 * run.x;
+      const float* from = pixels + 4 * run.at;
+      int64_t i = 0;
+      for (; i + kWidth <= n; i += kWidth) store(out + i, load(from + i));
+      for (; i + 4 <= n; i += 4) store(out + i, load<4>(from + i));
+      for (; i < n; ++i) out[i] = from[i];
+    }
   }
 }
 

@@ -8,8 +8,13 @@ from torch import Tensor
 from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.native import cpu_module
 
-PARTS = 8
-"""Groups of lanes whose weight gradients are added up at the end; fixed, so that no number of threads changes a bit."""
+
+def _parts(lanes: int, pixels: int) -> int:
+    """Groups of lanes whose weight gradients are added up at the end.
+
+    Each costs as much as some dozens of tiles, so small maps get few; no number of threads changes a bit.
+    """
+    return min(lanes, max(2, min(8, lanes * pixels // 4096)))
 
 
 def convolve(
@@ -51,7 +56,7 @@ def differentiate(
         for source in x.gradients:
             source.zero_()
         return torch.zeros_like(weight, memory_format=torch.contiguous_format), sums
-    parts = gradient.new_empty((min(lanes, PARTS), outputs, channels, 3, 3))
+    parts = gradient.new_empty((_parts(lanes, x.shape[2] * x.shape[3]), outputs, channels, 3, 3))
     filters = _packed(weight, transposed=True)
     cpu_module().convolution_backward(
         *x.arguments,

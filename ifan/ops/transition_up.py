@@ -172,7 +172,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(rows, *output, *sources, weight_a, weight_b)
 
 
-def _differentiate(ctx: Any, gradient: Tensor, _: None) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Any, ...]:
+    if gradient is None:
+        return (None,) * 6
     rows, out, shifted, *inputs = ctx.saved_tensors
     found = _backward(gradient, inputs, [out, shifted], rows, *ctx.rest)
     return (found[:-2], *found[-2:], None, None, None)

@@ -35,7 +35,7 @@ def inputs(dtype: torch.dtype = torch.float32, h: int = 3, w: int = 4) -> list[T
 
 def run(values: list[Tensor] | tuple[Tensor, ...], op: bool) -> Tensor:
     if op:
-        return _forward(list(values[:2]), values[2], values[3], ROWS, FLAGS, "reference")
+        return _forward(list(values[:2]), values[2], values[3], ROWS, FLAGS, "reference")[0]
     return transition_up(values[:2], values[2], values[3], ROWS, FLAGS, backend="reference")
 
 
@@ -61,6 +61,7 @@ def test_a_source_may_be_listed_twice_and_all_may_have_a_row_a_sample() -> None:
         call = _forward if op else transition_up
         extra = ("reference",) if op else ()
         result = call([x, x], a, b, ROWS, [True, True], *extra)
+        result = result[0] if op else result
         assert_close(result, naive([x, x], a, b), 100)
         assert result.shape == (5, 2, 6, 6)
 
@@ -80,6 +81,7 @@ def test_empty_batch() -> None:
     for op in (False, True):
         call, extra = (_forward, ("reference",)) if op else (transition_up, ())
         result = call([values[0][:0], values[1]], values[2], values[3], ROWS[:0], FLAGS, *extra)
+        result = result[0] if op else result
         assert result.shape == (0, 3, 6, 8)
 
 
