@@ -1,6 +1,6 @@
 """Builds the native modules beside the pure-Python package.
 
-ifan._cpu: every csrc/cpu/*.cpp is compiled once an instruction set, csrc/cpu/runtime/*.cpp and csrc/bindings.cpp once,
+ifan._cpu: every csrc/cpu/*.cpp is compiled once an instruction set, csrc/cpu/runtime/*.cpp and csrc/*.cpp once,
 all by ninja. IFAN_NATIVE=auto (default): a missing or failing compiler leaves a pure-Python install; require: that is
 an error; off: nothing native is built. What happened is kept in ifan/_build.json.
 """
@@ -49,7 +49,7 @@ def extensions() -> list[Extension]:
         NOTES["ifan._cpu"] = f"skipped: no C++ compiler found (CXX={os.environ.get('CXX') or 'unset'})"
     if NOTES and MODE == "require":
         sys.exit("ifan: IFAN_NATIVE=require, but " + NOTES["ifan._cpu"])
-    sources = [*sorted(ROOT.glob("csrc/cpu/**/*.cpp")), ROOT / "csrc/bindings.cpp"]
+    sources = [*sorted(ROOT.glob("csrc/cpu/**/*.cpp")), *sorted(ROOT.glob("csrc/*.cpp"))]
     return [] if NOTES else [Extension("ifan._cpu", [str(path.relative_to(ROOT)) for path in sources])]
 
 

@@ -1,35 +1,17 @@
 // ifan._cpu: the CPU kernels for Python. No torch headers: tensors come as addresses, sizes and element strides, so that one
 // build serves every torch version. The global interpreter lock is released while a kernel runs.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "bindings.h"
 
 #include <algorithm>
-#include <array>
-#include <cstdint>
 #include <new>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
 #include "cpu/channel_moments.h"
-#include "cpu/convolution.h"
 #include "cpu/integrate.h"
-#include "cpu/runtime/isa.h"
 
 namespace py = pybind11;
 using namespace ifan;
 
 namespace {
-
-using Address = uintptr_t;
-using Sizes = std::array<int64_t, 4>;
-
-#if defined(__x86_64__)
-#define IFAN_PICK(kernel) \
-  (current_isa() == Isa::avx512 ? avx512::kernel : current_isa() == Isa::avx2 ? avx2::kernel : baseline::kernel)
-#else
-#define IFAN_PICK(kernel) baseline::kernel
-#endif
 
 Dtype dtype_of(const std::string& name) {
   if (name == "float32") return Dtype::float32;
@@ -73,24 +55,6 @@ void channel_moments_backward(Address x, const std::string& dtype, const Sizes& 
   if (!IFAN_PICK(channel_moments_backward)(call)) throw std::bad_alloc();
 }
 
-// (address, channels, lane stride, channel stride, a row a sample, address of the gradient or 0)
-using SourceFields = std::array<int64_t, 6>;
-
-// The concatenation that a kernel reads; keeps alive what it points to.
-struct Inputs {
-  std::vector<Source> sources;
-  std::vector<int64_t> segments;
-  Concatenation x;
-
-  Inputs(const std::vector<SourceFields>& fields, Address rows, const std::vector<int64_t>& lanes, const Sizes& shape)
-      : segments(lanes) {
-    for (const SourceFields& f : fields)
-      sources.push_back({reinterpret_cast<const float*>(f[0]), f[1], f[2], f[3], f[4] != 0, reinterpret_cast<float*>(f[5])});
-    x = {sources.data(), static_cast<int64_t>(sources.size()), shape[0], shape[1], shape[2], shape[3],
-         reinterpret_cast<const int64_t*>(rows), segments.data(), static_cast<int64_t>(segments.size())};
-  }
-};
-
 void integrate_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
                        const Sizes& shape, int pool, Address scale, Address shift, Address out, int threads) {
   const Inputs inputs(sources, rows, segments, shape);
@@ -120,13 +84,6 @@ void integrate_backward(const std::vector<SourceFields>& sources, Address rows, 
   call.threads = threads;
   py::gil_scoped_release release;
   if (!IFAN_PICK(integrate_backward)(call)) throw std::bad_alloc();
-}
-
-Epilogue epilogue_of(const std::string& name) {
-  if (name == "none") return Epilogue::none;
-  if (name == "relu") return Epilogue::relu;
-  if (name == "relu_phase_shift") return Epilogue::relu_phase_shift;
-  throw std::invalid_argument("epilogue must be none, relu or relu_phase_shift; got " + name + ". Choose one of them.");
 }
 
 int64_t packed_filters(int64_t outputs, int64_t inputs) { return IFAN_PICK(packed_filters)(outputs, inputs); }
@@ -214,4 +171,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("pack_filters", &pack_filters);
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);
+  bind_plan(module);
 }

@@ -173,9 +173,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _differentiate(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Any, ...]:
-    if gradient is None:
-        return (None,) * 6
     rows, out, shifted, *inputs = ctx.saved_tensors
+    if gradient is None:
+        return ([None] * (len(inputs) - 2), *[None] * 5)
     found = _backward(gradient, inputs, [out, shifted], rows, *ctx.rest)
     return (found[:-2], *found[-2:], None, None, None)
 

@@ -1,0 +1,57 @@
+// What the files that bind the kernels to Python share.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/convolution.h"
+#include "cpu/runtime/isa.h"
+#include "cpu/sources.h"
+
+#if defined(__x86_64__)
+#define IFAN_PICK(kernel)                                 \
+  (ifan::current_isa() == ifan::Isa::avx512 ? ifan::avx512::kernel : \
+   ifan::current_isa() == ifan::Isa::avx2   ? ifan::avx2::kernel   : \
+                                              ifan::baseline::kernel)
+#else
+#define IFAN_PICK(kernel) ifan::baseline::kernel
+#endif
+
+namespace ifan {
+
+using Address = uintptr_t;
+using Sizes = std::array<int64_t, 4>;
+
+// (address, channels, lane stride, channel stride, a row a sample, address of the gradient or 0)
+using SourceFields = std::array<int64_t, 6>;
+
+// The concatenation that a kernel reads; keeps alive what it points to.
+struct Inputs {
+  std::vector<Source> sources;
+  std::vector<int64_t> segments;
+  Concatenation x;
+
+  Inputs(const std::vector<SourceFields>& fields, Address rows, const std::vector<int64_t>& lanes, const Sizes& shape)
+      : segments(lanes) {
+    for (const SourceFields& f : fields)
+      sources.push_back({reinterpret_cast<const float*>(f[0]), f[1], f[2], f[3], f[4] != 0, reinterpret_cast<float*>(f[5])});
+    x = {sources.data(), static_cast<int64_t>(sources.size()), shape[0], shape[1], shape[2], shape[3],
+         reinterpret_cast<const int64_t*>(rows), segments.data(), static_cast<int64_t>(segments.size())};
+  }
+};
+
+inline Epilogue epilogue_of(const std::string& name) {
+  if (name == "none") return Epilogue::none;
+  if (name == "relu") return Epilogue::relu;
+  if (name == "relu_phase_shift") return Epilogue::relu_phase_shift;
+  throw std::invalid_argument("epilogue must be none, relu or relu_phase_shift; got " + name + ". Choose one of them.");
+}
+
+void bind_plan(pybind11::module_& module);
+
+}  // namespace ifan

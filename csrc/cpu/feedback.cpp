@@ -1,0 +1,209 @@
+#include "feedback.h"
+
+#include <math.h>
+
+#include "runtime/thread_pool.h"
+#include "simd.h"
+
+namespace ifan {
+namespace IFAN_ISA {
+namespace {
+
+// e^x by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' coefficients); relative error below 2e-7, 0 far below.
+Vec exponential(Vec x) {
+  using Int = Lanes<kWidth>::Int;
+  x = x > -87.f ? x : Vec{} - 87.f;
+  const Vec scaled = x * 1.44269504f, half = Vec{} + 0.5f;
+  const Int n = __builtin_convertvector(scaled + (scaled < 0 ? -half : half), Int);
+  const Vec whole = __builtin_convertvector(n, Vec);
+  const Vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  const Vec y = p * r * r + r + 1.f;
+  const Int power = (n + 127) << 23;
+  Vec factor;
+  __builtin_memcpy(&factor, &power, sizeof factor);
+  return y * factor;
+}
+
+// Row y of a plane to the inside of its border.
+template <typename Value>
+void write_row(const Border& border, float* plane, int64_t y, int64_t size, Value value) {
+  float* row = plane + (y + border.top) * border.row;
+  if (!border.split) {
+    for (int64_t x = 0; x < size; ++x) row[x + border.left] = value(x);
+    return;
+  }
+  for (int64_t x = 0; x < size; ++x) row[(x + border.left) % 2 * border.half + (x + border.left) / 2] = value(x);
+}
+
+void image_planes(void* argument, int64_t begin, int64_t end) {  // index: (lane, plane)
+  const PrepareImage& call = *static_cast<const PrepareImage*>(argument);
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t lane = index / 3, plane = index % 3;
+    const uint8_t* image = call.images + (3 * lane + 2 - plane) * call.size * call.size;
+    const float mean = call.mean[plane], scale = call.scale;
+    for (int64_t y = 0; y < call.size; ++y)
+      write_row(call.border, call.out + index * call.border.plane, y, call.size,
+                [=](int64_t x) { return (static_cast<float>(image[y * call.size + x]) - mean) * scale; });
+  }
+}
+
+void bordered_planes(void* argument, int64_t begin, int64_t end) {  // index: (lane, plane)
+  const AddBorder& call = *static_cast<const AddBorder*>(argument);
+  for (int64_t index = begin; index < end; ++index) {
+    const float* x = call.x + index / call.planes * call.lane_stride + index % call.planes * call.size * call.size;
+    for (int64_t y = 0; y < call.size; ++y)
+      write_row(call.border, call.out + index * call.border.plane, y, call.size, [=](int64_t i) { return x[y * call.size + i]; });
+  }
+}
+
+void softmax_row(const EncodePlanes& call, int64_t lane, int64_t y, float* planes) {
+  const int64_t pixels = call.size * call.size;
+  const float* logits = call.parsing + lane * call.classes * pixels + y * call.size;
+  float* out = planes + y * call.size;
+  for (int64_t x = 0; x < call.size; x += kWidth) {  // size is a multiple of 32
+    Vec most = load(logits + x), sum{};
+    for (int64_t k = 1; k < call.classes; ++k) {
+      const Vec v = load(logits + k * pixels + x);
+      most = v > most ? v : most;
+    }
+    for (int64_t k = 0; k < call.classes; ++k) {
+      const Vec e = exponential(load(logits + k * pixels + x) - most);
+      sum += e;
+      store(out + k * pixels + x, e);
+    }
+    for (int64_t k = 0; k < call.classes; ++k) store(out + k * pixels + x, load(out + k * pixels + x) / sum);
+  }
+}
+
+void encode_rows(void* argument, int64_t begin, int64_t end) {  // index: (lane, row)
+  const EncodePlanes& call = *static_cast<const EncodePlanes*>(argument);
+  const int64_t size = call.size, pixels = size * size;
+  int64_t widths = call.classes + call.points_count;
+  for (int64_t t = 0; t < call.tasks; ++t) widths += call.sizes[t];
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t lane = index / size, y = index % size;
+    float* out = call.out + lane * widths * pixels;
+    if (call.classes) softmax_row(call, lane, y, out);
+    out += call.classes * pixels + y * size;
+    for (int64_t p = 0; p < call.points_count; ++p, out += pixels) {
+      const float* point = call.points + lane * 2 * call.points_count + p;
+      const float cx = nearbyintf((point[0] + 0.5f) * size), cy = nearbyintf((point[call.points_count] + 0.5f) * size);
+      const float dy = static_cast<float>(y) - cy;
+      for (int64_t x = 0; x < size; ++x) {
+        const float dx = static_cast<float>(x) - cx;
+        out[x] = dx * dx + dy * dy < static_cast<float>(call.radius * call.radius);
+      }
+    }
+    for (int64_t t = 0; t < call.tasks; ++t) {
+      const float* logits = call.logits[t] + lane * call.sizes[t];
+      float most = logits[0], sum = 0;
+      for (int64_t k = 1; k < call.sizes[t]; ++k) most = logits[k] > most ? logits[k] : most;
+      for (int64_t k = 0; k < call.sizes[t]; ++k) sum += expf(logits[k] - most);
+      for (int64_t k = 0; k < call.sizes[t]; ++k, out += pixels) {
+        const float value = expf(logits[k] - most) / sum;
+        for (int64_t x = 0; x < size; ++x) out[x] = value;
+      }
+    }
+  }
+}
+
+void constant_maps(void* argument, int64_t begin, int64_t end) {  // index: (lane, channel of a map)
+  const ClassMaps& call = *static_cast<const ClassMaps*>(argument);
+  const int64_t width = call.width;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t lane = index / width, own = index % width;
+    const float* input = call.planes + lane * call.lane_stride;
+    // The first two maps are recomputed for every channel: some hundred products.
+    const auto map = [&](const float* weight, int64_t o, auto value) {
+      float sum = 0;
+      for (int64_t i = 0; i < width; ++i) sum += weight[o * width + i] * value(i);
+      return relu(sum);
+    };
+    const auto first = [&](int64_t o) { return map(call.weights[0], o, [&](int64_t i) { return input[i * call.plane_stride]; }); };
+    const auto second = [&](int64_t o) { return map(call.weights[1], o, first); };
+    const float values[3] = {first(own), second(own), map(call.weights[2], own, second)};
+    for (int level = 0; level < 3; ++level) {
+      const int64_t pixels = call.sizes[level] * call.sizes[level];
+      float* out = call.maps[level] + (lane * width + own) * pixels;
+      for (int64_t i = 0; i < pixels; ++i) out[i] = values[level];
+    }
+  }
+}
+
+void pooled_planes(void* argument, int64_t begin, int64_t end) {
+  const MaxPool& call = *static_cast<const MaxPool*>(argument);
+  const int64_t width = call.width;
+  for (int64_t index = begin; index < end; ++index)
+    for (int64_t y = 0; y < call.height; ++y) {
+      const float *a = call.x + (index * call.height + y) * 4 * width, *b = a + 2 * width;
+      float* out = call.out + (index * call.height + y) * width;
+      for (int64_t x = 0; x < width; ++x) {
+        const float s = a[2 * x] > a[2 * x + 1] ? a[2 * x] : a[2 * x + 1], t = b[2 * x] > b[2 * x + 1] ? b[2 * x] : b[2 * x + 1];
+        out[x] = s > t ? s : t;
+      }
+    }
+}
+
+void added_lanes(void* argument, int64_t begin, int64_t end) {
+  const AddShared& call = *static_cast<const AddShared*>(argument);
+  for (int64_t lane = begin; lane < end; ++lane)
+    for (int64_t i = 0; i < call.values; ++i) call.out[lane * call.values + i] = call.x[lane * call.values + i] + call.y[i];
+}
+
+struct HeadContext {
+  const DenseHead& call;
+  const Plan& plan;
+};
+
+void head_outputs(void* argument, int64_t begin, int64_t end) {  // index: (lane, output)
+  const auto& [call, plan] = *static_cast<const HeadContext*>(argument);
+  const int64_t channels = call.x.channels, pixels = call.x.height * call.x.width;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t lane = index / call.outputs, j = index % call.outputs;
+    const float* weight = call.weight + j * channels * pixels;
+    Vec sum{};
+    double total = call.bias[j];
+    for (int64_t c = 0; c < channels; ++c, weight += pixels) {
+      const float* x = plan.plane(lane, c);
+      int64_t i = 0;
+      for (; i + kWidth <= pixels; i += kWidth) sum += load(x + i) * load(weight + i);
+      for (; i < pixels; ++i) total += x[i] * weight[i];
+      if (c % 8 == 7 || c == channels - 1) {  // short partial sums in single precision
+        for (int l = 0; l < kWidth; ++l) total += sum[l];
+        sum = Vec{};
+      }
+    }
+    call.out[index] = static_cast<float>(total);
+  }
+}
+
+template <typename Call>
+bool run(const Call& call, int64_t count, Body body) {
+  parallel_for(count, 1, call.threads, body, const_cast<Call*>(&call));
+  return true;
+}
+
+}  // namespace
+
+bool prepare_image(const PrepareImage& call) { return run(call, 3 * call.lanes, image_planes); }
+bool add_border(const AddBorder& call) { return run(call, call.lanes * call.planes, bordered_planes); }
+bool encode_planes(const EncodePlanes& call) { return run(call, call.lanes * call.size, encode_rows); }
+bool class_maps(const ClassMaps& call) { return run(call, call.lanes * call.width, constant_maps); }
+bool max_pool(const MaxPool& call) { return run(call, call.planes, pooled_planes); }
+bool add_shared(const AddShared& call) { return run(call, call.lanes, added_lanes); }
+
+bool dense_head(const DenseHead& call) {
+  const Plan plan(call.x);
+  if (!plan.made()) return false;
+  HeadContext context{call, plan};
+  parallel_for(call.x.lanes * call.outputs, 1, call.threads, head_outputs, &context);
+  return true;
+}
+
+}  // namespace IFAN_ISA
+}  // namespace ifan

@@ -1,0 +1,95 @@
+// What surrounds the convolutions in the feedback loop: images and predictions to planes, planes to the layouts that the direct
+// convolutions read, pooling, dense heads. Memory-bound and small beside the convolutions.
+#pragma once
+#include "sources.h"
+
+namespace ifan {
+
+// A picture with a border: value (y, x) of plane p at data[p plane + (y + top) row + (x + left)], or with `split` at
+// data[p plane + (x + left) % 2 half + (y + top) row + (x + left) / 2].
+struct Border {
+  int64_t plane, row, top, left, half;
+  bool split;
+};
+
+// uint8 (N, 3, S, S) RGB to (value - mean) scale, BGR, inside a border.
+struct PrepareImage {
+  const uint8_t* images;
+  int64_t lanes, size;
+  float mean[3], scale;  // in the order of the planes
+  float* out;
+  Border border;
+  int threads;
+};
+
+// (planes, S, S), one behind the other, to the inside of a border.
+struct AddBorder {
+  const float* x;
+  int64_t lanes, lane_stride, planes, size;
+  float* out;
+  Border border;
+  int threads;
+};
+
+// Predictions as planes (N, K + P + sum of class sizes, S, S): softmax, discs, constant planes.
+struct EncodePlanes {
+  const float* parsing;       // logits (N, K, S, S)
+  const float* points;        // (N, 2, P)
+  const float* const* logits; // of each classification, (N, size)
+  const int64_t* sizes;
+  int64_t lanes, classes, points_count, tasks, size, radius;
+  float* out;
+  int threads;
+};
+
+// A classification's re-encoder on its constant planes: three 1x1 convolutions with ReLU, each map constant.
+struct ClassMaps {
+  const float* planes;  // one pixel of each plane is read
+  int64_t lanes, lane_stride, plane_stride, width;
+  const float* weights[3];  // (width, width)
+  float* maps[3];           // (N, width, size, size)
+  int64_t sizes[3];
+  int threads;
+};
+
+// Largest of each 2 x 2 values: planes of 2 h x 2 w to h x w.
+struct MaxPool {
+  const float* x;
+  int64_t planes, height, width;  // of the output
+  float* out;
+  int threads;
+};
+
+// out = x + y, where y has one row for all lanes.
+struct AddShared {
+  const float *x, *y;
+  int64_t lanes, values;
+  float* out;
+  int threads;
+};
+
+// out[n, j] = bias[j] + sum over channels and pixels of weight[j, c, y, x] x[n, c, y, x].
+struct DenseHead {
+  Concatenation x;
+  const float *weight, *bias;
+  int64_t outputs;
+  float* out;  // (N, outputs)
+  int threads;
+};
+
+#define IFAN_DECLARE_FEEDBACK(ISA)                     \
+  namespace ISA {                                      \
+  bool prepare_image(const PrepareImage& call);        \
+  bool add_border(const AddBorder& call);              \
+  bool encode_planes(const EncodePlanes& call);        \
+  bool class_maps(const ClassMaps& call);              \
+  bool max_pool(const MaxPool& call);                  \
+  bool add_shared(const AddShared& call);              \
+  bool dense_head(const DenseHead& call); /* false: out of memory */ \
+  }
+
+IFAN_DECLARE_FEEDBACK(baseline)
+IFAN_DECLARE_FEEDBACK(avx2)
+IFAN_DECLARE_FEEDBACK(avx512)
+
+}  // namespace ifan

@@ -1,0 +1,151 @@
+// ifan._cpu.Plan: kernel calls recorded once, with the addresses of one arena, and run together without Python between them.
+#include <functional>
+#include <memory>
+#include <new>
+
+#include "bindings.h"
+#include "cpu/direct.h"
+#include "cpu/feedback.h"
+#include "cpu/integrate.h"
+
+namespace py = pybind11;
+
+namespace ifan {
+namespace {
+
+using Fields = std::vector<SourceFields>;
+using Segments = std::vector<int64_t>;
+
+const float* read(Address address) { return reinterpret_cast<const float*>(address); }
+float* written(Address address) { return reinterpret_cast<float*>(address); }
+
+// (plane, row, top, left, half, split)
+Border border_of(const std::array<int64_t, 6>& b) { return {b[0], b[1], b[2], b[3], b[4], b[5] != 0}; }
+
+class RecordedPlan {
+ public:
+  void convolution(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address scale,
+                   Address shift, Address filters, int64_t outputs, const std::string& epilogue, Address out,
+                   int64_t out_lane_stride) {
+    const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
+    ConvolutionForward call{inputs->x, read(scale), read(shift), read(filters), outputs, epilogue_of(epilogue),
+                            written(out), out_lane_stride, 1};
+    record(call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(convolution_forward)(c); });
+  }
+
+  void integrate(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, int pool, Address scale,
+                 Address shift, Address out) {
+    const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
+    IntegrateCall call{};
+    call.x = inputs->x, call.pool = pool, call.scale = read(scale), call.shift = read(shift), call.out = written(out);
+    record(call, [inputs](const IntegrateCall& c) { return IFAN_PICK(integrate_forward)(c); });
+  }
+
+  void direct(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape,
+              const std::vector<int64_t>& offsets, int64_t row_step, Address filters, int64_t outputs, Address initial,
+              Address out, int64_t out_lane_stride, bool relu) {
+    const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
+    const auto taps = std::make_shared<std::vector<int64_t>>(offsets);
+    DirectConvolution call{inputs->x,     taps->data(),    static_cast<int64_t>(taps->size()), row_step, read(filters), outputs,
+                           read(initial), written(out), out_lane_stride, relu, 1};
+    record(call, [inputs, taps](const DirectConvolution& c) { return IFAN_PICK(direct_convolution)(c); });
+  }
+
+  void head(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address weight, Address bias,
+            int64_t outputs, Address out) {
+    const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
+    DenseHead call{inputs->x, read(weight), read(bias), outputs, written(out), 1};
+    record(call, [inputs](const DenseHead& c) { return IFAN_PICK(dense_head)(c); });
+  }
+
+  void image(Address images, int64_t lanes, int64_t size, const std::array<float, 3>& mean, float scale, Address out,
+             const std::array<int64_t, 6>& border) {
+    PrepareImage call{reinterpret_cast<const uint8_t*>(images), lanes, size, {mean[0], mean[1], mean[2]}, scale, written(out),
+                      border_of(border), 1};
+    record(call, [](const PrepareImage& c) { return IFAN_PICK(prepare_image)(c); });
+  }
+
+  void border(Address x, int64_t lanes, int64_t lane_stride, int64_t planes, int64_t size, Address out,
+              const std::array<int64_t, 6>& border) {
+    AddBorder call{read(x), lanes, lane_stride, planes, size, written(out), border_of(border), 1};
+    record(call, [](const AddBorder& c) { return IFAN_PICK(add_border)(c); });
+  }
+
+  void encode(Address parsing, Address points, const std::vector<Address>& logits, const std::vector<int64_t>& sizes,
+              int64_t lanes, int64_t classes, int64_t points_count, int64_t size, int64_t radius, Address out) {
+    const auto widths = std::make_shared<std::vector<int64_t>>(sizes);
+    const auto heads = std::make_shared<std::vector<const float*>>();
+    for (Address address : logits) heads->push_back(read(address));
+    EncodePlanes call{read(parsing), read(points), heads->data(), widths->data(), lanes, classes, points_count,
+                      static_cast<int64_t>(sizes.size()), size, radius, written(out), 1};
+    record(call, [widths, heads](const EncodePlanes& c) { return IFAN_PICK(encode_planes)(c); });
+  }
+
+  void class_maps(Address planes, int64_t lanes, int64_t lane_stride, int64_t plane_stride, int64_t width,
+                  const std::array<Address, 3>& weights, const std::array<Address, 3>& maps,
+                  const std::array<int64_t, 3>& sizes) {
+    ClassMaps call{};
+    call.planes = read(planes), call.lanes = lanes, call.lane_stride = lane_stride, call.plane_stride = plane_stride;
+    call.width = width, call.threads = 1;
+    for (int i = 0; i < 3; ++i) call.weights[i] = read(weights[i]), call.maps[i] = written(maps[i]), call.sizes[i] = sizes[i];
+    record(call, [](const ClassMaps& c) { return IFAN_PICK(class_maps)(c); });
+  }
+
+  void max_pool(Address x, int64_t planes, int64_t height, int64_t width, Address out) {
+    record(MaxPool{read(x), planes, height, width, written(out), 1}, [](const MaxPool& c) { return IFAN_PICK(max_pool)(c); });
+  }
+
+  void add_shared(Address x, Address y, int64_t lanes, int64_t values, Address out) {
+    record(AddShared{read(x), read(y), lanes, values, written(out), 1},
+           [](const AddShared& c) { return IFAN_PICK(add_shared)(c); });
+  }
+
+  size_t steps() const { return steps_.size(); }
+
+  void run(int threads) const {
+    py::gil_scoped_release release;
+    for (const auto& step : steps_)
+      if (!step(threads)) throw std::bad_alloc();
+  }
+
+ private:
+  template <typename Call, typename Kernel>
+  void record(Call call, Kernel kernel) {
+    steps_.push_back([call, kernel](int threads) {
+      Call now = call;
+      now.threads = threads;
+      return kernel(now);
+    });
+  }
+
+  std::vector<std::function<bool(int)>> steps_;
+};
+
+int64_t packed_taps(int64_t outputs, int64_t products) { return IFAN_PICK(packed_taps)(outputs, products); }
+
+void pack_taps(Address weight, int64_t outputs, int64_t products, Address filters) {
+  IFAN_PICK(pack_taps)({read(weight), outputs, products, written(filters)});
+}
+
+}  // namespace
+
+void bind_plan(py::module_& module) {
+  module.def("packed_taps", &packed_taps, "Floats that pack_taps writes for the instruction set in use.");
+  module.def("pack_taps", &pack_taps);
+  py::class_<RecordedPlan>(module, "Plan", "Kernel calls recorded once and run together; see ifan.inference.engine.")
+      .def(py::init<>())
+      .def("convolution", &RecordedPlan::convolution)
+      .def("integrate", &RecordedPlan::integrate)
+      .def("direct", &RecordedPlan::direct)
+      .def("head", &RecordedPlan::head)
+      .def("image", &RecordedPlan::image)
+      .def("border", &RecordedPlan::border)
+      .def("encode", &RecordedPlan::encode)
+      .def("class_maps", &RecordedPlan::class_maps)
+      .def("max_pool", &RecordedPlan::max_pool)
+      .def("add_shared", &RecordedPlan::add_shared)
+      .def("run", &RecordedPlan::run)
+      .def("__len__", &RecordedPlan::steps);
+}
+
+}  // namespace ifan
