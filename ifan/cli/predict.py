@@ -25,8 +25,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the results; made if needed.")],
     box: Annotated[
         list[str] | None,
-        typer.Option(help="Face as x0,y0,x1,y1 in pixels, forehead to chin; repeat for more. Whole photo if left out."),
+        typer.Option(help="Face as x0,y0,x1,y1 in pixels, hairline to chin; repeat for more. Found if left out."),
     ] = None,
+    crops: Annotated[bool, typer.Option("--crops", help="Each photo is the crop of one face; do not detect.")] = False,
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Feedback iterations.", min=1)] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these, such as parsing,landmarks.")] = None,
@@ -43,7 +44,7 @@ def predict(
 
     from ifan.inference import load
 
-    analyzer = load(weights, device, iterations=iterations, tasks=wanted)
+    analyzer = load(weights, device, detector=None if crops else "centerface", iterations=iterations, tasks=wanted)
     done, failed = _analyse(analyzer, dict(zip(paths, stems, strict=True)), boxes, out, strict)
     if json_file is not None:
         _write_json(json_file, {"photos": done, "failed": failed})
