@@ -81,7 +81,7 @@ class FaceAnalyzer:
         if not 0.5 <= margin <= 4:
             raise ValueError(f"margin: expected crop side / face side between 0.5 and 4; got {margin}")
         self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks)
-        self.network, self.batch_size, self.margin = network, batch_size, margin
+        self.network, self.batch_size, self.margin, self.iterations = network, batch_size, margin, iterations
         self.detector = _detector(detector)
 
     @property

@@ -67,6 +67,9 @@ class CenterFace:
         self._weights = np.frombuffer((resources.files("ifan") / "assets" / "centerface.onnx").read_bytes(), np.uint8)
         self._own = threading.local()  # a network of OpenCV holds its input: one a thread
 
+    def __repr__(self) -> str:
+        return f"CenterFace(max_side={self.max_side}, min_score={self.min_score}, max_overlap={self.max_overlap})"
+
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         """See `Detector`; most certain first. One at a time: on processors batches gain nothing (docs/detector.md)."""
         return [self._detect(image) for image in images]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,7 @@ class PhotoResult:
 
         ``None`` if the network does not parse.
         """
-        ids = None
-        for face in sorted(self.faces, key=lambda f: -f.crop.side):
-            if face.parsing is not None:
-                ids = np.zeros(self.image.shape[:2], np.uint8) if ids is None else ids
-                x0, y0, x1, y1 = face.region
-                np.copyto(ids[y0:y1, x0:x1], face.parsing, where=face.parsing != 0)
-        return ids
+        return compose(self.size, self.faces)
 
     def to_dict(self, runs: bool = False) -> dict[str, Any]:
         """Numbers, strings, lists and dicts only: ``photo``, ``width``, ``height``, ``faces`` (see `Face.to_dict`)."""
@@ -147,6 +141,17 @@ class PhotoResult:
         files = self.files(folder, stem)
         write_files(files)
         return list(files)
+
+
+def compose(size: tuple[int, int], faces: Sequence[Face]) -> np.ndarray | None:
+    """The class map (H, W) uint8 of a whole photo of ``size`` (width, height), see `PhotoResult.parsing`."""
+    ids = None
+    for face in sorted(faces, key=lambda f: -f.crop.side):
+        if face.parsing is not None:
+            ids = np.zeros(size[::-1], np.uint8) if ids is None else ids
+            x0, y0, x1, y1 = face.region
+            np.copyto(ids[y0:y1, x0:x1], face.parsing, where=face.parsing != 0)
+    return ids
 
 
 def _runs(ids: np.ndarray) -> list[int]:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifan.cli.predict import expand, unique_stems
+from ifan.cli.predict import unique_stems
+from ifan.inference.sources import expand
 
 
 def huge(path: Path, width: int = 100_000, height: int = 100_000) -> Path:
