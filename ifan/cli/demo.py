@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ifan.data.sample import FaceSample
     from ifan.inference import FaceAnalyzer, PhotoResult
 
-PORTRAIT, PORTRAIT_BOX = "astronaut.png", (172.0, 68.0, 276.0, 178.0)
-"""The NASA portrait of Eileen Collins (public domain) and her face in it."""
+PORTRAIT = "astronaut.png"
+"""The NASA portrait of Eileen Collins (public domain)."""
 
 DRAWN_FACES, DRAWN_SIDE = 4, 192
 
@@ -30,7 +30,7 @@ def demo(
 
     analyzer = load(weights)
     portrait = (resources.files("ifan") / "assets" / PORTRAIT).read_bytes()
-    result = analyzer(portrait, PORTRAIT_BOX)
+    result = analyzer(portrait)
     files = result.save(out, Path(PORTRAIT).stem)
     sheet = out / "drawn_faces.png"
     write_files({sheet: encode_png(_drawn_faces(analyzer))})
@@ -51,11 +51,12 @@ def _captions(portrait_files: int) -> list[str]:
 def _drawn_faces(analyzer: FaceAnalyzer) -> np.ndarray:
     """A sheet with a row a face: the drawing, its exact labels, what the network says."""
     from ifan.data.toy import ToyFaces
+    from ifan.inference import FaceAnalyzer
     from ifan.inference.draw import contact_sheet
 
     faces = ToyFaces(DRAWN_FACES, seed=0, size=DRAWN_SIDE)
     samples = [faces[i] for i in range(len(faces))]
-    results = analyzer([sample.image for sample in samples])
+    results = FaceAnalyzer(analyzer.network, detector=None)([sample.image for sample in samples])
     rows = [
         [_tile(sample.image), _labelled(sample), _predicted(result)]
         for sample, result in zip(samples, results, strict=True)

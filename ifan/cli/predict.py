@@ -1,13 +1,12 @@
-"""``ifan predict``: photos in, JSON and pictures out; a bad photo does not stop the others."""
+"""``ifan predict``: photos and clips in; JSON and pictures, or tables, out; a bad photo does not stop the others."""
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,41 +15,108 @@ from ifan.cli import one_line
 if TYPE_CHECKING:
     from ifan.inference import FaceAnalyzer, PhotoResult
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""What is taken from a folder."""
+TABLES = (".parquet", ".jsonl", ".csv")
+"""Names of ``--out`` that ask for a table."""
+
+ENDINGS = (".json", "_overlay.png", "_parsing.png", ".jsonl", "_overlay.mp4")
+"""Of the files that a photo or clip may leave in a folder."""
+
+REPORTED = 20
+"""Failures of a table that are printed."""
 
 
 def predict(
-    photos: Annotated[list[str], typer.Argument(help="Pictures, folders of pictures, or patterns such as 'in/*.jpg'.")],
-    out: Annotated[Path, typer.Option(help="Folder for the results; made if needed.")],
+    photos: Annotated[list[str], typer.Argument(help="Pictures, clips, folders, or patterns such as 'in/*.jpg'.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for overlays and JSON; named .parquet, .jsonl or .csv: for tables of any length."),
+    ],
     box: Annotated[
         list[str] | None,
-        typer.Option(help="Face as x0,y0,x1,y1 in pixels, forehead to chin; repeat for more. Whole photo if left out."),
+        typer.Option(help="Face as x0,y0,x1,y1 in pixels, hairline to chin; repeat for more. Found if left out."),
     ] = None,
+    crops: Annotated[bool, typer.Option("--crops", help="Each photo is the crop of one face; do not detect.")] = False,
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Feedback iterations.", min=1)] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these, such as parsing,landmarks.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad photo.")] = False,
+    batch: Annotated[int, typer.Option(help="Faces the network sees at once.", min=1)] = 32,
+    every: Annotated[int, typer.Option(help="Of a clip, each this many frames.", min=1)] = 1,
+    maps: Annotated[bool, typer.Option("--maps", help="Tables: also write class maps as PNG.")] = False,
+    shard: Annotated[int, typer.Option(help="Tables: rows a file; what a kill can cost.", min=1)] = 1000,
 ) -> None:
-    """Analyse faces: for each photo <name>.json, <name>_overlay.png and <name>_parsing.png (class ids)."""
+    """Analyse faces: for each photo <name>.json, <name>_overlay.png and <name>_parsing.png (class ids), or one table.
+
+    Tables are folders of shards; the same command goes on where it was stopped. Exit code 1: some photo failed.
+    """
+    from ifan.inference.sources import expand
+
+    table = out.suffix.lower() in TABLES
+    if table and (box or json_file or strict):
+        raise ValueError(f"--out {out}: tables go without --box, --json and --strict; leave them out or name a folder")
     boxes = [parse_box(text) for text in box or []]
     paths = expand(photos)
     stems = unique_stems(paths)
+    if not table:
+        _refuse_to_overwrite(paths, stems, out, json_file)
+
+    from ifan.inference import FaceAnalyzer
+    from ifan.weights import DEFAULT, load_network
+
+    network = load_network(weights or DEFAULT)
     wanted = [name.strip() for name in tasks.split(",")] if tasks else None
-    _refuse_to_overwrite(paths, stems, out, json_file)
-
-    from ifan.inference import load
-
-    analyzer = load(weights, device, iterations=iterations, tasks=wanted)
-    done, failed = _analyse(analyzer, dict(zip(paths, stems, strict=True)), boxes, out, strict)
+    if table and not (wanted or maps):  # nobody would see the parsing
+        wanted = [task.name for task in network.config.tasks if task.kind != "parsing"]
+    detector: Literal["centerface"] | None = None if crops else "centerface"
+    analyzer = FaceAnalyzer(network, device, detector=detector, iterations=iterations, tasks=wanted, batch_size=batch)
+    if table:
+        _predict_table(analyzer, paths, out, every, maps, shard)
+        return
+    done, failed = _analyse(analyzer, dict(zip(paths, stems, strict=True)), boxes, out, strict, every)
     if json_file is not None:
         _write_json(json_file, {"photos": done, "failed": failed})
     if failed:
         typer.echo(f"{len(failed)} of {len(paths)} photos failed:", err=True)
         for failure in failed:
             typer.echo(f"error: {failure['reason']}", err=True)
+        raise typer.Exit(1)
+
+
+def _predict_table(analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, every: int, maps: bool, shard: int) -> None:
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    from ifan.inference.bulk import predict_bulk
+
+    class Rate(ProgressColumn):
+        """Images a second of late."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:.1f} images/s")
+
+    counts = TextColumn("{task.completed}/{task.total} images, {task.fields[failed]} failed")
+    columns = (*Progress.get_default_columns()[:2], counts, Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("predict", total=len(paths), failed=0)
+        summary = predict_bulk(
+            analyzer,
+            paths,
+            out,
+            every=every,
+            maps=maps,
+            shard_rows=shard,
+            progress=lambda done, total, failed: bars.update(bar, completed=done, total=total, failed=failed),
+        )
+    typer.echo(one_line(f"{out}: {summary.rows} rows, {summary.faces} faces, {summary.shards} shards"))
+    if summary.failures:
+        typer.echo(f"{len(summary.failures)} of {summary.rows} rows failed:", err=True)
+        for failure in summary.failures[:REPORTED]:
+            typer.echo(f"error: {one_line(failure['error'])}", err=True)
+        if len(summary.failures) > REPORTED:
+            typer.echo(f"and {len(summary.failures) - REPORTED} more; see the column error", err=True)
         raise typer.Exit(1)
 
 
@@ -63,24 +129,6 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
             f"--box {text!r}: expected four numbers x0,y0,x1,y1 in pixels, such as 172,68,276,178"
         ) from None
     return x0, y0, x1, y1
-
-
-def expand(photos: Sequence[str]) -> list[str]:
-    """Paths as they are, folders as their pictures, patterns as their matches; in order, each once.
-
-    A folder without pictures raises ``ValueError``; a pattern without matches stays and fails when it is read.
-    """
-    paths: list[str] = []
-    for photo in photos:
-        path = Path(photo)
-        if path.is_dir():
-            found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not found:
-                raise ValueError(f"{photo}: no pictures in this folder ({', '.join(SUFFIXES)}); pass another one")
-            paths += found
-        else:
-            paths += [photo] if path.exists() else sorted(glob.glob(photo, recursive=True)) or [photo]
-    return list(dict.fromkeys(paths))
 
 
 def unique_stems(paths: Sequence[str]) -> list[str]:
@@ -105,7 +153,7 @@ def unique_stems(paths: Sequence[str]) -> list[str]:
 
 def _refuse_to_overwrite(paths: Sequence[str], stems: Sequence[str], out: Path, json_file: Path | None) -> None:
     inputs = {Path(path).resolve(): path for path in paths}
-    targets = [out / f"{stem}{ending}" for stem in stems for ending in (".json", "_overlay.png", "_parsing.png")]
+    targets = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
     for target in [*targets, *([json_file] if json_file else [])]:
         if target.resolve() in inputs:
             raise ValueError(f"--out {out}: {target} would overwrite a photo that is to be read; choose another folder")
@@ -116,27 +164,47 @@ def _refuse_to_overwrite(paths: Sequence[str], stems: Sequence[str], out: Path, 
 
 
 def _analyse(
-    analyzer: FaceAnalyzer, stems: dict[str, str], boxes: Sequence[tuple[float, ...]], out: Path, strict: bool
+    analyzer: FaceAnalyzer,
+    stems: dict[str, str],
+    boxes: Sequence[tuple[float, ...]],
+    out: Path,
+    strict: bool,
+    every: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Results and failures; what cannot be written stops everything, what cannot be read does not."""
-    done, failed = [], []
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
     for path, stem in stems.items():
         try:
-            result = analyzer(path, boxes or None)
+            done.append(_one(analyzer, path, stem, boxes, out, every))
         except ValueError as error:
             if strict:
                 raise
             failed.append({"photo": path, "reason": one_line(error)})
-            continue
-        files = result.save(out, stem)
-        typer.echo(one_line(f"{path}: {_summary(result)} -> {files[0]}"))
-        done.append({**result.to_dict(), "files": [str(file) for file in files]})
     return done, failed
+
+
+def _one(
+    analyzer: FaceAnalyzer, path: str, stem: str, boxes: Sequence[tuple[float, ...]], out: Path, every: int
+) -> dict[str, Any]:
+    """Analyse and save a photo or clip, say so, and return what ``--json`` keeps of it."""
+    from ifan.inference.clip import save_clip
+    from ifan.inference.sources import is_clip
+
+    if is_clip(path):
+        files, frames, faces = save_clip(analyzer, path, out, stem, every)
+        typer.echo(one_line(f"{path}: {faces} faces in {frames} frames -> {files[0]}"))
+        return {"photo": path, "frames": frames, "files": [str(file) for file in files]}
+    result = analyzer(path, boxes or None)
+    files = result.save(out, stem)
+    typer.echo(one_line(f"{path}: {_summary(result)} -> {files[0]}"))
+    return {**result.to_dict(), "files": [str(file) for file in files]}
 
 
 def _summary(result: PhotoResult) -> str:
     moods = ["{} {:.0%}".format(*face.best("emotion")) for face in result.faces if face.emotion]
-    return ", ".join(moods) or f"{len(result)} face{'s' if len(result) != 1 else ''}"
+    count = f"{len(result)} face{'s' if len(result) != 1 else ''}"
+    return f"{count}: {', '.join(moods)}" if moods else count
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:

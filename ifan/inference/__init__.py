@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ifan.inference.analyzer import FACE_MARGIN, FaceAnalyzer, load
+from ifan.inference.analyzer import FaceAnalyzer, load
+from ifan.inference.detect import CenterFace, Detection, Detector
+from ifan.inference.framing import FACE_MARGIN
 from ifan.inference.result import Face, PhotoResult
 
-__all__ = ["FACE_MARGIN", "Face", "FaceAnalyzer", "PhotoResult", "load"]
+__all__ = [
+    "FACE_MARGIN",
+    "CenterFace",
+    "Detection",
+    "Detector",
+    "Face",
+    "FaceAnalyzer",
+    "PhotoResult",
+    "load",
+]

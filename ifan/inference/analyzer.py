@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 
 from ifan.config import NetworkConfig
 from ifan.data.crop import Crop, crop_image, map_to_image, points_from_crop
+from ifan.inference.detect import Box, CenterFace, Detection, Detector
+from ifan.inference.framing import FACE_MARGIN, crop_of
 from ifan.inference.photo import as_rgb
-from ifan.inference.result import Box, Face, PhotoResult
-from ifan.network import IFAN, Lanes
-
-FACE_MARGIN = 1.45
-"""Side of the crop / side of a square as large as the face's box.
-
-In a detector's box, forehead to chin, the eyes are 0.38 of that side apart (0.42 of the width); in the crops that
-networks are trained on they are 0.27 of the crop's side apart."""
+from ifan.inference.predictor import NetworkPredictor, Predictor
+from ifan.inference.result import Face, PhotoResult
+from ifan.network import IFAN
 
 
 def load(name_or_path: str | Path | None = None, device: str | torch.device = "cpu", **options: Any) -> FaceAnalyzer:
@@ -41,15 +38,27 @@ def load(name_or_path: str | Path | None = None, device: str | torch.device = "c
     return FaceAnalyzer(load_network(DEFAULT if name_or_path is None else name_or_path), device, **options)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is left of a photo before the network runs: its ``size`` (width, height), its ``faces`` with their crops,
+    and what the network will see of them, ``pixels`` (N, 3, S, S) uint8 RGB."""
+
+    size: tuple[int, int]
+    faces: list[tuple[Detection, Crop]]
+    pixels: np.ndarray
+
+
 class FaceAnalyzer:
-    """Photos in, faces out: crops, one batched network for all of them, results in pixels of the photos.
+    """Photos in, faces out: detection, crops, one batched network for all of them, results in pixels of the photos.
 
     Args:
         network: the network; put into evaluation mode.
         device: where it runs.
+        detector: finds the faces of photos that come without boxes: the one in the package, any object with its method
+            (`ifan.inference.detect.Detector`), or ``None``: each photo is the crop of one face.
         iterations: feedback iterations; ``None`` = as the network's configuration says.
         batch_size: most faces that run at once.
-        margin: how much wider than a face's box its crop is, see `FACE_MARGIN`. Whole images are taken as they are.
+        margin: how much wider than a face's box its crop is, see `FACE_MARGIN`; faces with points scale with it.
         tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
 
     Raises:
@@ -61,20 +70,24 @@ class FaceAnalyzer:
         network: IFAN,
         device: str | torch.device = "cpu",
         *,
+        detector: Detector | Literal["centerface"] | None = "centerface",
         iterations: int | None = None,
         batch_size: int = 32,
         margin: float = FACE_MARGIN,
         tasks: Sequence[str] | None = None,
     ) -> None:
-        if (iterations is not None and iterations < 1) or batch_size < 1:
-            raise ValueError(f"iterations and batch_size must be at least 1; got {iterations} and {batch_size}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if not 0.5 <= margin <= 4:
             raise ValueError(f"margin: expected crop side / face side between 0.5 and 4; got {margin}")
-        self.config: NetworkConfig = network.config
-        self.device = _usable(device)
-        self.network = network.to(self.device).eval()
-        self.iterations, self.batch_size, self.margin = iterations, batch_size, margin
-        self.tasks = tuple(self.config.task(t).name for t in (tasks or [t.name for t in self.config.tasks]))
+        self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks)
+        self.network, self.batch_size, self.margin, self.iterations = network, batch_size, margin, iterations
+        self.detector = _detector(detector)
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network's configuration."""
+        return self.predictor.config
 
     @overload
     def __call__(self, photos: list[Any] | tuple[Any, ...], boxes: Any = None) -> list[PhotoResult]: ...
@@ -86,8 +99,8 @@ class FaceAnalyzer:
         Args:
             photos: a path, the bytes of a picture file, an (H, W, 3) uint8 RGB array, a PIL image, a (3, H, W) uint8
                 RGB tensor; or a list or tuple of such.
-            boxes: where the faces are: one box (x0, y0, x1, y1) in pixels, or a sequence of boxes; for a list of photos
-                one of these (or ``None``) a photo. ``None`` = the whole photo is one face's crop.
+            boxes: where the faces are: one box (x0, y0, x1, y1) in pixels, hairline to chin, or a sequence of boxes;
+                for a list of photos one of these (or ``None``) a photo. ``None`` = the detector looks for them.
 
         Returns:
             A `PhotoResult`, or for a list of photos the list of theirs in order.
@@ -103,79 +116,62 @@ class FaceAnalyzer:
 
     def analyze(self, photos: Sequence[Any], boxes: Sequence[Any]) -> list[PhotoResult]:
         """The list form of calling an analyzer; faces of all photos share batches."""
-        images, paths, asked = [], [], []
-        for i, (photo, box) in enumerate(zip(photos, boxes, strict=True)):
-            path = os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None
-            name = path or (f"photo {i + 1}" if len(photos) > 1 else "photo")
-            images.append(as_rgb(photo, name))
-            paths.append(path)
-            asked.append([self._place(b, images[-1].shape, name) for b in _list_of_boxes(box, name)])
-        places = [(image, crop) for image, crops in zip(images, asked, strict=True) for _, crop in crops]
-        predictions = iter(self._predict(places))
+        paths = [os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None for photo in photos]
+        names = [path or (f"photo {i}" if len(photos) > 1 else "photo") for i, path in enumerate(paths, 1)]
+        images = [as_rgb(photo, name) for photo, name in zip(photos, names, strict=True)]
+        prepared = self.prepare(images, boxes, names)
+        predictions = self.predict(prepared)
         return [
-            PhotoResult(
-                path,
-                (image.shape[1], image.shape[0]),
-                tuple(self._face(image.shape[:2], box, crop, next(predictions)) for box, crop in crops),
-                image,
-            )
-            for path, image, crops in zip(paths, images, asked, strict=True)
+            PhotoResult(path, photo.size, self.faces(photo, predictions), image)
+            for path, photo, image in zip(paths, prepared, images, strict=True)
         ]
 
-    def _place(self, box: Sequence[float] | None, shape: Sequence[int], name: str) -> tuple[Box, Crop]:
-        """A checked box and its crop; the whole photo for ``None``."""
-        height, width = shape[:2]
-        if box is None:
-            whole = (0.0, 0.0, float(width), float(height))
-            return whole, Crop.from_box(whole)
-        x0, y0, x1, y1 = box
-        inside = min(x1, width) > max(x0, 0) and min(y1, height) > max(y0, 0)
-        sides = x1 - x0, y1 - y0
-        if not (inside and min(sides) >= 1 and max(sides) <= 2 * max(width, height)):
-            raise ValueError(
-                f"{name}: box {tuple(box)} is not a face in a photo of {width} x {height} pixels; "
-                "give x0,y0,x1,y1 with x0 < x1 and y0 < y1"
-            )
-        half = math.sqrt(sides[0] * sides[1]) / 2
-        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
-        return (x0, y0, x1, y1), Crop.from_box((cx - half, cy - half, cx + half, cy + half), self.margin)
+    def prepare(self, images: Sequence[np.ndarray], boxes: Sequence[Any], names: Sequence[str]) -> list[Prepared]:
+        """Find and crop the faces of ``images`` (H, W, 3) uint8 RGB; ``boxes`` as for a call. Safe in threads."""
+        given = [
+            None if box is None else _faces_in(box, image, name)
+            for image, box, name in zip(images, boxes, names, strict=True)
+        ]
+        searched = [image for image, faces in zip(images, given, strict=True) if faces is None]
+        found = iter(self.detector.detect(searched) if self.detector and searched else [])
+        return [
+            self._prepare(image, next(found, None) if faces is None else faces)
+            for image, faces in zip(images, given, strict=True)
+        ]
 
-    def _predict(self, places: Sequence[tuple[np.ndarray, Crop]]) -> list[dict[str, np.ndarray]]:
-        """Task name to prediction for each crop: probabilities (K, S, S), points (2, P) or probabilities (C,)."""
-        out: list[dict[str, np.ndarray]] = []
-        for start in range(0, len(places), self.batch_size):
-            batch = places[start : start + self.batch_size]
-            crops = np.stack([crop_image(image, crop, self.config.size) for image, crop in batch])
-            images = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2).contiguous()
-            out += self._forward(images)
-        return out
+    def _prepare(self, image: np.ndarray, detections: list[Detection] | None) -> Prepared:
+        """``None`` = the whole image is a crop."""
+        size = self.config.size
+        height, width = image.shape[:2]
+        if detections is None:
+            whole = Detection((0.0, 0.0, float(width), float(height)), None)
+            faces = [(whole, Crop.from_box(whole.box))]
+        else:
+            faces = [(face, crop_of(face, self.margin)) for face in detections]
+        pixels = np.empty((len(faces), 3, size, size), np.uint8)
+        for row, (_, crop) in zip(pixels, faces, strict=True):
+            row[:] = crop_image(image, crop, size).transpose(2, 0, 1)
+        return Prepared((width, height), faces, pixels)
 
-    @torch.inference_mode()
-    def _forward(self, images: torch.Tensor) -> list[dict[str, np.ndarray]]:
-        lanes = Lanes.for_tasks(images.shape[0], self.config, self.tasks, self.device)
-        last = self.network(images, lanes, self.iterations)[-1]
-        found: dict[str, torch.Tensor] = {}
-        for task in (self.config.task(t) for t in self.tasks):
-            if task.kind == "parsing":
-                found[task.name] = last.parsing_logits.float().softmax(1)
-            elif task.kind == "landmarks":
-                found[task.name] = last.points.float()
-            else:
-                found[task.name] = last.class_logits[task.name].float().softmax(1)
-        for name, value in found.items():
-            if not value.isfinite().all():
-                raise ValueError(
-                    f"the network's {name} predictions are not finite: its weights are damaged; use others"
-                )
-        arrays = {name: value.cpu().numpy() for name, value in found.items()}
-        return [{name: value[i] for name, value in arrays.items()} for i in range(images.shape[0])]
+    def predict(self, photos: Sequence[Prepared]) -> Iterator[dict[str, np.ndarray]]:
+        """The predictions of each face of ``photos`` in order, in batches over photos; of one face, without the first
+        axis of `Predictor`."""
+        pixels = np.concatenate([photo.pixels for photo in photos]) if photos else np.empty(0)
+        for start in range(0, len(pixels), self.batch_size):
+            batch = pixels[start : start + self.batch_size]
+            predicted = self.predictor(batch)
+            yield from ({name: value[i] for name, value in predicted.items()} for i in range(len(batch)))
 
-    def _face(self, shape: tuple[int, int], box: Box, crop: Crop, predicted: dict[str, np.ndarray]) -> Face:
-        x0, y0, x1, y1 = region = _region(crop, shape)
+    def faces(self, photo: Prepared, predictions: Iterator[dict[str, np.ndarray]]) -> tuple[Face, ...]:
+        """The faces of ``photo``, in its pixels, from the next of ``predictions``."""
+        return tuple(self._face(photo.size, found, crop, next(predictions)) for found, crop in photo.faces)
+
+    def _face(self, size: tuple[int, int], found: Detection, crop: Crop, predicted: dict[str, np.ndarray]) -> Face:
+        x0, y0, x1, y1 = region = _region(crop, size)
         parsing: np.ndarray | None = None
         names: tuple[str, ...] = ()
         landmarks, classes = {}, {}
-        for task in (self.config.task(t) for t in self.tasks):
+        for task in self.predictor.tasks:
             value = predicted[task.name]
             if task.kind == "parsing":
                 inside = Crop(crop.cx - x0, crop.cy - y0, crop.side, crop.angle_deg, crop.flip)
@@ -185,21 +181,43 @@ class FaceAnalyzer:
                 landmarks = {name: (float(x), float(y)) for name, (x, y) in zip(task.classes, pixels, strict=True)}
             else:
                 classes[task.name] = {name: float(p) for name, p in zip(task.classes, value, strict=True)}
-        return Face(box, crop, region, parsing, names, landmarks, classes)
+        return Face(found.box, crop, region, parsing, names, landmarks, classes, found.score)
 
 
-def _region(crop: Crop, shape: tuple[int, int]) -> tuple[int, int, int, int]:
+def _detector(detector: Detector | str | None) -> Detector | None:
+    if detector == "centerface":
+        return CenterFace()
+    if detector is not None and not callable(getattr(detector, "detect", None)):
+        raise ValueError(
+            f'detector: expected "centerface", None or an object with a method detect(images); got {detector!r}'
+        )
+    return detector  # type: ignore[return-value]
+
+
+def _faces_in(boxes: Any, image: np.ndarray, name: str) -> list[Detection]:
+    """Checked boxes as detections."""
+    height, width = image.shape[:2]
+    for x0, y0, x1, y1 in (listed := _list_of_boxes(boxes, name)):
+        inside = min(x1, width) > max(x0, 0) and min(y1, height) > max(y0, 0)
+        sides = x1 - x0, y1 - y0
+        if not (inside and min(sides) >= 1 and max(sides) <= 2 * max(width, height)):
+            raise ValueError(
+                f"{name}: box {(x0, y0, x1, y1)} is not a face in a photo of {width} x {height} pixels; "
+                "give x0,y0,x1,y1 with x0 < x1 and y0 < y1"
+            )
+    return [Detection(box, None) for box in listed]
+
+
+def _region(crop: Crop, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The pixels of the photo that the crop touches: x0, y0, x1, y1, at least one pixel."""
     corners = points_from_crop(np.array([[-0.5, 0.5, -0.5, 0.5], [-0.5, -0.5, 0.5, 0.5]]), crop)
     (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))
-    x0, y0 = (int(np.clip(v, 0, n - 1)) for v, n in ((left, shape[1]), (top, shape[0])))
-    return x0, y0, int(np.clip(right, x0 + 1, shape[1])), int(np.clip(bottom, y0 + 1, shape[0]))
+    x0, y0 = (int(np.clip(v, 0, n - 1)) for v, n in zip((left, top), size, strict=True))
+    return x0, y0, int(np.clip(right, x0 + 1, size[0])), int(np.clip(bottom, y0 + 1, size[1]))
 
 
-def _list_of_boxes(boxes: Any, name: str) -> list[tuple[float, ...] | None]:
-    """One box, several or none as a list; ``[None]`` stands for the whole photo."""
-    if boxes is None:
-        return [None]
+def _list_of_boxes(boxes: Any, name: str) -> list[Box]:
+    """One box or several, maybe none, as a list."""
     try:
         table = np.asarray(boxes, np.float64)
     except (TypeError, ValueError):
@@ -209,14 +227,4 @@ def _list_of_boxes(boxes: Any, name: str) -> list[tuple[float, ...] | None]:
     table = table[None] if table.ndim == 1 else table
     if table.ndim != 2 or table.shape[1] != 4 or not np.isfinite(table).all():
         raise ValueError(f"{name}: expected a box (x0, y0, x1, y1) or a list of boxes in pixels; got {boxes!r}")
-    return [tuple(row) for row in table.tolist()]
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f'device {str(device)!r} cannot be used here ({reason}); use "cpu"') from error
-    return found
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in table.tolist()]

@@ -31,8 +31,18 @@ def overlay(result: PhotoResult) -> np.ndarray:
         _draw_face(picture, face, scale)
     if len(result.faces) > 1:
         for number, face in enumerate(result.faces, 1):
-            _draw_number(picture, face, scale, number)
+            _draw_label(picture, face, scale, str(number), face.crop.side * scale * 0.09)
     return _beside(picture, result.faces)
+
+
+def annotate(result: PhotoResult) -> np.ndarray:
+    """A frame of a clip, (H, W, 3) uint8 RGB of its own size: colours, points and boxes, the emotion below each box."""
+    picture = _blend(result, 1)
+    for face in result.faces:
+        _draw_face(picture, face, 1)
+        if face.emotion:
+            _draw_label(picture, face, 1, "{} {:.0%}".format(*face.best("emotion")), face.crop.side * 0.07)
+    return picture
 
 
 def contact_sheet(pictures: list[list[np.ndarray]], titles: list[str], gap: int = 8) -> np.ndarray:
@@ -101,14 +111,14 @@ def _draw_face(picture: np.ndarray, face: Face, scale: float) -> None:
         cv2.rectangle(picture, (x0, y0), (x1, y1), PAPER, width, cv2.LINE_AA)
 
 
-def _draw_number(picture: np.ndarray, face: Face, scale: float, number: int) -> None:
-    """A dark label under the face's box, inside the photo."""
-    text = max(11.0, face.crop.side * scale * 0.09)
+def _draw_label(picture: np.ndarray, face: Face, scale: float, label: str, text: float) -> None:
+    """A dark label under the face's box, inside the photo, its capitals ``text`` pixels high but at least 11."""
+    text = max(11.0, text)
     left, bottom = max(0, round(face.box[0] * scale)), round(face.box[3] * scale + 1.3 * text)
     left, bottom = min(left, picture.shape[1] - round(2 * text)), min(bottom, picture.shape[0])
-    right, top = left + round((0.3 + 0.65 * len(str(number))) * text), bottom - round(1.3 * text)
+    right, top = left + round((0.3 + 0.78 * len(label)) * text), bottom - round(1.3 * text)
     cv2.rectangle(picture, (left, bottom), (right, top), INK, cv2.FILLED)
-    write(picture, str(number), (left + round(0.15 * text), bottom - round(0.2 * text)), text, PAPER)
+    write(picture, label, (left + round(0.15 * text), bottom - round(0.2 * text)), text, PAPER)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 
 from ifan.data.crop import Crop
+from ifan.inference.detect import Box
 from ifan.inference.draw import overlay
 from ifan.inference.files import encode_label_png, encode_png, write_files
-
-Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 in pixels of the photo."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Face:
     """One face; all places are in pixels of the photo.
 
-    ``box``: what was asked for; ``crop``: the square the network saw. ``parsing`` (h, w) uint8 class ids at the photo's
-    resolution inside ``region`` (x0, y0, x1, y1), the part of the crop within the photo, and ``parsing_classes`` their
-    names. ``landmarks``: point name to (x, y). ``classes``: classification task to class name to probability. What a
-    network does not predict, or was not asked for, is ``None`` or empty.
+    ``box``: what was found or asked for, ``score`` the detector's certainty in [0, 1] if it was found; ``crop``: the
+    square the network saw. ``parsing`` (h, w) uint8 class ids at the photo's resolution inside ``region`` (x0, y0, x1,
+    y1), the part of the crop within the photo, and ``parsing_classes`` their names. ``landmarks``: point name to (x,
+    y). ``classes``: classification task to class name to probability. What a network does not predict, or was not asked
+    for, is ``None`` or empty.
     """
 
     box: Box
@@ -35,6 +34,7 @@ class Face:
     parsing_classes: tuple[str, ...] = ()
     landmarks: dict[str, tuple[float, float]] = field(default_factory=dict)
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
+    score: float | None = None
 
     @property
     def emotion(self) -> dict[str, float]:
@@ -47,10 +47,14 @@ class Face:
             raise ValueError(f"unknown classification {task!r}; this face has {list(self.classes)}")
         return max(self.classes[task].items(), key=lambda item: item[1])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings, lists and dicts only; the parsing map as its region and pixels a class."""
+    def to_dict(self, runs: bool = False) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts only; the parsing map as its region and pixels a class.
+
+        With ``runs`` also the map itself, row by row: class id, number of pixels, next id, next number, ...
+        """
         out: dict[str, Any] = {
             "box": [_rounded(v) for v in self.box],
+            "score": None if self.score is None else round(self.score, 4),
             "crop": {name: _rounded(getattr(self.crop, name)) for name in ("cx", "cy", "side", "angle_deg")},
             "landmarks": {name: [_rounded(x), _rounded(y)] for name, (x, y) in self.landmarks.items()},
             "classes": {task: {k: round(p, 6) for k, p in named.items()} for task, named in self.classes.items()},
@@ -59,6 +63,8 @@ class Face:
             counts = np.bincount(self.parsing.ravel(), minlength=len(self.parsing_classes))
             pixels = {name: int(n) for name, n in zip(self.parsing_classes, counts, strict=True)}
             out["parsing"] = {"region": list(self.region), "pixels": pixels}
+            if runs:
+                out["parsing"]["runs"] = _runs(self.parsing)
         return out
 
 
@@ -87,18 +93,30 @@ class PhotoResult:
 
         ``None`` if the network does not parse.
         """
-        ids = None
-        for face in sorted(self.faces, key=lambda f: -f.crop.side):
-            if face.parsing is not None:
-                ids = np.zeros(self.image.shape[:2], np.uint8) if ids is None else ids
-                x0, y0, x1, y1 = face.region
-                np.copyto(ids[y0:y1, x0:x1], face.parsing, where=face.parsing != 0)
-        return ids
+        return compose(self.size, self.faces)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, runs: bool = False) -> dict[str, Any]:
         """Numbers, strings, lists and dicts only: ``photo``, ``width``, ``height``, ``faces`` (see `Face.to_dict`)."""
         width, height = self.size
-        return {"photo": self.path, "width": width, "height": height, "faces": [f.to_dict() for f in self.faces]}
+        return {"photo": self.path, "width": width, "height": height, "faces": [f.to_dict(runs) for f in self.faces]}
+
+    def to_supervision(self) -> Any:
+        """The faces as ``supervision.Detections``: ``xyxy``, ``confidence`` (1 for given boxes), and in ``data`` the
+        points (N, P, 2) and the most probable class of each classification. Raises ``ImportError`` without it."""
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise ImportError("to_supervision: supervision is not installed; pip install supervision") from error
+        data: dict[str, Any] = {}
+        if self.faces and self.faces[0].landmarks:
+            data["landmarks"] = np.array([list(f.landmarks.values()) for f in self.faces], np.float32)
+        for task in self.faces[0].classes if self.faces else ():
+            data[task] = np.array([f.best(task)[0] for f in self.faces])
+        return Detections(
+            xyxy=np.array([f.box for f in self.faces], np.float32).reshape(-1, 4),
+            confidence=np.array([1.0 if f.score is None else f.score for f in self.faces], np.float32),
+            data=data,
+        )
 
     def plot(self) -> np.ndarray:
         """The overlay, (H, W, 3) uint8 RGB: the photo (enlarged if small) with parsing colours, points and boxes, and
@@ -123,6 +141,25 @@ class PhotoResult:
         files = self.files(folder, stem)
         write_files(files)
         return list(files)
+
+
+def compose(size: tuple[int, int], faces: Sequence[Face]) -> np.ndarray | None:
+    """The class map (H, W) uint8 of a whole photo of ``size`` (width, height), see `PhotoResult.parsing`."""
+    ids = None
+    for face in sorted(faces, key=lambda f: -f.crop.side):
+        if face.parsing is not None:
+            ids = np.zeros(size[::-1], np.uint8) if ids is None else ids
+            x0, y0, x1, y1 = face.region
+            np.copyto(ids[y0:y1, x0:x1], face.parsing, where=face.parsing != 0)
+    return ids
+
+
+def _runs(ids: np.ndarray) -> list[int]:
+    """(h, w) class ids as id, length, id, length, ... in rows from the upper left."""
+    flat = ids.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
+    lengths = np.diff(np.append(starts, flat.size))
+    return [int(v) for pair in zip(flat[starts], lengths, strict=True) for v in pair]
 
 
 def _rounded(value: float) -> float:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 import cv2
+import pytest
 
 
 def test_demo_says_where_the_pictures_are(run, weights: Path, tmp_path: Path) -> None:
@@ -24,7 +25,7 @@ def test_demo_says_where_the_pictures_are(run, weights: Path, tmp_path: Path) ->
     assert overlay.shape[0] >= 512
     assert sheet.shape[0] > 4 * 192
     (face,) = json.loads(named[2].read_text())["faces"]
-    assert face["box"] == [172, 68, 276, 178]
+    assert face["box"] == pytest.approx([181, 58, 269, 177], abs=6)
 
 
 def test_demo_runs_on_the_packaged_weights(run, tmp_path: Path) -> None:

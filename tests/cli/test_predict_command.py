@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifan.cli.predict import expand, unique_stems
+from ifan.cli.predict import unique_stems
+from ifan.inference.sources import expand
 
 
 def huge(path: Path, width: int = 100_000, height: int = 100_000) -> Path:
@@ -46,6 +47,7 @@ def test_writes_three_files_at_the_photos_resolution(run, photo: Path, weights: 
     (face,) = tree["faces"]
     assert face["box"] == [10, 5, 30, 25]
     assert face["crop"]["side"] == pytest.approx(29)
+    assert face["score"] is None
     assert len(face["landmarks"]) == 5
     assert sum(face["classes"]["emotion"].values()) == pytest.approx(1, abs=1e-4)
     x0, y0, x1, y1 = face["parsing"]["region"]
@@ -55,7 +57,7 @@ def test_writes_three_files_at_the_photos_resolution(run, photo: Path, weights: 
 
 def test_unusual_photos_are_all_read(run, photos: Path, weights: Path, tmp_path: Path) -> None:
     out, table = tmp_path / "out", tmp_path / "all.json"
-    code, _, errors = run("predict", photos, "--out", out, "--weights", weights, "--json", table)
+    code, _, errors = run("predict", photos, "--crops", "--out", out, "--weights", weights, "--json", table)
     assert (code, errors) == (0, "")
     found = {Path(p["photo"]).name: (p["width"], p["height"]) for p in json.loads(table.read_text())["photos"]}
     assert len(found) == 7
@@ -73,7 +75,7 @@ def test_one_bad_photo_does_not_stop_the_others(run, photos: Path, weights: Path
     huge(bad[4])
     out, table = tmp_path / "out", tmp_path / "all.json"
     code, text, errors = run(
-        "predict", bad[0], good[0], *bad[1:], good[1], "--out", out, "--weights", weights, "--json", table
+        "predict", bad[0], good[0], *bad[1:], good[1], "--crops", "--out", out, "--weights", weights, "--json", table
     )
     assert code == 1
     assert [line.split(":")[0] for line in text.splitlines()] == [str(g) for g in good]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,7 +15,8 @@ from PIL import Image
 
 import ifan
 from ifan.data.crop import Crop, crop_image
-from ifan.inference import FACE_MARGIN, Face, FaceAnalyzer, PhotoResult
+from ifan.inference import FACE_MARGIN, Detection, Face, FaceAnalyzer, PhotoResult
+from ifan.inference.framing import FACE_DROP
 from ifan.network import IFAN
 
 BOX = (30.0, 10.0, 60.0, 50.0)
@@ -49,13 +52,13 @@ def test_results_are_at_the_photos_resolution(analyzer: FaceAnalyzer, photo: np.
 def test_network_sees_what_the_crop_shows(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
     """The same numbers as the network on a hand-made crop, and points mapped back by hand."""
     face = analyzer(photo, BOX)[0]
-    side = FACE_MARGIN * (30 * 40) ** 0.5
-    assert (face.crop.cx, face.crop.cy) == (45, 30)
+    side, drop = FACE_MARGIN * (30 * 40) ** 0.5, FACE_DROP * (30 * 40) ** 0.5
+    assert (face.crop.cx, face.crop.cy) == (45, pytest.approx(30 + drop))
     assert face.crop.side == pytest.approx(side)
-    crop = crop_image(photo, Crop(45, 30, side), 32)
+    crop = crop_image(photo, Crop(45, 30 + drop, side), 32)
     with torch.inference_mode():
         last = analyzer.network(torch.from_numpy(crop).permute(2, 0, 1)[None])[-1]
-    x, y = (last.points[0, :, 0] * side + torch.tensor([45.0, 30.0])).tolist()
+    x, y = (last.points[0, :, 0] * side + torch.tensor([45.0, 30 + drop])).tolist()
     assert face.landmarks["left_eye"] == pytest.approx((x, y), abs=1e-3)
     assert face.emotion["happy"] == pytest.approx(last.class_logits["emotion"].softmax(1)[0, 3].item(), abs=1e-6)
 
@@ -64,7 +67,7 @@ def test_parsing_lies_where_the_crop_lies(analyzer: FaceAnalyzer, photo: np.ndar
     """The map of a face is the crop's map, moved and scaled: compare pixel centres."""
     face = analyzer(photo, BOX)[0]
     x0, y0, x1, y1 = face.region
-    left, top = 45 - face.crop.side / 2, 30 - face.crop.side / 2
+    left, top = face.crop.cx - face.crop.side / 2, face.crop.cy - face.crop.side / 2
     assert (x0, y0) == (int(left), int(top))
     assert (x1, y1) == (int(np.ceil(left + face.crop.side)), int(np.ceil(top + face.crop.side)))
     crop = crop_image(photo, face.crop, 32)
@@ -162,8 +165,15 @@ def test_chosen_tasks_and_iterations(photo: np.ndarray, analyzer: FaceAnalyzer) 
     np.testing.assert_allclose(list(points.landmarks.values()), list(full.landmarks.values()), atol=1e-3)
     once = FaceAnalyzer(analyzer.network, iterations=1)(photo, BOX)[0]
     assert once.emotion != full.emotion
-    for options in ({"tasks": ["age"]}, {"iterations": 0}, {"batch_size": 0}, {"margin": 0.0}, {"device": "abacus"}):
-        with pytest.raises(ValueError, match=r"age|iterations|batch_size|margin|abacus"):
+    for options in (
+        {"tasks": ["age"]},
+        {"iterations": 0},
+        {"batch_size": 0},
+        {"margin": 0.0},
+        {"device": "abacus"},
+        {"detector": 7},
+    ):
+        with pytest.raises(ValueError, match=r"age|iterations|batch_size|margin|abacus|detector"):
             FaceAnalyzer(analyzer.network, **options)
 
 
@@ -182,7 +192,7 @@ def test_single_pixel_and_extreme_shapes(analyzer: FaceAnalyzer) -> None:
 
 def test_load_reads_saved_weights(analyzer: FaceAnalyzer, photo: np.ndarray, tmp_path: Path) -> None:
     analyzer.network.save_pretrained(tmp_path / "model")
-    loaded = ifan.load(tmp_path / "model", batch_size=2)
+    loaded = ifan.load(tmp_path / "model", batch_size=2, detector=None)
     assert isinstance(loaded.network, IFAN)
     assert isinstance(loaded, ifan.FaceAnalyzer)
     same(loaded(photo, BOX), analyzer(photo, BOX))
@@ -209,3 +219,39 @@ def test_faces_are_frozen(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
         face.box = (0, 0, 1, 1)  # type: ignore[misc]
     with pytest.raises(ValueError, match="unknown classification 'age'"):
         face.best("age")
+
+
+class OneFace:
+    """A detector that finds the same tilted face everywhere."""
+
+    def detect(self, images: list[np.ndarray]) -> list[list[Detection]]:
+        points = ((30.0, 20.0), (50.0, 30.0), (36.0, 34.0), (22.0, 38.0), (40.0, 48.0))
+        return [[Detection((20.0, 10.0, 60.0, 55.0), 0.9, points)] for _ in images]
+
+
+def test_any_detector_frames_the_faces(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    found = FaceAnalyzer(analyzer.network, detector=OneFace())
+    first, given = found([photo, photo], [None, BOX])
+    assert (first[0].box, first[0].score) == ((20, 10, 60, 55), 0.9)
+    assert first[0].crop.angle_deg == pytest.approx(26, abs=2)
+    assert given[0].box == BOX
+    assert given[0].score is None
+    assert len(found([])) == 0
+
+
+def test_runs_spell_the_parsing_map(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    face = analyzer(photo, BOX)[0]
+    runs = face.to_dict(runs=True)["parsing"]["runs"]
+    np.testing.assert_array_equal(np.repeat(runs[::2], runs[1::2]).reshape(face.parsing.shape), face.parsing)
+    assert "runs" not in face.to_dict()["parsing"]
+
+
+def test_supervision_is_optional(analyzer: FaceAnalyzer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match="pip install supervision"):
+        analyzer(photo).to_supervision()
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))
+    made = analyzer(photo, [BOX, BOX]).to_supervision()
+    assert made.xyxy.tolist() == [list(BOX)] * 2
+    assert made.data["landmarks"].shape == (2, 5, 2)
+    assert len(made.data["emotion"]) == 2

@@ -136,7 +136,7 @@ def test_to_dict_is_json_with_named_numbers() -> None:
     tree = json.loads(json.dumps(photo.to_dict(), allow_nan=False))
     assert list(tree) == ["photo", "width", "height", "faces"]
     face = tree["faces"][0]
-    assert set(face) == {"box", "crop", "landmarks", "classes", "parsing"}
+    assert set(face) == {"box", "score", "crop", "landmarks", "classes", "parsing"}
     assert face["landmarks"] == {"left_eye": [30, 40]}
     assert list(face["classes"]["emotion"]) == list(EMOTIONS)
     assert face["parsing"]["pixels"]["skin"] == 9900

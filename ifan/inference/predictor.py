@@ -1,0 +1,83 @@
+"""The one seam between an analyzer and what computes: crops in, predictions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ifan.config import NetworkConfig, TaskConfig
+from ifan.network import IFAN, Lanes
+
+
+class Predictor(Protocol):
+    """Whatever turns crops into predictions; `NetworkPredictor` in plain PyTorch, or an engine."""
+
+    config: NetworkConfig
+    tasks: tuple[TaskConfig, ...]
+    """What it predicts, in order."""
+
+    def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        """Predictions of ``crops`` (N, 3, S, S) uint8 RGB by task name, float32: parsing probabilities (N, K, S, S),
+        points (N, 2, P) normalised to the crop, probabilities of a classification (N, C)."""
+        ...
+
+
+class NetworkPredictor:
+    """The network as it is, in evaluation mode.
+
+    Args:
+        network: the network; moved to ``device`` and put into evaluation mode.
+        iterations: feedback iterations; ``None`` = as its configuration says.
+        tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
+
+    Raises:
+        ValueError: unknown task, unusable device, a number out of range.
+    """
+
+    def __init__(
+        self,
+        network: IFAN,
+        device: str | torch.device = "cpu",
+        iterations: int | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> None:
+        if iterations is not None and iterations < 1:
+            raise ValueError(f"iterations must be at least 1; got {iterations}")
+        self.config, self.iterations = network.config, iterations
+        self.device = _usable(device)
+        self.network = network.to(self.device).eval()
+        self.tasks = tuple(self.config.task(name) for name in (tasks or [t.name for t in self.config.tasks]))
+
+    @torch.inference_mode()
+    def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Predictor`. Raises ``ValueError`` when the weights are so damaged that a prediction is not finite."""
+        images = torch.from_numpy(crops).to(self.device)
+        lanes = Lanes.for_tasks(images.shape[0], self.config, [t.name for t in self.tasks], self.device)
+        last = self.network(images, lanes, self.iterations)[-1]
+        found: dict[str, torch.Tensor] = {}
+        for task in self.tasks:
+            if task.kind == "parsing":
+                found[task.name] = last.parsing_logits.float().softmax(1)
+            elif task.kind == "landmarks":
+                found[task.name] = last.points.float()
+            else:
+                found[task.name] = last.class_logits[task.name].float().softmax(1)
+        for name, value in found.items():
+            if not value.isfinite().all():
+                raise ValueError(
+                    f"the network's {name} predictions are not finite: its weights are damaged; use others"
+                )
+        return {name: value.cpu().numpy() for name, value in found.items()}
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f'device {str(device)!r} cannot be used here ({reason}); use "cpu"') from error
+    return found

@@ -1,0 +1,77 @@
+"""Rows of results as the bytes of a Parquet, JSON Lines or CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ifan.config import TaskConfig
+
+COLUMNS = ("input", "frame", "time", "width", "height", "faces", "map", "error")
+"""A row a photo or frame: its path; number and seconds of a frame; pixels; faces (see `Face.to_dict`), in a CSV file as
+JSON; the class map's file, if asked for; and, of what could not be read, why."""
+
+Row = dict[str, Any]
+Writer = Callable[[Sequence[Row]], bytes]
+
+
+def writer(suffix: str, tasks: Sequence[TaskConfig]) -> Writer:
+    """What turns rows into a file named ``suffix``; ``tasks`` are those that the faces were analysed for.
+
+    Raises ``ValueError`` for another format, or for Parquet without pyarrow.
+    """
+    if suffix == ".parquet":
+        return _parquet(tasks)
+    if suffix not in (".jsonl", ".csv"):
+        raise ValueError(f"results are written as .parquet, .jsonl or .csv; got {suffix!r}; choose one of these")
+    return _jsonl if suffix == ".jsonl" else _csv
+
+
+def _jsonl(rows: Sequence[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _csv(rows: Sequence[Row]) -> bytes:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, COLUMNS)
+    table.writeheader()
+    table.writerows({**row, "faces": json.dumps(row["faces"])} for row in rows)
+    return text.getvalue().encode()
+
+
+def _parquet(tasks: Sequence[TaskConfig]) -> Writer:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError("Parquet needs pyarrow; pip install 'ifan[bulk]', or write .jsonl or .csv") from error
+
+    def named(names: Sequence[str], kind: Any) -> Any:
+        return pa.struct([(name, kind) for name in names])
+
+    real, whole = pa.float64(), pa.int64()
+    face: list[tuple[str, Any]] = [
+        ("box", pa.list_(real)),
+        ("score", real),
+        ("crop", named(("cx", "cy", "side", "angle_deg"), real)),
+    ]
+    for task in tasks:
+        if task.kind == "parsing":
+            face.append(("parsing", pa.struct([("region", pa.list_(whole)), ("pixels", named(task.classes, whole))])))
+        elif task.kind == "landmarks":
+            face.append(("landmarks", named(task.classes, pa.list_(real))))
+    categories = [(task.name, named(task.classes, real)) for task in tasks if task.kind == "classification"]
+    if categories:
+        face.append(("classes", pa.struct(categories)))
+    kinds = (pa.string(), whole, real, whole, whole, pa.list_(pa.struct(face)), pa.string(), pa.string())
+    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+
+    def write(rows: Sequence[Row]) -> bytes:
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer)
+        return buffer.getvalue()
+
+    return write
