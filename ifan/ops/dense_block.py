@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks
-from ifan.ops.dispatch import choose
+from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "dense_block"
@@ -101,6 +102,9 @@ def _check(
     return counts, flags
 
 
+register_kernel(NAME, "triton", triton_refusal)
+
+
 @torch.library.custom_op("ifan::dense_block", mutates_args=())
 def _forward(
     sources: Sequence[Tensor],
@@ -115,9 +119,11 @@ def _forward(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grown, mean, var = reference.dense_block(
-        sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps
-    )
+    arguments = (sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
+    if backend == "triton":
+        found: tuple[Tensor, Tensor, Tensor] = triton_kernels(NAME).forward(*arguments)
+        return found
+    grown, mean, var = reference.dense_block(*arguments)
     return grown.contiguous(), mean.contiguous(), var.contiguous()
 
 
@@ -145,6 +151,7 @@ def _(
 @torch.library.custom_op("ifan::dense_block_backward", mutates_args=())
 def _backward(
     upstream: Sequence[Tensor],
+    outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     lengths: Sequence[int],
     segments: Sequence[int],
@@ -153,6 +160,11 @@ def _backward(
     eps: float,
     backend: str,
 ) -> list[Tensor]:
+    if backend == "triton":
+        groups = _groups(inputs, lengths)
+        found = triton_kernels(NAME).backward(upstream, outputs, *groups, segments, rows, per_sample, eps)
+        return [gradient for group in found for gradient in group]
+
     def run(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sources, weights, gammas, betas, means, variances = _groups(values, lengths)
         return reference.dense_block(sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
@@ -161,7 +173,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(upstream: Sequence[Tensor], inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
+def _(upstream: Sequence[Tensor], outputs: Sequence[Tensor], inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
     return empty_gradients(inputs)
 
 
@@ -174,12 +186,12 @@ def _groups(values: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tenso
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     groups, (ctx.segments, rows, *ctx.rest) = inputs[:6], inputs[6:]
     ctx.lengths = [len(group) for group in groups]
-    ctx.save_for_backward(rows, *[tensor for group in groups for tensor in group])
+    ctx.save_for_backward(rows, *output, *[tensor for group in groups for tensor in group])
 
 
 def _differentiate(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-    rows, *inputs = ctx.saved_tensors
-    found = _backward(list(upstream), inputs, ctx.lengths, ctx.segments, rows, *ctx.rest)
+    rows, *tensors = ctx.saved_tensors
+    found = _backward(list(upstream), tensors[:3], tensors[3:], ctx.lengths, ctx.segments, rows, *ctx.rest)
     return (*_groups(found, ctx.lengths), *[None] * 5)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "integrate"
@@ -104,6 +105,10 @@ def _forward(
     if backend == "reference":
         result = reference.integrate(sources, weight, bias, mean, var, segments, rows, per_sample, pool, eps)
         return result.contiguous()
+    if backend == "triton":
+        norm = weight, bias, mean, var
+        out: Tensor = triton_kernels(NAME).forward(sources, norm, segments, rows, per_sample, pool, eps)
+        return out
     height, width = sources[0].shape[2:]
     shape = (sum(segments), weight.shape[1], height, width)
     out = weight.new_empty((*shape[:2], height // pool, width // pool))
@@ -164,6 +169,7 @@ def _cpu_refusal(*tensors: Tensor) -> str | None:
 
 
 register_kernel(NAME, "cpu", _cpu_refusal)
+register_kernel(NAME, "triton", triton_refusal)
 
 
 @_forward.register_fake
@@ -198,6 +204,10 @@ def _backward(
 ) -> list[Tensor]:
     if backend == "cpu":
         return _cpu_backward(gradient, inputs, segments, rows, per_sample, pool, eps)
+    if backend == "triton":
+        rest = (segments, rows, per_sample, pool, eps)
+        found: list[Tensor] = triton_kernels(NAME).backward(gradient, inputs[:-4], inputs[-4:], *rest)
+        return found
 
     def run(*values: Tensor) -> list[Tensor]:
         weight, bias, mean, var = values[-4:]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks
-from ifan.ops.dispatch import choose
+from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "transition_up"
@@ -72,6 +73,9 @@ def _check(
     return flags
 
 
+register_kernel(NAME, "triton", triton_refusal)
+
+
 @torch.library.custom_op("ifan::transition_up", mutates_args=())
 def _forward(
     sources: Sequence[Tensor],
@@ -81,6 +85,9 @@ def _forward(
     per_sample: Sequence[bool],
     backend: str,
 ) -> Tensor:
+    if backend == "triton":
+        out: Tensor = triton_kernels(NAME).forward(sources, weight_a, weight_b, rows, per_sample)
+        return out
     return reference.transition_up(sources, weight_a, weight_b, rows, per_sample).contiguous()
 
 
@@ -101,8 +108,20 @@ def _(
 
 @torch.library.custom_op("ifan::transition_up_backward", mutates_args=())
 def _backward(
-    gradient: Tensor, inputs: Sequence[Tensor], rows: Tensor | None, per_sample: Sequence[bool], backend: str
+    gradient: Tensor,
+    out: Tensor,
+    inputs: Sequence[Tensor],
+    rows: Tensor | None,
+    per_sample: Sequence[bool],
+    backend: str,
 ) -> list[Tensor]:
+    if backend == "triton":
+        *sources, weight_a, weight_b = inputs
+        found: list[Tensor] = triton_kernels(NAME).backward(
+            gradient, out, sources, weight_a, weight_b, rows, per_sample
+        )
+        return found
+
     def run(*values: Tensor) -> list[Tensor]:
         return [reference.transition_up(values[:-2], values[-2], values[-1], rows, per_sample)]
 
@@ -110,18 +129,18 @@ def _backward(
 
 
 @_backward.register_fake
-def _(gradient: Tensor, inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
+def _(gradient: Tensor, out: Tensor, inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
     return empty_gradients(inputs)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     sources, weight_a, weight_b, rows, *ctx.rest = inputs
-    ctx.save_for_backward(rows, *sources, weight_a, weight_b)
+    ctx.save_for_backward(rows, output, *sources, weight_a, weight_b)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    rows, *inputs = ctx.saved_tensors
-    found = _backward(gradient, inputs, rows, *ctx.rest)
+    rows, out, *inputs = ctx.saved_tensors
+    found = _backward(gradient, out, inputs, rows, *ctx.rest)
     return (found[:-2], *found[-2:], None, None, None)
 
 
