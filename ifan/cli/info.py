@@ -95,10 +95,12 @@ def _print(facts: dict[str, Any]) -> None:
     table.add_row("weights", ", ".join(facts["weights"]) or "none ship with this installation; see `ifan train --help`")
     console.print(table)
 
-    backends = Table("backend", "loaded", "why not", "what to do", title="Backends of the ops", title_justify="left")
+    backends = Table(
+        "backend", "loaded", "why not", "what to do", "note", title="Backends of the ops", title_justify="left"
+    )
     for status in facts["backends"]:
         mark = "[green]yes[/]" if status["available"] else "[red]no[/]"
-        backends.add_row(status["name"], mark, escape(status["reason"] or ""), escape(status["fix"] or ""))
+        backends.add_row(status["name"], mark, *(escape(status[field] or "") for field in ("reason", "fix", "note")))
     console.print(backends)
 
     settings = Table("variable", "value", "meaning", title="Environment", title_justify="left")

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 
 from ifan.config import NetworkConfig, TaskConfig
+from ifan.inference.engine import Engine
 from ifan.network import IFAN, Lanes
+from ifan.ops.dispatch import current_backend
+from ifan.ops.native import cpu_refusal
 
 
 class Predictor(Protocol):
@@ -26,7 +29,7 @@ class Predictor(Protocol):
 
 
 class NetworkPredictor:
-    """The network as it is, in evaluation mode.
+    """The network in evaluation mode; on a CPU its native engine, where that is there.
 
     Args:
         network: the network; moved to ``device`` and put into evaluation mode.
@@ -50,13 +53,24 @@ class NetworkPredictor:
         self.device = _usable(device)
         self.network = network.to(self.device).eval()
         self.tasks = tuple(self.config.task(name) for name in (tasks or [t.name for t in self.config.tasks]))
+        self._engine = self._make_engine()
+
+    def _make_engine(self) -> Engine | None:
+        weight = self.network.stem.weight
+        native = current_backend() in ("auto", "cpu") and cpu_refusal() is None
+        if self.device.type != "cpu" or weight.dtype != torch.float32 or not native:
+            return None
+        return Engine(self.network, self.iterations, [t.name for t in self.tasks])
 
     @torch.inference_mode()
     def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """See `Predictor`. Raises ``ValueError`` when the weights are so damaged that a prediction is not finite."""
         images = torch.from_numpy(crops).to(self.device)
-        lanes = Lanes.for_tasks(images.shape[0], self.config, [t.name for t in self.tasks], self.device)
-        last = self.network(images, lanes, self.iterations)[-1]
+        if self._engine is not None:
+            last = self._engine(images)
+        else:
+            lanes = Lanes.for_tasks(images.shape[0], self.config, [t.name for t in self.tasks], self.device)
+            last = self.network(images, lanes, self.iterations)[-1]
         found: dict[str, torch.Tensor] = {}
         for task in self.tasks:
             if task.kind == "parsing":

@@ -11,6 +11,7 @@ from torch import Tensor
 from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import gradients
 
 NAME = "channel_moments"
@@ -49,12 +50,16 @@ def _cpu_refusal(x: Tensor) -> str | None:
 
 
 register_kernel(NAME, "cpu", _cpu_refusal)
+register_kernel(NAME, "triton", triton_refusal)
 
 
 @torch.library.custom_op("ifan::channel_moments", mutates_args=())
 def _forward(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return reference.channel_moments(x, segments)
+    if backend == "triton":
+        found: tuple[Tensor, Tensor] = triton_kernels(NAME).forward(x, segments)
+        return found
     mean, var = _empty_moments(x, segments)
     native.cpu_module().channel_moments_forward(
         x.data_ptr(),
@@ -78,6 +83,9 @@ def _(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]
 def _backward(
     mean_gradient: Tensor, var_gradient: Tensor, x: Tensor, mean: Tensor, segments: Sequence[int], backend: str
 ) -> Tensor:
+    if backend == "triton":
+        found: Tensor = triton_kernels(NAME).backward(mean_gradient, var_gradient, x, mean, segments)
+        return found
     result = torch.empty_like(x)
     if backend == "reference":
         upstream = [mean_gradient, var_gradient]

@@ -14,6 +14,7 @@ from ifan.ops.channel_moments import _backward as channel_moments_backward
 from ifan.ops.channel_moments import _forward as channel_moments
 from ifan.ops.concatenation import Concatenation, Normalisation, cpu_refusal
 from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "dense_block"
@@ -118,11 +119,13 @@ def _forward(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = (sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
     if backend == "cpu":
-        return _cpu_forward(sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
-    grown, mean, var = reference.dense_block(
-        sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps
-    )
+        return _cpu_forward(*arguments)
+    if backend == "triton":
+        found: tuple[Tensor, Tensor, Tensor] = triton_kernels(NAME).forward(*arguments)
+        return found
+    grown, mean, var = reference.dense_block(*arguments)
     return grown.contiguous(), mean.contiguous(), var.contiguous()
 
 
@@ -164,6 +167,7 @@ def _statistics(
 
 
 register_kernel(NAME, "cpu", cpu_refusal)
+register_kernel(NAME, "triton", triton_refusal)
 
 
 @_forward.register_fake
@@ -201,6 +205,10 @@ def _backward(
 ) -> list[Tensor]:
     if backend == "cpu":
         return _cpu_backward(upstream, _groups(inputs, lengths), outputs, segments, rows, per_sample, eps)
+    if backend == "triton":
+        groups = _groups(inputs, lengths)
+        found = triton_kernels(NAME).backward(upstream, outputs, *groups, segments, rows, per_sample, eps)
+        return [gradient for group in found for gradient in group]
 
     def run(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sources, weights, gammas, betas, means, variances = _groups(values, lengths)

@@ -1,6 +1,7 @@
 """Which backend runs an operation: ``reference`` (plain PyTorch), ``cpu`` (C++), ``triton``, ``cuda`` or ``auto``.
 
-``auto`` takes the fastest measured backend that accepts the input, else the reference. A backend asked for by name
+``auto`` takes the fastest measured backend that accepts the input, else the reference; GPU kernels only once they have
+passed a check on a GPU (`ifan.ops.gpu.checked_on`). A backend asked for by name
 that is missing or cannot take the input raises `BackendError`. The choice is made in Python and handed to the
 operation as an argument, so that `torch.compile` guards on it.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ifan.ops import native
+from ifan.ops import gpu, native
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "IFAN_BACKEND"
@@ -24,8 +25,13 @@ ENVIRONMENT = "IFAN_BACKEND"
 _Refusal = Callable[..., "str | None"]
 _KERNELS: dict[tuple[str, str], _Refusal] = {}
 _FASTEST_FIRST = (("cuda", "cuda"), ("triton", "cuda"), ("cpu", "cpu"))
-_UNPORTED = {"triton": "this version has no Triton kernels", "cuda": "this version has no CUDA kernels"}
-_FIXES = {"cpu": native.FIX, **dict.fromkeys(_UNPORTED, "use backend 'auto' or 'reference'")}
+_UNPORTED = {"cuda": "this version has no CUDA kernels"}
+_FIXES = {
+    "cpu": native.FIX,
+    "triton": gpu.TRITON_FIX,
+    **dict.fromkeys(_UNPORTED, "use backend 'auto' or 'reference'"),
+}
+_UNCHECKED = "its kernels have not run on a GPU yet"
 _warned: set[str] = set()
 
 
@@ -35,12 +41,13 @@ class BackendError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """Whether a backend can run here; if not, ``reason`` and ``fix`` say why and what to do."""
+    """Whether a backend can run here; if not, ``reason`` and ``fix`` say why and what to do. ``note``: what to know."""
 
     name: str
     available: bool
     reason: str
     fix: str
+    note: str = ""
 
 
 def _checked(name: str, origin: str) -> str:
@@ -111,7 +118,11 @@ def _automatic(op: str, inputs: tuple[Tensor, ...]) -> str:
         if missing is not None:
             _warn_once(f"{op} runs on the slower reference: backend {name!r}: {missing}. To fix: {_FIXES[name]}.")
         elif _KERNELS[op, name](*inputs) is None:
-            return name
+            if device == "cpu" or gpu.checked_on(name) is not None:
+                return name
+            _warn_once(
+                f"{op} runs on the slower reference: backend {name!r}: {_UNCHECKED}. To fix: run make gpu-check."
+            )
     return "reference"
 
 
@@ -125,10 +136,19 @@ def _warn_once(message: str) -> None:
 def status() -> list[BackendStatus]:
     """One row a backend, as printed by ``ifan info``."""
     reasons = {name: _missing(name) for name in BACKENDS}
-    return [BackendStatus(n, r is None, r or "", _FIXES[n] if r else "") for n, r in reasons.items()]
+    return [BackendStatus(n, r is None, r or "", _FIXES[n] if r else "", _note(n, r)) for n, r in reasons.items()]
+
+
+def _note(name: str, missing: str | None) -> str:
+    if name not in ("triton", "cuda") or missing is not None:
+        return ""
+    passed = gpu.checked_on(name)
+    return f"checked on {passed}" if passed else f"{_UNCHECKED}; auto does not take them"
 
 
 def _missing(name: str) -> str | None:
+    if name == "triton":
+        return gpu.triton_missing()
     return _native_refusal() if name == "cpu" else _UNPORTED.get(name)
 
 

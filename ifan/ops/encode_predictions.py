@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks
-from ifan.ops.dispatch import choose
+from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "encode_predictions"
@@ -45,7 +46,7 @@ def encode_predictions(
     Source: encoders of predictions, iFAN (arXiv 1711.06055) and its release.
     """
     sizes = _check(parsing_logits, points, class_logits, class_sizes, radius)
-    chosen = choose(NAME, backend, parsing_logits)
+    chosen = choose(NAME, backend, parsing_logits, points, class_logits)
     if chosen == "reference":
         return reference.encode_predictions(parsing_logits, points, class_logits, sizes, radius)
     return _forward(parsing_logits, points, class_logits, sizes, radius, chosen)
@@ -70,10 +71,16 @@ def _check(
     return sizes
 
 
+register_kernel(NAME, "triton", triton_refusal)
+
+
 @torch.library.custom_op("ifan::encode_predictions", mutates_args=())
 def _forward(
     parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int, backend: str
 ) -> Tensor:
+    if backend == "triton":
+        planes: Tensor = triton_kernels(NAME).forward(parsing_logits, points, class_logits, class_sizes, radius)
+        return planes
     return reference.encode_predictions(parsing_logits, points, class_logits, class_sizes, radius).contiguous()
 
 
@@ -93,6 +100,9 @@ def _backward(
     radius: int,
     backend: str,
 ) -> list[Tensor]:
+    if backend == "triton":
+        found: list[Tensor] = triton_kernels(NAME).backward(gradient, parsing_logits, points, class_logits, class_sizes)
+        return found
     return gradients(
         lambda parsing, classes: [reference.encode_predictions(parsing, points, classes, class_sizes, radius)],
         [parsing_logits, class_logits],
@@ -112,7 +122,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     parsing, classes = _backward(gradient, *ctx.saved_tensors, ctx.class_sizes, ctx.radius, ctx.backend)
-    return parsing, None, classes, None, None, None
+    no_sizes = None if ctx.class_sizes else []  # an empty list is a structure to autograd, a filled one a value
+    return parsing, None, classes, no_sizes, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks
-from ifan.ops.dispatch import choose
+from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS, HybridLoss
 from ifan.reference.lanes import accumulation_dtype
@@ -85,10 +86,10 @@ def hybrid_loss(
     predictions = [parsing_logits, points, class_logits, task_weights]
     targets = [parsing_target, points_target, points_weight, class_targets]
     constants = (targets, parsing_class_weights, denominators, sizes, settings, point_loss)
-    chosen = choose(NAME, backend, parsing_logits)
+    chosen = choose(NAME, backend, *predictions[:3])
     if chosen == "reference":
         return _reference(predictions, *constants)
-    return HybridLoss(*_forward(predictions, *constants, chosen))
+    return HybridLoss(*_forward(predictions, *constants, chosen)[:3])
 
 
 def _check_predictions(parsing_logits: Tensor, points: Tensor, class_logits: Tensor, sizes: list[int]) -> None:
@@ -200,6 +201,9 @@ def _reference(
     )
 
 
+register_kernel(NAME, "triton", triton_refusal)
+
+
 @torch.library.custom_op("ifan::hybrid_loss", mutates_args=())
 def _forward(
     predictions: Sequence[Tensor],
@@ -210,22 +214,30 @@ def _forward(
     settings: Sequence[float],
     point_loss: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    found = _reference(predictions, targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
-    return found.total, found.losses, found.counts
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Total, losses, counts, and what backward needs of a backend that makes its gradients here."""
+    constants = (targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
+    if backend == "triton":
+        made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = triton_kernels(NAME).forward(predictions, *constants)
+        return made
+    found = _reference(predictions, *constants)
+    return found.total, found.losses, found.counts, []
 
 
 @_forward.register_fake
-def _(predictions: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(predictions: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     weights = predictions[3]
     dtype = accumulation_dtype(*[tensor.dtype for tensor in predictions[:3]])
     empty = [weights.new_empty(shape, dtype=dtype) for shape in ((), weights.shape, weights.shape)]
-    return empty[0], empty[1], empty[2]
+    made = [] if rest[-1] == "reference" else [torch.empty_like(empty[1]), *empty_gradients(predictions[:3])]
+    return empty[0], empty[1], empty[2], made
 
 
 @torch.library.custom_op("ifan::hybrid_loss_backward", mutates_args=())
 def _backward(
     upstream: Sequence[Tensor],
+    losses: Tensor,
+    made: Sequence[Tensor],
     predictions: Sequence[Tensor],
     targets: Sequence[Tensor],
     parsing_class_weights: Tensor | None,
@@ -235,6 +247,10 @@ def _backward(
     point_loss: str,
     backend: str,
 ) -> list[Tensor]:
+    if backend == "triton":
+        found: list[Tensor] = triton_kernels(NAME).backward(upstream, predictions, losses, made, class_sizes)
+        return found
+
     def run(*values: Tensor) -> tuple[Tensor, Tensor]:
         constants = (targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
         found = _reference(values, *constants)
@@ -244,19 +260,23 @@ def _backward(
 
 
 @_backward.register_fake
-def _(upstream: Sequence[Tensor], predictions: Sequence[Tensor], *_: Any) -> list[Tensor]:
+def _(
+    upstream: Sequence[Tensor], losses: Tensor, made: Sequence[Tensor], predictions: Sequence[Tensor], *_: Any
+) -> list[Tensor]:
     return empty_gradients(predictions)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     predictions, targets, parsing_class_weights, denominators, *ctx.settings = inputs
-    ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators)
+    ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators, output[1], *output[3])
 
 
-def _differentiate(ctx: Any, total: Tensor, losses: Tensor, _counts: Tensor) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, total: Tensor, losses: Tensor, *_: Any) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    found = _backward([total, losses], list(saved[:4]), list(saved[4:8]), *saved[8:], *ctx.settings)
-    return (found, [None] * 4, *[None] * 6)
+    forward = saved[10], list(saved[11:])
+    found = _backward([total, losses], *forward, list(saved[:4]), list(saved[4:8]), *saved[8:10], *ctx.settings)
+    no_sizes = None if ctx.settings[0] else []  # an empty list is a structure to autograd, a filled one a value
+    return (found, [None] * 4, None, None, no_sizes, *[None] * 3)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -12,6 +12,7 @@ from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.concatenation import Concatenation, Normalisation, cpu_refusal
 from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "integrate"
@@ -105,6 +106,10 @@ def _forward(
     if backend == "reference":
         result = reference.integrate(sources, weight, bias, mean, var, segments, rows, per_sample, pool, eps)
         return result.contiguous()
+    if backend == "triton":
+        values = weight, bias, mean, var
+        found: Tensor = triton_kernels(NAME).forward(sources, values, segments, rows, per_sample, pool, eps)
+        return found
     height, width = sources[0].shape[2:]
     out = weight.new_empty((sum(segments), weight.shape[1], height // pool, width // pool))
     x, norm = Concatenation(sources, segments, rows, per_sample), Normalisation(weight, bias, mean, var, eps)
@@ -120,6 +125,7 @@ def _forward(
 
 
 register_kernel(NAME, "cpu", cpu_refusal)
+register_kernel(NAME, "triton", triton_refusal)
 
 
 @_forward.register_fake
@@ -154,6 +160,10 @@ def _backward(
 ) -> list[Tensor]:
     if backend == "cpu":
         return _cpu_backward(gradient, inputs, segments, rows, per_sample, pool, eps)
+    if backend == "triton":
+        rest = (segments, rows, per_sample, pool, eps)
+        found: list[Tensor] = triton_kernels(NAME).backward(gradient, inputs[:-4], inputs[-4:], *rest)
+        return found
 
     def run(*values: Tensor) -> list[Tensor]:
         weight, bias, mean, var = values[-4:]

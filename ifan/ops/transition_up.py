@@ -12,6 +12,7 @@ from ifan import reference
 from ifan.ops import checks, convolution
 from ifan.ops.concatenation import Concatenation, cpu_refusal
 from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "transition_up"
@@ -89,6 +90,9 @@ def _forward(
         convolution.convolve(x, weight_a, shifted, "relu_phase_shift")
         convolution.convolve(_alone(shifted), weight_b, out, "relu")
         return out, shifted
+    if backend == "triton":
+        found: Tensor = triton_kernels(NAME).forward(sources, weight_a, weight_b, rows, per_sample)
+        return found, shifted
     return reference.transition_up(sources, weight_a, weight_b, rows, per_sample).contiguous(), shifted
 
 
@@ -114,6 +118,7 @@ def _alone(x: Tensor, differentiate: bool = False) -> Concatenation:
 
 _forward.register_fake(_empty)
 register_kernel(NAME, "cpu", cpu_refusal)
+register_kernel(NAME, "triton", triton_refusal)
 
 
 @torch.library.custom_op("ifan::transition_up_backward", mutates_args=())
@@ -127,6 +132,12 @@ def _backward(
 ) -> list[Tensor]:
     if backend == "cpu":
         return _cpu_backward(gradient, inputs, outputs, rows, per_sample)
+    if backend == "triton":
+        *sources, weight_a, weight_b = inputs
+        found: list[Tensor] = triton_kernels(NAME).backward(
+            gradient, outputs[0], sources, weight_a, weight_b, rows, per_sample
+        )
+        return found
 
     def run(*values: Tensor) -> list[Tensor]:
         return [reference.transition_up(values[:-2], values[-2], values[-1], rows, per_sample)]

@@ -5,13 +5,15 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from cases import compiled, needs_cpu
 
 from ifan import ops
-from ifan.ops import BackendError, channel_moments, current_backend, dispatch, native, set_backend, use_backend
+from ifan.ops import BackendError, channel_moments, current_backend, dispatch, gpu, native, set_backend, use_backend
 
 X = torch.ones(2, 3, 2, 2)
 
@@ -44,7 +46,10 @@ def test_use_backend_nests_and_restores() -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_missing_backend_asked_for_by_name_raises_with_reason_and_fix(name: str) -> None:
+def test_missing_backend_asked_for_by_name_raises_with_reason_and_fix(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "triton_missing", lambda: "Triton is not installed")
     with pytest.raises(BackendError, match=rf"backend '{name}' is not available: .* To fix: "):
         channel_moments(X, [2], backend=name)
     with use_backend(name), pytest.raises(BackendError, match="not available"):
@@ -74,6 +79,34 @@ def test_input_the_backend_cannot_take_raises_by_name_and_falls_back_on_auto() -
         assert channel_moments(X.double(), [2])[0].dtype == torch.float64
     with pytest.raises(BackendError, match="has no kernel for it"):
         ops.transition_up([torch.ones(1, 4, 2, 2)], torch.ones(4, 4, 3, 3), torch.ones(1, 1, 3, 3), backend="cpu")
+
+
+def test_triton_runs_on_a_gpu_only() -> None:
+    if gpu.triton_missing():
+        pytest.skip("Triton is not installed")
+    with pytest.raises(
+        BackendError, match=r"cannot take this input: an input lies on cpu, not on a GPU \(TRITON_INTERP"
+    ):
+        channel_moments(X, [2], backend="triton")
+
+
+def test_gpu_kernels_are_chosen_by_themselves_only_after_a_check_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    record = tmp_path / "check.json"
+    for name, value in (("RECORD", record), ("triton_missing", lambda: None)):
+        monkeypatch.setattr(gpu, name, value)
+    for text in (None, "{", "[]", '{"triton": 1}', '{"cuda": "H100"}'):
+        monkeypatch.setattr(dispatch, "_warned", set())
+        if text is not None:
+            record.write_text(text)
+        with pytest.warns(RuntimeWarning, match="'triton': its kernels have not run on a GPU yet"):
+            assert dispatch._automatic("integrate", (on_gpu,)) == "reference"
+        assert "not run on a GPU" in {row.name: row.note for row in ops.backends()}["triton"]
+    record.write_text('{"triton": "NVIDIA H100"}')
+    assert dispatch._automatic("integrate", (on_gpu,)) == "triton"
+    assert {row.name: row.note for row in ops.backends()}["triton"] == "checked on NVIDIA H100"
 
 
 def test_unknown_backend_is_refused() -> None:

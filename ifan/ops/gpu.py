@@ -1,0 +1,55 @@
+"""The GPU kernels: loaded on first use; what they refuse; which of them have passed a check on a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+RECORD = Path(__file__).resolve().parents[1] / "_gpu_check.json"
+"""Written by a check of the kernels on a GPU: ``{backend: name of the GPU it passed on}``."""
+
+TRITON_FIX = "pip install triton (it comes with PyTorch's GPU builds), or use backend 'auto' or 'reference'"
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def triton_kernels(op: str) -> Any:
+    """The module ``ifan.kernels.<op>`` with its ``forward`` and ``backward``."""
+    return importlib.import_module(f"ifan.kernels.{op}")
+
+
+@torch.compiler.assume_constant_result
+def triton_missing() -> str | None:
+    """Why Triton kernels cannot be loaded; ``None`` when they can."""
+    return None if importlib.util.find_spec("triton") else "Triton is not installed"
+
+
+def triton_refusal(*tensors: Tensor) -> str | None:
+    """Why the Triton kernels cannot take these inputs; ``None`` when they can."""
+    for x in tensors:
+        if x.device.type != "cuda" and not _interpreted():
+            return f"an input lies on {x.device}, not on a GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
+        if x.dtype not in TRITON_DTYPES:
+            return f"an input's dtype is {x.dtype}, not float32, float16 or bfloat16"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result
+def checked_on(backend: str) -> str | None:
+    """The GPU on which the backend's kernels passed their check; ``None`` if on none yet."""
+    try:
+        found = json.loads(RECORD.read_text(encoding="utf-8")).get(backend)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) and found else None
