@@ -26,7 +26,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=func,param:case --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=fullfunc,param:case --benchmark-columns=median,iqr,rounds
 
 clean:
 	rm -rf $(VENV) build out *.egg-info ifan/*.so ifan/_build.json

@@ -235,7 +235,7 @@ def operations(dtype: torch.dtype, size: int, layout: torch.memory_format) -> di
 
 
 BUDGET = {"convolution_kernel": 255, "gather_kernel": 168}
-"""Most registers a thread may use; where not named 128, with which four blocks of 128 threads share a multiprocessor."""
+"""Most registers a thread may use; 128 where not named: then four blocks of 128 threads share a multiprocessor."""
 
 WIDE = {
     ("integrate", "forward_kernel"): 2,

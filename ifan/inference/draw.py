@@ -116,7 +116,7 @@ def _draw_label(picture: np.ndarray, face: Face, scale: float, label: str, text:
     text = max(11.0, text)
     left, bottom = max(0, round(face.box[0] * scale)), round(face.box[3] * scale + 1.3 * text)
     left, bottom = min(left, picture.shape[1] - round(2 * text)), min(bottom, picture.shape[0])
-    right, top = left + round((0.3 + 0.78 * len(label)) * text), bottom - round(1.3 * text)
+    right, top = left + round((0.3 + 0.7 * len(label)) * text), bottom - round(1.3 * text)
     cv2.rectangle(picture, (left, bottom), (right, top), INK, cv2.FILLED)
     write(picture, label, (left + round(0.15 * text), bottom - round(0.2 * text)), text, PAPER)
 

@@ -275,7 +275,9 @@ def _differentiate(ctx: Any, total: Tensor, losses: Tensor, *_: Any) -> tuple[An
     saved = ctx.saved_tensors
     forward = saved[10], list(saved[11:])
     found = _backward([total, losses], *forward, list(saved[:4]), list(saved[4:8]), *saved[8:10], *ctx.settings)
-    no_sizes = None if ctx.settings[0] else []  # an empty list is a structure to autograd, a filled one a value
+    no_sizes: list[None] | None = (
+        None if ctx.settings[0] else []
+    )  # an empty list is a structure to autograd, a filled one a value
     return (found, [None] * 4, None, None, no_sizes, *[None] * 3)
 
 

@@ -180,7 +180,7 @@ def test_chosen_tasks_and_iterations(photo: np.ndarray, analyzer: FaceAnalyzer) 
 def test_damaged_weights_are_not_passed_on(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
     analyzer.network.landmark_head.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="landmarks predictions are not finite"):
-        analyzer(photo)
+        FaceAnalyzer(analyzer.network)(photo, (10, 10, 50, 50))
 
 
 def test_single_pixel_and_extreme_shapes(analyzer: FaceAnalyzer) -> None:

@@ -78,7 +78,7 @@ def test_input_the_backend_cannot_take_raises_by_name_and_falls_back_on_auto() -
         warnings.simplefilter("error")
         assert channel_moments(X.double(), [2])[0].dtype == torch.float64
     with pytest.raises(BackendError, match="has no kernel for it"):
-        ops.transition_up([torch.ones(1, 4, 2, 2)], torch.ones(4, 4, 3, 3), torch.ones(1, 1, 3, 3), backend="cpu")
+        ops.encode_predictions(torch.ones(1, 2, 8, 8), torch.ones(1, 2, 0), torch.ones(1, 0), [], backend="cpu")
 
 
 def test_triton_runs_on_a_gpu_only() -> None:
