@@ -1,12 +1,16 @@
 // ifan._cpu.Plan: kernel calls recorded once, with the addresses of one arena, and run together without Python between them.
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <new>
+#include <string>
+#include <utility>
 
 #include "bindings.h"
 #include "cpu/direct.h"
 #include "cpu/feedback.h"
 #include "cpu/integrate.h"
+#include "cpu/small_maps.h"
 
 namespace py = pybind11;
 
@@ -30,7 +34,10 @@ class RecordedPlan {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     ConvolutionForward call{inputs->x, read(scale), read(shift), read(filters), outputs, epilogue_of(epilogue),
                             written(out), out_lane_stride, 1};
-    record(call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(convolution_forward)(c); });
+    if (IFAN_PICK(fits_small_maps)(shape[0], shape[2], shape[3]))
+      record("small_convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(small_convolution_forward)(c); });
+    else
+      record("convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(convolution_forward)(c); });
   }
 
   void integrate(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, int pool, Address scale,
@@ -38,7 +45,7 @@ class RecordedPlan {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     IntegrateCall call{};
     call.x = inputs->x, call.pool = pool, call.scale = read(scale), call.shift = read(shift), call.out = written(out);
-    record(call, [inputs](const IntegrateCall& c) { return IFAN_PICK(integrate_forward)(c); });
+    record("integrate", call, [inputs](const IntegrateCall& c) { return IFAN_PICK(integrate_forward)(c); });
   }
 
   void direct(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape,
@@ -48,27 +55,27 @@ class RecordedPlan {
     const auto taps = std::make_shared<std::vector<int64_t>>(offsets);
     DirectConvolution call{inputs->x,     taps->data(),    static_cast<int64_t>(taps->size()), row_step, read(filters), outputs,
                            read(initial), written(out), out_lane_stride, relu, 1};
-    record(call, [inputs, taps](const DirectConvolution& c) { return IFAN_PICK(direct_convolution)(c); });
+    record("direct", call, [inputs, taps](const DirectConvolution& c) { return IFAN_PICK(direct_convolution)(c); });
   }
 
   void head(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address weight, Address bias,
             int64_t outputs, Address out) {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     DenseHead call{inputs->x, read(weight), read(bias), outputs, written(out), 1};
-    record(call, [inputs](const DenseHead& c) { return IFAN_PICK(dense_head)(c); });
+    record("head", call, [inputs](const DenseHead& c) { return IFAN_PICK(dense_head)(c); });
   }
 
   void image(Address images, int64_t lanes, int64_t size, const std::array<float, 3>& mean, float scale, Address out,
              const std::array<int64_t, 6>& border) {
     PrepareImage call{reinterpret_cast<const uint8_t*>(images), lanes, size, {mean[0], mean[1], mean[2]}, scale, written(out),
                       border_of(border), 1};
-    record(call, [](const PrepareImage& c) { return IFAN_PICK(prepare_image)(c); });
+    record("image", call, [](const PrepareImage& c) { return IFAN_PICK(prepare_image)(c); });
   }
 
   void border(Address x, int64_t lanes, int64_t lane_stride, int64_t planes, int64_t size, Address out,
               const std::array<int64_t, 6>& border) {
     AddBorder call{read(x), lanes, lane_stride, planes, size, written(out), border_of(border), 1};
-    record(call, [](const AddBorder& c) { return IFAN_PICK(add_border)(c); });
+    record("border", call, [](const AddBorder& c) { return IFAN_PICK(add_border)(c); });
   }
 
   void encode(Address parsing, Address points, const std::vector<Address>& logits, const std::vector<int64_t>& sizes,
@@ -78,7 +85,7 @@ class RecordedPlan {
     for (Address address : logits) heads->push_back(read(address));
     EncodePlanes call{read(parsing), read(points), heads->data(), widths->data(), lanes, classes, points_count,
                       static_cast<int64_t>(sizes.size()), size, radius, written(out), 1};
-    record(call, [widths, heads](const EncodePlanes& c) { return IFAN_PICK(encode_planes)(c); });
+    record("encode", call, [widths, heads](const EncodePlanes& c) { return IFAN_PICK(encode_planes)(c); });
   }
 
   void class_maps(Address planes, int64_t lanes, int64_t lane_stride, int64_t plane_stride, int64_t width,
@@ -88,15 +95,15 @@ class RecordedPlan {
     call.planes = read(planes), call.lanes = lanes, call.lane_stride = lane_stride, call.plane_stride = plane_stride;
     call.width = width, call.threads = 1;
     for (int i = 0; i < 3; ++i) call.weights[i] = read(weights[i]), call.maps[i] = written(maps[i]), call.sizes[i] = sizes[i];
-    record(call, [](const ClassMaps& c) { return IFAN_PICK(class_maps)(c); });
+    record("class_maps", call, [](const ClassMaps& c) { return IFAN_PICK(class_maps)(c); });
   }
 
   void max_pool(Address x, int64_t planes, int64_t height, int64_t width, Address out) {
-    record(MaxPool{read(x), planes, height, width, written(out), 1}, [](const MaxPool& c) { return IFAN_PICK(max_pool)(c); });
+    record("max_pool", MaxPool{read(x), planes, height, width, written(out), 1}, [](const MaxPool& c) { return IFAN_PICK(max_pool)(c); });
   }
 
   void add_shared(Address x, Address y, int64_t lanes, int64_t values, Address out) {
-    record(AddShared{read(x), read(y), lanes, values, written(out), 1},
+    record("add_shared", AddShared{read(x), read(y), lanes, values, written(out), 1},
            [](const AddShared& c) { return IFAN_PICK(add_shared)(c); });
   }
 
@@ -104,21 +111,38 @@ class RecordedPlan {
 
   void run(int threads) const {
     py::gil_scoped_release release;
-    for (const auto& step : steps_)
-      if (!step(threads)) throw std::bad_alloc();
+    for (const Step& step : steps_)
+      if (!step.call(threads)) throw std::bad_alloc();
+  }
+
+  // Runs once; name and seconds of each step.
+  std::vector<std::pair<std::string, double>> profile(int threads) const {
+    py::gil_scoped_release release;
+    std::vector<std::pair<std::string, double>> found;
+    for (const Step& step : steps_) {
+      const auto began = std::chrono::steady_clock::now();
+      if (!step.call(threads)) throw std::bad_alloc();
+      found.emplace_back(step.name, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+    }
+    return found;
   }
 
  private:
+  struct Step {
+    const char* name;
+    std::function<bool(int)> call;
+  };
+
   template <typename Call, typename Kernel>
-  void record(Call call, Kernel kernel) {
-    steps_.push_back([call, kernel](int threads) {
-      Call now = call;
-      now.threads = threads;
-      return kernel(now);
-    });
+  void record(const char* name, Call call, Kernel kernel) {
+    steps_.push_back({name, [call, kernel](int threads) {
+                        Call now = call;
+                        now.threads = threads;
+                        return kernel(now);
+                      }});
   }
 
-  std::vector<std::function<bool(int)>> steps_;
+  std::vector<Step> steps_;
 };
 
 int64_t packed_taps(int64_t outputs, int64_t products) { return IFAN_PICK(packed_taps)(outputs, products); }
@@ -127,11 +151,22 @@ void pack_taps(Address weight, int64_t outputs, int64_t products, Address filter
   IFAN_PICK(pack_taps)({read(weight), outputs, products, written(filters)});
 }
 
+bool fits_small_maps(int64_t lanes, int64_t height, int64_t width) { return IFAN_PICK(fits_small_maps)(lanes, height, width); }
+
+int64_t packed_small_filters(int64_t outputs, int64_t inputs) { return IFAN_PICK(packed_small_filters)(outputs, inputs); }
+
+void pack_small_filters(Address weight, int64_t outputs, int64_t inputs, Address filters) {
+  IFAN_PICK(pack_small_filters)({read(weight), outputs, inputs, false, written(filters)});
+}
+
 }  // namespace
 
 void bind_plan(py::module_& module) {
   module.def("packed_taps", &packed_taps, "Floats that pack_taps writes for the instruction set in use.");
   module.def("pack_taps", &pack_taps);
+  module.def("fits_small_maps", &fits_small_maps, "Whether Plan.convolution reads filters of pack_small_filters for this shape.");
+  module.def("packed_small_filters", &packed_small_filters, "Floats that pack_small_filters writes.");
+  module.def("pack_small_filters", &pack_small_filters);
   py::class_<RecordedPlan>(module, "Plan", "Kernel calls recorded once and run together; see ifan.inference.engine.")
       .def(py::init<>())
       .def("convolution", &RecordedPlan::convolution)
@@ -145,6 +180,7 @@ void bind_plan(py::module_& module) {
       .def("max_pool", &RecordedPlan::max_pool)
       .def("add_shared", &RecordedPlan::add_shared)
       .def("run", &RecordedPlan::run)
+      .def("profile", &RecordedPlan::profile)
       .def("__len__", &RecordedPlan::steps);
 }
 

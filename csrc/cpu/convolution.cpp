@@ -11,13 +11,17 @@ namespace IFAN_ISA {
 namespace {
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t kUnit = 12;  // outputs that stay together: whole groups, and whole phase shifts
+static_assert(kUnit % kOutputs == 0 && kUnit % 4 == 0, "");
+
 int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 
 struct Context {
   const ConvolutionForward& call;
   const Plan& plan;
   Tiling tiling;
-  int64_t chunk;  // channels transformed before they are multiplied
+  int64_t chunk;   // channels transformed before they are multiplied
+  int64_t pieces;  // a block's outputs are shared out among so many threads, each of which transforms the inputs
   std::atomic<bool> failed{false};
 };
 
@@ -78,13 +82,13 @@ void scatter_shifted(const float* y, int64_t tiles, const Tiling& tiling, const 
 }
 
 template <int N>
-void write_outputs(const Context& context, const Block<N>& block, const Buffers<N>& b) {
+void write_outputs(const Context& context, const Block<N>& block, int64_t begin, int64_t end, const Buffers<N>& b) {
   constexpr int64_t tiles = N * kWidth;
   const ConvolutionForward& call = context.call;
   const int64_t stride = groups(call.outputs) * kOutputs * tiles, plane = call.x.height * call.x.width;
   const int64_t step = call.epilogue == Epilogue::relu_phase_shift ? 4 : 1;
   float* planes[tiles];
-  for (int64_t o = 0; o < call.outputs; o += step) {
+  for (int64_t o = begin; o < end; o += step) {
     for (int64_t i = 0; i < step; ++i) transform_outputs<N>(b.sums + (o + i) * tiles, stride, b.pixels + 16 * i * tiles);
     if (call.epilogue != Epilogue::none)
       for (int64_t i = 0; i < 16 * step * tiles; i += kWidth) store(b.pixels + i, relu(load(b.pixels + i)));
@@ -98,7 +102,7 @@ void write_outputs(const Context& context, const Block<N>& block, const Buffers<
 }
 
 template <int N, bool normalise>
-void convolve_blocks(void* argument, int64_t begin, int64_t end) {
+void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (block, piece)
   constexpr int64_t tiles = N * kWidth;
   Context& context = *static_cast<Context*>(argument);
   const ConvolutionForward& call = context.call;
@@ -110,17 +114,20 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {
   }
   const Buffers<N> b(memory, context.chunk, call.outputs);
   for (int64_t index = begin; index < end; ++index) {
-    const Block<N> block(context.tiling, index * tiles, context.tiling.tiles());
+    const Block<N> block(context.tiling, index / context.pieces * tiles, context.tiling.tiles());
+    const int64_t piece = index % context.pieces, units = (call.outputs + kUnit - 1) / kUnit;
+    const int64_t first_output = piece * units / context.pieces * kUnit;
+    const int64_t end_output = least((piece + 1) * units / context.pieces * kUnit, call.outputs);
     for (int64_t first = 0; first < channels; first += context.chunk) {
       const int64_t some = least(context.chunk, channels - first);
       transform_inputs<N, normalise>(context, block, first, some, b);
       for (int64_t p = 0; p < kPoints; ++p)
-        for (int64_t o = 0; o < blocks; ++o)
+        for (int64_t o = first_output / kOutputs; o < groups(end_output); ++o)
           products<kOutputs, N>(call.filters + ((p * blocks + o) * channels + first) * kOutputs,
                                 b.transformed + p * b.point, some, b.sums + (p * blocks + o) * kOutputs * tiles,
                                 first > 0);
     }
-    write_outputs<N>(context, block, b);
+    write_outputs<N>(context, block, first_output, end_output, b);
   }
 }
 
@@ -128,7 +135,9 @@ template <int N>
 void run(Context& context) {
   constexpr int64_t tiles = N * kWidth;
   const Body body = context.call.scale ? convolve_blocks<N, true> : convolve_blocks<N, false>;
-  parallel_for((context.tiling.tiles() + tiles - 1) / tiles, 1, context.call.threads, body, &context);
+  const int64_t blocks = (context.tiling.tiles() + tiles - 1) / tiles;
+  if (blocks < context.call.threads) context.pieces = least(context.call.threads, (context.call.outputs + kUnit - 1) / kUnit);
+  parallel_for(blocks * context.pieces, 1, context.call.threads, body, &context);
 }
 
 }  // namespace
@@ -164,7 +173,7 @@ void pack_filters(const FilterPacking& call) {
 bool convolution_forward(const ConvolutionForward& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
-  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), call.outputs > 24 ? 32 : 64};
+  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), call.outputs > 24 ? 32 : 64, 1};
   if (context.tiling.tiles() > kWidth)
     run<2>(context);
   else

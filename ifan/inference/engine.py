@@ -188,14 +188,22 @@ class _Weights:
     def address(self, key: Any, make: Callable[[], Tensor]) -> int:
         return cast(Tensor, self.keep(key, lambda: make().detach().float().contiguous())).data_ptr()
 
-    def filters(self, key: Any, weight: Tensor) -> int:
+    def filters(self, key: Any, weight: Tensor, lanes: int, side: int) -> int:
+        """A 3x3 convolution's weight as `Plan.convolution` reads it for that many maps of that side."""
+        small = cpu_module().fits_small_maps(lanes, side, side)
+
         def pack() -> Tensor:
+            module, whole = cpu_module(), weight.contiguous()
             outputs, inputs = weight.shape[:2]
-            packed, whole = torch.empty(cpu_module().packed_filters(outputs, inputs)), weight.contiguous()
-            cpu_module().pack_filters(whole.data_ptr(), outputs, inputs, False, packed.data_ptr())
+            if small:
+                packed = torch.empty(module.packed_small_filters(outputs, inputs))
+                module.pack_small_filters(whole.data_ptr(), outputs, inputs, packed.data_ptr())
+            else:
+                packed = torch.empty(module.packed_filters(outputs, inputs))
+                module.pack_filters(whole.data_ptr(), outputs, inputs, False, packed.data_ptr())
             return packed
 
-        return self.address(key, pack)
+        return self.address((key, small), pack)
 
     def taps(self, key: Any, weight: Tensor) -> int:
         def pack() -> Tensor:
@@ -517,7 +525,7 @@ class _Recorder:
         epilogue: str,
         norm: tuple[int, int] = (0, 0),
     ) -> None:
-        filters = self.weights.filters(key, weight)
+        filters = self.weights.filters(key, weight, lanes.total, sources[0].side)
         self.plan.convolution(*lanes.read(sources), *norm, filters, weight.shape[0], epilogue, out.address, out.stride)
 
     def _pointwise(self, lanes: _Lanes, sources: Sequence[View], key: Any, weight: Tensor, out: View) -> None:

@@ -97,7 +97,10 @@ def test_tasks_of_the_last_iteration_can_be_chosen() -> None:
     for name, pick in (("parsing", 0), ("landmarks", 1), ("emotion", 2)):
         found = Engine(model, 2, [name])(images)
         for i, (one, all_) in enumerate(zip(outputs(found), outputs(everything), strict=True)):
-            assert torch.equal(one, all_) if i == pick else one.shape[0] == 0
+            if i == pick:  # fewer lanes may run on another kernel
+                assert float((one - all_).abs().max()) < TOLERANCE * float(all_.abs().max())
+            else:
+                assert one.shape[0] == 0
         assert {n: len(r) for n, r in found.rows.items() if len(r)} == {name: 2}
 
 
