@@ -88,6 +88,14 @@ class RecordedPlan {
     record("encode", call, [widths, heads](const EncodePlanes& c) { return IFAN_PICK(encode_planes)(c); });
   }
 
+  void stem_shares(Address share, int64_t lanes, int64_t outputs, int64_t size, Address classes, int64_t classes_count,
+                   int64_t lane_stride, Address by_border, Address points, int64_t points_count, int64_t radius, Address filters,
+                   Address out) {
+    StemShares call{read(share),  lanes,        outputs, size,          read(classes), classes_count, lane_stride, read(by_border),
+                    read(points), points_count, radius,  read(filters), written(out),  1};
+    record("stem_shares", call, [](const StemShares& c) { return IFAN_PICK(stem_shares)(c); });
+  }
+
   void class_maps(Address planes, int64_t lanes, int64_t lane_stride, int64_t plane_stride, int64_t width,
                   const std::array<Address, 3>& weights, const std::array<Address, 3>& maps,
                   const std::array<int64_t, 3>& sizes) {
@@ -176,6 +184,7 @@ void bind_plan(py::module_& module) {
       .def("image", &RecordedPlan::image)
       .def("border", &RecordedPlan::border)
       .def("encode", &RecordedPlan::encode)
+      .def("stem_shares", &RecordedPlan::stem_shares)
       .def("class_maps", &RecordedPlan::class_maps)
       .def("max_pool", &RecordedPlan::max_pool)
       .def("add_shared", &RecordedPlan::add_shared)

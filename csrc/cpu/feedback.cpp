@@ -2,6 +2,10 @@
 
 #include <math.h>
 
+#include <atomic>
+#include <cstring>
+
+#include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
 #include "simd.h"
 
@@ -61,6 +65,9 @@ void bordered_planes(void* argument, int64_t begin, int64_t end) {  // index: (l
   }
 }
 
+// The pixel on which a point's disc lies; half to even, as the release rounds.
+float centre(float point, int64_t size) { return nearbyintf((point + 0.5f) * static_cast<float>(size)); }
+
 void softmax_row(const EncodePlanes& call, int64_t lane, int64_t y, float* planes) {
   const int64_t pixels = call.size * call.size;
   const float* logits = call.parsing + lane * call.classes * pixels + y * call.size;
@@ -92,7 +99,7 @@ void encode_rows(void* argument, int64_t begin, int64_t end) {  // index: (lane,
     out += call.classes * pixels + y * size;
     for (int64_t p = 0; p < call.points_count; ++p, out += pixels) {
       const float* point = call.points + lane * 2 * call.points_count + p;
-      const float cx = nearbyintf((point[0] + 0.5f) * size), cy = nearbyintf((point[call.points_count] + 0.5f) * size);
+      const float cx = centre(point[0], size), cy = centre(point[call.points_count], size);
       const float dy = static_cast<float>(y) - cy;
       for (int64_t x = 0; x < size; ++x) {
         const float dx = static_cast<float>(x) - cx;
@@ -110,6 +117,77 @@ void encode_rows(void* argument, int64_t begin, int64_t end) {  // index: (lane,
       }
     }
   }
+}
+
+constexpr int64_t kStem = 7, kReach = kStem / 2;
+
+void class_shares(void* argument, int64_t begin, int64_t end) {  // index: (lane, output)
+  const StemShares& call = *static_cast<const StemShares*>(argument);
+  const int64_t size = call.size, pixels = size * size;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t lane = index / call.outputs, o = index % call.outputs;
+    float sums[kStem * kStem] = {};
+    for (int64_t c = 0; c < call.classes_count; ++c) {
+      const float value = call.classes[lane * call.lane_stride + c * pixels];
+      const float* table = call.by_border + (c * call.outputs + o) * kStem * kStem;
+      for (int64_t i = 0; i < kStem * kStem; ++i) sums[i] += value * table[i];
+    }
+    const auto border = [&](int64_t i) { return i < kReach ? i : i >= size - kReach ? i - size + kStem : kReach; };
+    for (int64_t y = 0; y < size; ++y) {
+      const float *row = sums + border(y) * kStem, *share = call.share + index * pixels + y * size;
+      float* out = call.out + index * pixels + y * size;
+      for (int64_t x = 0; x < kReach; ++x) out[x] = share[x] + row[x];
+      for (int64_t x = kReach; x < size - kReach; ++x) out[x] = share[x] + row[kReach];
+      for (int64_t x = size - kReach; x < size; ++x) out[x] = share[x] + row[border(x)];
+    }
+  }
+}
+
+struct DiscContext {
+  const StemShares& call;
+  std::atomic<bool> failed{false};
+};
+
+// One point's disc through its filters, to sums [row][column][output] of `side` x `side` pixels whose first is (left, top).
+void add_disc(const StemShares& call, const float* filters, int64_t cx, int64_t cy, int64_t side, float* sums) {
+  const int64_t radius = call.radius, outputs = call.outputs;
+  for (int64_t dy = 1 - radius; dy < radius; ++dy)
+    for (int64_t dx = 1 - radius; dx < radius; ++dx) {
+      if (dx * dx + dy * dy >= radius * radius) continue;
+      if (cx + dx < 0 || cx + dx >= call.size || cy + dy < 0 || cy + dy >= call.size) continue;
+      for (int64_t k = 0; k < kStem * kStem; ++k) {  // input (y, x) meets tap (ky, kx) at output (y - ky + 3, x - kx + 3)
+        const int64_t y = dy + radius - 1 + 2 * kReach - k / kStem, x = dx + radius - 1 + 2 * kReach - k % kStem;
+        float* sum = sums + (y * side + x) * outputs;
+        for (int64_t o = 0; o < outputs; ++o) sum[o] += filters[k * outputs + o];
+      }
+    }
+}
+
+void disc_shares(void* argument, int64_t begin, int64_t end) {  // index: lane
+  DiscContext& context = *static_cast<DiscContext*>(argument);
+  const StemShares& call = context.call;
+  const int64_t size = call.size, outputs = call.outputs, reach = call.radius - 1 + kReach, side = 2 * reach + 1;
+  float* sums = scratch(side * side * outputs);
+  if (!sums) {
+    context.failed = true;
+    return;
+  }
+  for (int64_t lane = begin; lane < end; ++lane)
+    for (int64_t p = 0; p < call.points_count; ++p) {
+      const float* point = call.points + lane * 2 * call.points_count + p;
+      const float x = centre(point[0], size), y = centre(point[call.points_count], size), far = static_cast<float>(size + reach);
+      if (!(x > -far && x < 2 * far && y > -far && y < 2 * far)) continue;  // nothing of it in the picture; NaN draws nothing
+      const int64_t cx = static_cast<int64_t>(x), cy = static_cast<int64_t>(y), left = cx - reach, top = cy - reach;
+      memset(sums, 0, side * side * outputs * sizeof(float));
+      add_disc(call, call.filters + p * kStem * kStem * outputs, cx, cy, side, sums);
+      const int64_t first_x = left < 0 ? 0 : left, last_x = left + side < size ? left + side : size;
+      const int64_t first_y = top < 0 ? 0 : top, last_y = top + side < size ? top + side : size;
+      for (int64_t o = 0; o < outputs; ++o) {
+        float* out = call.out + (lane * outputs + o) * size * size;
+        for (int64_t v = first_y; v < last_y; ++v)
+          for (int64_t u = first_x; u < last_x; ++u) out[v * size + u] += sums[((v - top) * side + u - left) * outputs + o];
+      }
+    }
 }
 
 void constant_maps(void* argument, int64_t begin, int64_t end) {  // index: (lane, channel of a map)
@@ -193,6 +271,13 @@ bool run(const Call& call, int64_t count, Body body) {
 bool prepare_image(const PrepareImage& call) { return run(call, 3 * call.lanes, image_planes); }
 bool add_border(const AddBorder& call) { return run(call, call.lanes * call.planes, bordered_planes); }
 bool encode_planes(const EncodePlanes& call) { return run(call, call.lanes * call.size, encode_rows); }
+bool stem_shares(const StemShares& call) {
+  run(call, call.lanes * call.outputs, class_shares);
+  DiscContext context{call};
+  if (call.points_count) parallel_for(call.lanes, 1, call.threads, disc_shares, &context);
+  return !context.failed;
+}
+
 bool class_maps(const ClassMaps& call) { return run(call, call.lanes * call.width, constant_maps); }
 bool max_pool(const MaxPool& call) { return run(call, call.planes, pooled_planes); }
 bool add_shared(const AddShared& call) { return run(call, call.lanes, added_lanes); }

@@ -42,6 +42,21 @@ struct EncodePlanes {
   int threads;
 };
 
+// What the 7x7 stem makes of planes that need no convolution, added to `share`: a constant plane gives one of 7 x 7 values by how
+// far the border is, a disc adds the filter at each of its few pixels.
+struct StemShares {
+  const float* share;  // (N, outputs, S, S)
+  int64_t lanes, outputs, size;
+  const float* classes;  // constant planes; one pixel of each is read
+  int64_t classes_count, lane_stride;
+  const float* by_border;  // (class, output, 7, 7)
+  const float* points;     // (N, 2, P)
+  int64_t points_count, radius;
+  const float* filters;  // (point, tap, output)
+  float* out;            // (N, outputs, S, S)
+  int threads;
+};
+
 // A classification's re-encoder on its constant planes: three 1x1 convolutions with ReLU, each map constant.
 struct ClassMaps {
   const float* planes;  // one pixel of each plane is read
@@ -82,6 +97,7 @@ struct DenseHead {
   bool prepare_image(const PrepareImage& call);        \
   bool add_border(const AddBorder& call);              \
   bool encode_planes(const EncodePlanes& call);        \
+  bool stem_shares(const StemShares& call); /* false: out of memory */ \
   bool class_maps(const ClassMaps& call);              \
   bool max_pool(const MaxPool& call);                  \
   bool add_shared(const AddShared& call);              \

@@ -341,7 +341,7 @@ class _Recorder:
                     read = planes
                     if self.given is not None:
                         read = replace(planes, address=self.given.data_ptr())
-                    maps = self._encoded(read, share, stem)
+                    maps = self._encoded(read, share, stem, None if self.given is not None else self.kept[-2].points)
                 kept = [t for t in self.lanes.tasks if t in tasks] if last else self.lanes.tasks
                 self._trunk(replace(self.lanes, tasks=tuple(kept)), stem, maps, out)
             if not last:
@@ -381,13 +381,10 @@ class _Recorder:
         levels = [[shared(first[f"maps{t}.{i}"]) for t in range(len(tasks))] for i in range(3)]
         return [[shared(first["planes"])], [], *levels]
 
-    def _encoded(self, planes: View, share: View, stem: View) -> list[list[View]]:
-        """Stem and maps of the planes that the iteration before has drawn."""
-        config, network, size = self.config, self.network, self.config.size
-        padded, border = self.bordered[None]
-        self.plan.border(planes.address, self.count, planes.stride, planes.channels, size, padded, border)
-        filters = self.weights.taps("stem.planes", network.stem.weight[:, 3:])
-        self._window(padded, planes.channels, border, 7, filters, stem, share.address)
+    def _encoded(self, planes: View, share: View, stem: View, points: Tensor | None) -> list[list[View]]:
+        """Stem and maps of ``planes``; their discs are those of ``points (N, 2, P)``, or unknown."""
+        self._stem(planes, share, stem, points)
+        config = self.config
         levels: list[list[View]] = [[], [], []]
         first = 0
         for t, task in enumerate(config.tasks):
@@ -396,6 +393,36 @@ class _Recorder:
             for level, maps in enumerate(self._re_encoded(t, task, group)):
                 levels[level].append(maps)
         return [[planes], [], *levels]
+
+    def _stem(self, planes: View, share: View, stem: View, points: Tensor | None) -> None:
+        """The stem: constant planes by a table and known discs pixel by pixel, the others by convolution."""
+        config, weight, size = self.config, self.network.stem.weight[:, 3:], self.config.size
+        discs = config.landmarks.width if config.landmarks and points is not None else 0
+        classes = sum(t.width for t in config.classifications)
+        dense = planes.channels - discs - classes
+        constant, drawn = weight[:, planes.channels - classes :], weight[:, dense : dense + discs]
+        table = self.weights.address("stem.classes", lambda: _by_border(constant))
+        filters = self.weights.address("stem.discs", lambda: drawn.flatten(2).permute(1, 2, 0)) if discs else 0
+        self.plan.stem_shares(
+            share.address,
+            self.count,
+            config.stem_channels,
+            size,
+            planes.channels_from(dense + discs, classes).address,
+            classes,
+            planes.stride,
+            table,
+            points.data_ptr() if points is not None else 0,
+            discs,
+            config.point_radius,
+            filters,
+            stem.address,
+        )
+        if dense:
+            padded, border = self.bordered[None]
+            self.plan.border(planes.address, self.count, planes.stride, dense, size, padded, border)
+            taps = self.weights.taps(("stem.planes", dense), weight[:, :dense])
+            self._window(padded, dense, border, 7, taps, stem, stem.address)
 
     def _re_encoded(self, t: int, task: TaskConfig, group: View) -> list[View]:
         size, arena, plan = self.config.size, self.arena, self.plan
@@ -562,6 +589,12 @@ def _border(size: int, before: int, after: int, split: bool = False) -> tuple[in
         return side * side, side, before, before, 0, 0
     half = side * (-(-side // 2))
     return 2 * half, -(-side // 2), before, before, half, 1
+
+
+def _by_border(weight: Tensor) -> Tensor:
+    """What 7x7 filters ``(O, C, 7, 7)`` make of a plane of ones, by how far the borders are: ``(C, O, 7, 7)``."""
+    ones = torch.ones(1, 1, 7, 7, dtype=weight.dtype)
+    return torch.cat([F.conv2d(ones, weight[:, c : c + 1], padding=3) for c in range(weight.shape[1])] or [weight[:0]])
 
 
 def _unique(sources: Sequence[View], weight: Tensor) -> tuple[list[View], Tensor]:
