@@ -62,7 +62,7 @@ def cpu_ninja(objects: Path, sources: list[str], target: Path) -> str:
     lines = [
         f"rule compile\n  command = {compiler()} -MMD -MF $out.d {FLAGS} {include} $isa -c $in -o $out",
         "  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = {compiler()} {link} -pthread $in -o $out",
+        f"rule link\n  command = {compiler()} {link} -pthread $in -o $out {'-ldl' if sys.platform == 'linux' else ''}",
     ]
     linked = []
     for source in sources:

@@ -41,7 +41,7 @@ class Reading:
         """
         if not self.training:
             return Features.of(self.lanes, x.expand(batch, -1, -1, -1), per_sample=True)
-        x = x.expand(self.lanes.rows.shape[0], -1, -1, -1) if x.shape[0] == 1 else x[self.lanes.rows]
+        x = x.expand(self.lanes.rows.shape[0], -1, -1, -1) if x.shape[0] == 1 else x.index_select(0, self.lanes.rows)
         return self.fresh(x)
 
     def fresh(self, x: Tensor) -> Features:

@@ -25,8 +25,7 @@ inline void affine_relu_run(const float* x, const float* d, float* gx, int64_t n
       second[j] += e * (v - f.mean);
       store(gx + i + j * kWidth, e * f.scale);
     }
-  first[0] += first[1], second[0] += second[1];
-  for (int64_t j = 0; j < kWidth; ++j) sums[0] += first[0][j], sums[1] += second[0][j];
+  sums[0] += sum_of(first[0] + first[1]), sums[1] += sum_of(second[0] + second[1]);
   for (; i < n; ++i) {
     const float v = x[i], e = v * f.scale + f.shift <= 0 ? 0 : d[i];
     sums[0] += e, sums[1] += e * (v - f.mean);

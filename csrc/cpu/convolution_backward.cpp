@@ -174,9 +174,10 @@ void write_inputs(const Context& context, const Tiles& block, int64_t index, int
 // Through the prologue, in place, for the chunk's channels in a batch's rows of tiles.
 void differentiate_prologue(const Context& context, int64_t begin, int64_t end, int64_t first, int64_t channels) {
   const ConvolutionBackward& call = context.call;
-  const int64_t height = context.tiling.height, width = context.tiling.width;
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t lane = row / context.tiling.rows, y = 4 * (row % context.tiling.rows), n = least(4, height - y) * width;
+  const int64_t height = context.tiling.height, width = context.tiling.width, rows = context.tiling.rows;
+  for (int64_t lane = begin / rows; lane * rows < end; ++lane) {  // a lane's rows follow each other in memory
+    const int64_t y = begin > lane * rows ? 4 * (begin - lane * rows) : 0;
+    const int64_t n = (least(4 * (end - lane * rows), height) - y) * width;
     for (int64_t c = first; c < first + channels; ++c) {
       const int64_t at = context.plan.task[lane] * call.x.channels + c;
       float* gradient = gradient_plane(context, lane, c) + y * width;

@@ -1,5 +1,7 @@
 #include "integrate.h"
 
+#include <cstring>
+
 #include "affine_relu.h"
 #include "runtime/thread_pool.h"
 
@@ -38,6 +40,17 @@ void forward_planes(void* context, int64_t begin, int64_t end) {  // index: (lan
   }
 }
 
+// A pooled row's gradient as that of each of its pixels: a quarter for each.
+void widen(const float* d, int64_t n, float* out) {
+  int64_t j = 0;
+  for (; j + kWidth <= n; j += kWidth) {
+    Vec twice[2];
+    Doubled<kWidth>::split(0.25f * load(d + j), twice);
+    store(out + 2 * j, twice[0]), store(out + 2 * j + kWidth, twice[1]);
+  }
+  for (; j < n; ++j) out[2 * j] = out[2 * j + 1] = 0.25f * d[j];
+}
+
 void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (lane, channel)
   const auto& [call, plan] = *static_cast<const Context*>(context);
   const int64_t channels = call.x.channels, height = call.x.height, width = call.x.width, pixels = height * width;
@@ -54,13 +67,16 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
       affine_relu_backward(x, d, gx, pixels, f, sums);
     } else {
       const float* d = call.gradient + index * (pixels / 4);
-      for (int64_t r = 0; r < height; ++r)
-        for (int64_t i = 0; i < width; i += kRun) {
-          const int64_t n = least(kRun, width - i);
-          const float* row = d + (r / 2) * (width / 2) + i / 2;
-          for (int64_t j = 0; j < n / 2; ++j) wide[2 * j] = wide[2 * j + 1] = 0.25f * row[j];
-          affine_relu_run(x + r * width + i, wide, gx + r * width + i, n, f, sums);
+      for (int64_t begun = 0, n; begun < pixels; begun += n) {  // as many whole pairs of rows as a run holds, or a part of one row
+        n = 2 * width <= kRun ? least(kRun / (2 * width) * 2 * width, pixels - begun) : least(kRun, width - begun % width);
+        for (int64_t i = 0; i < n;) {
+          const int64_t r = (begun + i) / width, column = (begun + i) % width, some = least(n - i, width - column);
+          widen(d + (r / 2) * (width / 2) + column / 2, some / 2, wide + i);
+          if (2 * width <= kRun) memcpy(wide + i + width, wide + i, width * sizeof(float)), i += width;
+          i += some;
         }
+        affine_relu_run(x + begun, wide, gx + begun, n, f, sums);
+      }
     }
     call.sums[2 * index] = static_cast<float>(sums[0]);
     call.sums[2 * index + 1] = static_cast<float>(sums[1]);

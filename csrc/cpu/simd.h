@@ -54,6 +54,18 @@ inline void store(float* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// The sum of a vector's values, by halves.
+template <int L = kWidth>
+inline float sum_of(VecOf<L> v) {
+  float x[L];
+  store(x, v);
+  return sum_of<L / 2>(load<L / 2>(x) + load<L / 2>(x + L / 2));
+}
+template <>
+inline float sum_of<4>(VecOf<4> v) {
+  return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
 // NaN passes, as it does through PyTorch's ReLU.
 template <typename V>
 inline V relu(V z) {
@@ -140,6 +152,35 @@ struct Quads<16> {
   static V before(V v, float x) {
     const V f = V{} + x;
     return IFAN_SHUFFLE(v, f, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+  }
+};
+#endif
+
+// Each value twice: the doubled first half of a vector and the doubled second.
+template <int L>
+struct Doubled;
+
+template <>
+struct Doubled<4> {
+  using Int = Lanes<4>::Int;
+  static void split(VecOf<4> v, VecOf<4> out[2]) { out[0] = IFAN_SHUFFLE(v, v, 0, 0, 1, 1), out[1] = IFAN_SHUFFLE(v, v, 2, 2, 3, 3); }
+};
+#if defined(__AVX2__)
+template <>
+struct Doubled<8> {
+  using Int = Lanes<8>::Int;
+  static void split(VecOf<8> v, VecOf<8> out[2]) {
+    out[0] = IFAN_SHUFFLE(v, v, 0, 0, 1, 1, 2, 2, 3, 3), out[1] = IFAN_SHUFFLE(v, v, 4, 4, 5, 5, 6, 6, 7, 7);
+  }
+};
+#endif
+#if defined(__AVX512F__)
+template <>
+struct Doubled<16> {
+  using Int = Lanes<16>::Int;
+  static void split(VecOf<16> v, VecOf<16> out[2]) {
+    out[0] = IFAN_SHUFFLE(v, v, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    out[1] = IFAN_SHUFFLE(v, v, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
   }
 };
 #endif

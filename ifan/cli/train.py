@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import sys
 from pathlib import Path
@@ -85,6 +86,7 @@ def _run(
         return {name: result["iterations"][-1] for name, result in results.items()}
 
     trainer = Trainer(config, train_sets, out, device, resume, init=init, workers=workers, validate=validate)
+    gc.freeze()  # what lives as long as the run is not searched again at every collection
     return trainer.run(time_limit)
 
 

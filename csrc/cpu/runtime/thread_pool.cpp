@@ -1,5 +1,6 @@
 #include "thread_pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -11,20 +12,6 @@
 
 namespace ifan {
 namespace {
-
-constexpr int kSpins = 2000;  // some 50 us: the kernels of a plan follow each other within a few, waking a thread takes longer
-
-// Waits briefly, without giving the core away, for a condition that another thread is about to make true.
-template <typename Condition>
-void spin_until(Condition condition) {
-  for (int i = 0; i < kSpins && !condition(); ++i) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-  }
-}
 
 struct Job {
   int64_t count, grain;
@@ -48,20 +35,15 @@ class Pool {
     std::unique_lock<std::mutex> caller(caller_, std::try_to_lock);
     if (!caller.owns_lock()) return false;
     grow(helpers);
-    bool asleep;
     {
       std::lock_guard<std::mutex> guard(state_);
       job_ = &job;
       places_ = helpers;
-      asleep = sleepers_ > 0;
     }
-    if (asleep) wake_.notify_all();
+    wake_.notify_all();
     job.work();
     std::unique_lock<std::mutex> guard(state_);
     places_ = 0;  // a helper that wakes this late has nothing left to do
-    guard.unlock();
-    spin_until([this] { return active_ == 0; });
-    guard.lock();
     done_.wait(guard, [this] { return active_ == 0; });
     job_ = nullptr;
     return true;
@@ -76,12 +58,9 @@ class Pool {
   }
 
   void serve() {
+    std::unique_lock<std::mutex> guard(state_);
     for (;;) {
-      spin_until([this] { return places_ > 0; });
-      std::unique_lock<std::mutex> guard(state_);
-      ++sleepers_;
       wake_.wait(guard, [this] { return places_ > 0; });
-      --sleepers_;
       --places_;
       ++active_;
       Job* job = job_;
@@ -95,25 +74,46 @@ class Pool {
   std::mutex caller_, state_;
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
-  std::atomic<int> places_{0}, active_{0};  // changed under the lock, watched without it
-  int sleepers_ = 0, size_ = 0;
+  int places_ = 0, active_ = 0, size_ = 0;
 };
 
 // Never destroyed: its detached threads wait in it until the process ends.
 std::atomic<Pool*> current{nullptr};
 
-// Threads do not survive a fork and its locks may be held for ever, so the child leaves the parent's pool alone.
-void forget_pool() { current.store(nullptr); }
+std::atomic<bool> forked{false};
+
+// Threads do not survive a fork and their locks may be held for ever, so the child leaves the parent's alone.
+void after_fork() {
+  current.store(nullptr);
+  forked.store(true);
+}
 
 Pool& pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, forget_pool);
-  (void)registered;
   Pool* existing = current.load();
   if (existing) return *existing;
   Pool* fresh = new Pool;
   if (current.compare_exchange_strong(existing, fresh)) return *fresh;
   delete fresh;  // another caller was first; this one has started no threads yet
   return *existing;
+}
+
+// The OpenMP threads that PyTorch has loaded and uses itself. They spin for a while after each of its operations: other threads
+// beside them would have to share the cores with them.
+using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+
+Parallel openmp() {
+  static const Parallel found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return found;
+}
+
+// False if there is no OpenMP or another caller is in it.
+bool run_by_openmp(Job& job, int threads) {
+  static std::mutex caller;
+  if (forked.load() || !openmp()) return false;
+  std::unique_lock<std::mutex> guard(caller, std::try_to_lock);
+  if (!guard.owns_lock()) return false;
+  openmp()([](void* argument) { static_cast<Job*>(argument)->work(); }, &job, static_cast<unsigned>(threads), 0);
+  return true;
 }
 
 }  // namespace
@@ -123,7 +123,10 @@ void parallel_for(int64_t count, int64_t grain, int threads, Body body, void* co
   const int helpers = static_cast<int>(std::min<int64_t>(threads, pieces)) - 1;
   if (helpers > 0) {
     Job job{count, grain, body, context};
-    if (pool().run(job, helpers)) return;
+    static const int registered = pthread_atfork(nullptr, nullptr, after_fork);
+    (void)registered;
+    if (run_by_openmp(job, helpers + 1)) return;
+    if ((forked.load() || !openmp()) && pool().run(job, helpers)) return;
   }
   if (count > 0) body(context, 0, count);
 }

@@ -1,4 +1,4 @@
-// A small pool of threads shared by all CPU kernels.
+// The threads shared by all CPU kernels: those of PyTorch's OpenMP where it has loaded one, else a small pool of our own.
 //
 // The range [0, count) is handed out in pieces of `grain`; which thread takes which piece is left open, so a kernel gives the
 // same bits for any number of threads if what it computes for an index depends on nothing but the index.
