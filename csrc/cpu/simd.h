@@ -4,6 +4,10 @@
 #pragma once
 #include <cstdint>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace ifan {
 namespace IFAN_ISA {
 
@@ -71,6 +75,19 @@ template <typename V>
 inline V relu(V z) {
   return z < 0 ? V{} : z;
 }
+// The same in one instruction, which gives its second operand where one is NaN.
+#if defined(__AVX2__)
+template <>
+inline VecOf<8> relu(VecOf<8> z) {
+  return _mm256_max_ps(VecOf<8>{}, z);
+}
+#endif
+#if defined(__AVX512F__)
+template <>
+inline VecOf<16> relu(VecOf<16> z) {
+  return _mm512_maskz_max_ps(0xffff, VecOf<16>{}, z);  // all lanes; the plain form warns in GCC 12
+}
+#endif
 
 #if defined(__clang__)
 #define IFAN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)

@@ -65,8 +65,9 @@ struct Tiling {
 
   Tiling(int64_t n, int64_t h, int64_t w) : lanes(n), height(h), width(w), rows((h + 3) / 4), columns((w + 3) / 4) {}
   int64_t tiles() const { return lanes * rows * columns; }
-  // Every vector of pixels lies in one row.
+  // Every vector of pixels lies in one row; every vector of tiles does.
   bool aligned() const { return width % kWidth == 0; }
+  bool wide() const { return width % (4 * kWidth) == 0; }
 };
 
 // N vectors of tiles that follow each other.
@@ -154,6 +155,18 @@ inline Strip aligned_strip(const Block<N>& block, const Plane<normalise>* planes
   return s;
 }
 
+template <int N, bool normalise>
+inline Strip wide_strip(const Block<N>& block, const Plane<normalise>* planes, int64_t n, int64_t k) {
+  const int64_t r = block.run_of[4 * n], x = block.x_of[4 * n], width = block.tiling.width;
+  if (r < 0) return {};
+  const int64_t y = 4 * block.runs[r].y - 1 + k;
+  if (y < 0 || y >= block.tiling.height) return {};
+  const Plane<normalise>& plane = planes[r];
+  const float* row = plane.data + y * width + x;
+  return {{plane(load(row)), plane(load(row + kWidth)), plane(load(row + 2 * kWidth)), plane(load(row + 3 * kWidth))},
+          x > 0 ? plane(row[-1]) : 0, x + 4 * kWidth < width ? plane(row[4 * kWidth]) : 0};
+}
+
 // Row k of all runs, one behind the other from `pixels` + 1 on; zeros beyond the borders.
 template <int N, bool normalise>
 inline void copy_rows(const Block<N>& block, const Plane<normalise>* planes, int64_t k, float* pixels) {
@@ -173,14 +186,16 @@ inline void copy_rows(const Block<N>& block, const Plane<normalise>* planes, int
 template <int N, bool normalise>
 inline void gather(const Block<N>& block, const Plane<normalise>* planes, float* d) {
   using Q = Quads<kWidth>;
-  const bool aligned = block.tiling.aligned();
+  const bool aligned = block.tiling.aligned(), wide = block.tiling.wide();
   float pixels[6][4 * block.size + 2];
   if (!aligned)
     for (int64_t k = 0; k < 6; ++k) copy_rows(block, planes, k, pixels[k]);  // all before the first is read back
   for (int64_t k = 0; k < 6; ++k)
     for (int64_t n = 0; n < N; ++n) {
       Strip s;
-      if (aligned) {
+      if (wide) {
+        s = wide_strip(block, planes, n, k);
+      } else if (aligned) {
         s = aligned_strip(block, planes, n, k);
       } else {
         const float* x = pixels[k] + 1 + 4 * n * kWidth;
@@ -249,7 +264,7 @@ inline void transform_outputs(const float* m, int64_t stride, float* y) {
 // Asks for a run's pixels of one plane, whose rows lie too far apart for the processor to guess.
 inline void prefetch(const float* plane, const Tiling& tiling, const Run& run) {
   const int64_t last = 4 * run.y + 5 < tiling.height ? 4 * run.y + 5 : tiling.height;
-  for (int64_t y = run.y ? 4 * run.y + 1 : 0; y < last; ++y)
+  for (int64_t y = run.y ? 4 * run.y - 1 : 0; y < last; ++y)
     for (int64_t x = 4 * run.x; x < 4 * (run.x + run.count); x += 16) __builtin_prefetch(plane + y * tiling.width + x);
 }
 
