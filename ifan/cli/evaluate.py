@@ -21,6 +21,10 @@ def evaluate(
     full_resolution: Annotated[
         bool, typer.Option("--full-resolution", help="Compare parsing in the labels' own pixels, not the network's.")
     ] = False,
+    shifted: Annotated[
+        bool,
+        typer.Option("--shifted", help="Crops off centre and tighter, more profiles: as hard as MTFL's test split."),
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="Images a dataset, spread evenly over it.", min=1)] = None,
     json: Annotated[Path | None, typer.Option(help="Write the report here.", metavar="FILE")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw PNGs into this folder.", metavar="DIR")] = None,
@@ -31,7 +35,7 @@ def evaluate(
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from ifan.data import open_dataset
-    from ifan.evaluation import Subset
+    from ifan.evaluation import Shifted, Subset
     from ifan.evaluation import evaluate as measure
     from ifan.evaluation import report as reporting
     from ifan.weights import load_network, resolve
@@ -43,6 +47,8 @@ def evaluate(
     datasets = {name: open_dataset(name, path, split, splits=splits) for name, path in named.items()}
     if limit is not None:
         datasets = {name: Subset(dataset, limit) for name, dataset in datasets.items()}
+    if shifted:
+        datasets = {name: Shifted(dataset) for name, dataset in datasets.items()}
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = {name: bars.add_task(name, total=len(dataset)) for name, dataset in datasets.items()}
@@ -55,7 +61,14 @@ def evaluate(
             every_iteration=every_iteration,
             full_resolution=full_resolution,
         )
-    report = {"weights": str(resolve(weights)), "split": split, "data": named, "limit": limit, **report}
+    report = {
+        "weights": str(resolve(weights)),
+        "split": split,
+        "shifted": shifted,
+        "data": named,
+        "limit": limit,
+        **report,
+    }
     console = Console()
     reporting.print_report(report, console)
     if json:
