@@ -20,7 +20,7 @@ struct Context {
   const ConvolutionForward& call;
   const Plan& plan;
   Tiling tiling;
-  int64_t chunk;   // channels transformed before they are multiplied
+  int64_t chunk;   // channels transformed before they are multiplied: many sums are better not read again
   int64_t pieces;  // a block's outputs are shared out among so many threads, each of which transforms the inputs
   std::atomic<bool> failed{false};
 };
@@ -173,7 +173,7 @@ void pack_filters(const FilterPacking& call) {
 bool convolution_forward(const ConvolutionForward& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
-  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), call.outputs > 24 ? 32 : 64, 1};
+  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), call.outputs > 24 ? least(call.x.channels, 512) : 64, 1};
   if (context.tiling.tiles() > kWidth)
     run<2>(context);
   else
