@@ -1,4 +1,5 @@
 // ifan._cpu.Plan: kernel calls recorded once, with the addresses of one arena, and run together without Python between them.
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -10,6 +11,7 @@
 #include "cpu/direct.h"
 #include "cpu/feedback.h"
 #include "cpu/integrate.h"
+#include "cpu/runtime/thread_pool.h"
 #include "cpu/small_maps.h"
 
 namespace py = pybind11;
@@ -117,10 +119,11 @@ class RecordedPlan {
 
   size_t steps() const { return steps_.size(); }
 
-  void run(int threads) const {
-    py::gil_scoped_release release;
+  // False: out of memory.
+  bool run(int threads) const {
     for (const Step& step : steps_)
-      if (!step.call(threads)) throw std::bad_alloc();
+      if (!step.call(threads)) return false;
+    return true;
   }
 
   // Runs once; name and seconds of each step.
@@ -153,6 +156,23 @@ class RecordedPlan {
   std::vector<Step> steps_;
 };
 
+// A thread a plan: nothing waits between the steps.
+void run_plans(const std::vector<const RecordedPlan*>& plans, int threads) {
+  struct Context {
+    const std::vector<const RecordedPlan*>& plans;
+    int threads;
+    std::atomic<bool> failed{false};
+  } context{plans, plans.size() > 1 ? 1 : threads};
+  const auto run = [](void* argument, int64_t begin, int64_t end) {
+    Context& c = *static_cast<Context*>(argument);
+    for (int64_t i = begin; i < end; ++i)
+      if (!c.plans[i]->run(c.threads)) c.failed = true;
+  };
+  py::gil_scoped_release release;
+  parallel_for(static_cast<int64_t>(plans.size()), 1, threads, run, &context);
+  if (context.failed) throw std::bad_alloc();
+}
+
 int64_t packed_taps(int64_t outputs, int64_t products) { return IFAN_PICK(packed_taps)(outputs, products); }
 
 void pack_taps(Address weight, int64_t outputs, int64_t products, Address filters) {
@@ -172,6 +192,7 @@ void pack_small_filters(Address weight, int64_t outputs, int64_t inputs, Address
 void bind_plan(py::module_& module) {
   module.def("packed_taps", &packed_taps, "Floats that pack_taps writes for the instruction set in use.");
   module.def("pack_taps", &pack_taps);
+  module.def("run_plans", &run_plans, "Run one plan on all threads, or several on a thread each.");
   module.def("fits_small_maps", &fits_small_maps, "Whether Plan.convolution reads filters of pack_small_filters for this shape.");
   module.def("packed_small_filters", &packed_small_filters, "Floats that pack_small_filters writes.");
   module.def("pack_small_filters", &pack_small_filters);
@@ -188,7 +209,6 @@ void bind_plan(py::module_& module) {
       .def("class_maps", &RecordedPlan::class_maps)
       .def("max_pool", &RecordedPlan::max_pool)
       .def("add_shared", &RecordedPlan::add_shared)
-      .def("run", &RecordedPlan::run)
       .def("profile", &RecordedPlan::profile)
       .def("__len__", &RecordedPlan::steps);
 }

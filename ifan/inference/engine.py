@@ -26,8 +26,11 @@ from ifan.network import BGR_MEAN, IFAN, Predictions, released
 from ifan.ops.concatenation import Normalisation
 from ifan.ops.native import cpu_module
 
-_LARGEST_SLICE = 4 * 128 * 128
-"""Pixels of the faces that share an arena; more faces run one slice after another."""
+_LARGEST_SLICE = 128 * 128
+"""Pixels of the faces that share an arena: more of them outgrow the caches, fewer read the weights more often."""
+
+_Key = tuple[int, bool, str]
+"""Of plans that can stand in for each other: faces, whether they start from given planes, instruction set."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class Engine:
         wanted = names if tasks is None else [self.config.task(t).name for t in tasks]
         self.tasks = tuple(names.index(n) for n in names if n in wanted)
         self._weights = _Weights(released(network).eval())
-        self._plans: dict[tuple[int, bool, str], list[_Plan]] = defaultdict(list)
+        self._plans: dict[_Key, list[_Plan]] = defaultdict(list)
         self._lock = threading.Lock()
 
     def __call__(self, images: Tensor) -> Predictions:
@@ -149,26 +152,37 @@ class Engine:
                 f"images: expected (N, 3, {size}, {size}) uint8; got {tuple(images.shape)} {images.dtype}. Crop to "
                 "that size."
             )
-        largest = max(1, _LARGEST_SLICE // size**2)
-        starts = range(0, max(images.shape[0], 1), largest)
-        parts = [
-            self._slice(images[i : i + largest], None if planes is None else planes[i : i + largest]) for i in starts
-        ]
-        return parts[0] if len(parts) == 1 else _joined(parts)
-
-    def _slice(self, images: Tensor, planes: Tensor | None) -> Predictions:
         if not images.shape[0]:
             return self._weights.nothing(self.tasks)
-        key = (images.shape[0], planes is not None, cpu_module().features()["isa"])
+        largest, threads, parts = max(1, _LARGEST_SLICE // size**2), torch.get_num_threads(), list[Predictions]()
+        starts = range(0, images.shape[0], largest)
+        for first in range(0, len(starts), threads):
+            together = starts[first : first + threads]  # a thread a slice, or all threads one slice after another
+            groups = [together] if len(together) == threads else [[start] for start in together]
+            for group in groups:
+                pieces = [slice(start, start + largest) for start in group]
+                parts += self._together([(images[i], None if planes is None else planes[i]) for i in pieces])
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _together(self, slices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Predictions]:
+        plans = [self._taken(images.shape[0], planes is not None) for images, planes in slices]
+        for plan, (images, planes) in zip(plans, slices, strict=True):
+            plan.fill(images, planes)
+        cpu_module().run_plans([plan.plan for plan in plans], torch.get_num_threads())
+        found = [plan.predictions() for plan in plans]
         with self._lock:
-            waiting = self._plans[key]
-            plan = waiting.pop() if waiting else None
-        if plan is None:
-            plan = _Plan(self._weights, key[0], 1 if key[1] else self.iterations, self.tasks, from_planes=key[1])
-        found = plan(images, planes)
-        with self._lock:
-            self._plans[key].append(plan)
+            for plan in plans:
+                self._plans[plan.key].append(plan)
         return found
+
+    def _taken(self, count: int, from_planes: bool) -> _Plan:
+        """A plan for that many faces that nobody runs now."""
+        key = (count, from_planes, cpu_module().features()["isa"])
+        with self._lock:
+            if self._plans[key]:
+                return self._plans[key].pop()
+        iterations = 1 if from_planes else self.iterations
+        return _Plan(key, self._weights, count, iterations, self.tasks, from_planes)
 
 
 class _Weights:
@@ -280,8 +294,11 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
 class _Plan:
     """The recorded calls for one number of faces, with the arena they work in."""
 
-    def __init__(self, weights: _Weights, count: int, iterations: int, tasks: Sequence[int], from_planes: bool) -> None:
+    def __init__(
+        self, key: _Key, weights: _Weights, count: int, iterations: int, tasks: Sequence[int], from_planes: bool
+    ) -> None:
         size = weights.config.size
+        self.key = key
         self.images = torch.empty(count, 3, size, size, dtype=torch.uint8)
         self.rows = torch.arange(count).repeat(len(weights.config.tasks))
         self.planes = torch.empty(count, sum(t.width for t in weights.config.tasks), size, size)
@@ -293,11 +310,14 @@ class _Plan:
         self.out = recorder.record(iterations, tasks)
         self.plan, self.kept = recorder.plan, recorder.kept
 
-    def __call__(self, images: Tensor, planes: Tensor | None) -> Predictions:
+    def fill(self, images: Tensor, planes: Tensor | None) -> None:
+        """What the next run reads."""
         self.images.copy_(images)
         if planes is not None:
             self.planes.copy_(planes)
-        self.plan.run(torch.get_num_threads())
+
+    def predictions(self) -> Predictions:
+        """A copy of what the last run found."""
         out = self.out
         return Predictions(
             out.parsing_logits.clone(),
