@@ -14,6 +14,7 @@ namespace ifan {
 namespace IFAN_ISA {
 namespace {
 
+constexpr int64_t kIgnored = 255;    // label of pixels that do not count
 constexpr int64_t kChunk = 512;      // pixels of labels as large as the logits that are taken at once
 constexpr int64_t kStrip = 16;       // rows of logits whose labels one piece of work takes
 constexpr int64_t kStagger = 16;     // floats between rows of 2^n floats, which would share their cache lines' places
@@ -128,17 +129,17 @@ struct Strip {
 // One row of labels, `y`, between logits of row `above` and the next.
 void label_row(const Parsing& parsing, const Strip& s, int64_t image, int64_t y, Sums* sums) {
   const ParsingTask& task = parsing.task;
-  const int64_t plane = task.height * task.width, above = parsing.rows[y].first, step = above + 1 < task.height ? task.width : 0;
-  const float share = parsing.rows[y].share;
+  const Tap& between = parsing.rows[y];
+  const int64_t plane = task.height * task.width, above = between.first, step = above + 1 < task.height ? task.width : 0;
   for (int64_t k = 0; k < task.classes; ++k) {
     const float* logits = task.logits + (image * task.classes + k) * plane + above * task.width;
-    parsing.x.lay(logits, logits + step, share, s.row);
+    parsing.x.lay(logits, logits + step, between, s.row);
     parsing.x.interpolate(s.row, s.z + k * s.stride);
   }
   parsing.x.spread(task.labels + (image * task.label_height + y) * task.label_width, s.labels);
   cross_entropy(parsing, s.z, s.stride, s.labels, s.pixels, sums);
   for (int64_t k = 0; k < task.classes; ++k)
-    parsing.x.gather(s.z + k * s.stride, share, s.upper + k * s.parts, s.lower + k * s.parts, s.spare);
+    parsing.x.gather(s.z + k * s.stride, between, s.upper + k * s.parts, s.lower + k * s.parts, s.spare);
 }
 
 // Labels of another size than the logits; index: (image, strip of logits).
@@ -195,7 +196,7 @@ bool parsing_loss(const ParsingTask& task, int threads, Sums* sums) {
   float* floats = static_cast<float*>(malloc((task.classes + task.width + (same ? 0 : count * task.classes * 3 * columns)) * sizeof(float)));
   bool made = taps && partial && floats;
   if (made && count && task.width) {
-    for (int64_t k = 0; k < task.classes; ++k) floats[k] = task.class_weights ? task.class_weights[k] : 1;
+    for (int64_t k = 0; k < task.classes; ++k) floats[k] = k == kIgnored ? 0 : task.class_weights ? task.class_weights[k] : 1;
     for (int64_t y = 0; y < task.label_height; ++y) taps[task.label_width + y] = tap_of(y, task.height, task.label_height);
     Parsing parsing{task, floats, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
                     floats + task.classes + task.width};

@@ -10,17 +10,19 @@
 namespace ifan {
 namespace IFAN_ISA {
 
-// A value between values `first` and `first + 1`, as far from the first as `share` says.
+// A value between values `first` and `first + 1`, as far from the first as `share` says; rest = 1 - share.
 struct Tap {
   int32_t first;
-  float share;
+  float share, rest;
 };
+
+inline Tap tap(int64_t first, double share) { return {static_cast<int32_t>(first), static_cast<float>(share), static_cast<float>(1 - share)}; }
 
 inline Tap tap_of(int64_t place, int64_t from, int64_t to) {
   double at = (static_cast<double>(place) + 0.5) * static_cast<double>(from) / static_cast<double>(to) - 0.5;
   at = at < 0 ? 0 : at;
-  const int32_t first = static_cast<int32_t>(at), last = static_cast<int32_t>(from - 1);
-  return first < last ? Tap{first, static_cast<float>(at - first)} : Tap{last, 0};
+  const int64_t first = static_cast<int64_t>(at);
+  return first < from - 1 ? tap(first, at - static_cast<double>(first)) : tap(from - 1, 0);
 }
 
 inline int64_t whole_vectors(int64_t n) { return (n + kWidth - 1) / kWidth * kWidth; }
@@ -35,17 +37,17 @@ struct Axis {
     for (int64_t x = 0; x < (a.phases ? a.phases : to); ++x) {
       taps[x] = tap_of(x, from, to);
       const double at = (static_cast<double>(x) + 0.5) / static_cast<double>(a.phases) - 0.5;
-      if (a.phases) taps[x] = {0, static_cast<float>(at < 0 ? at + 1 : at)}, a.early += at < 0;
+      if (a.phases) taps[x] = tap(0, at < 0 ? at + 1 : at), a.early += at < 0;
     }
     return a;
   }
   int64_t pixels() const { return phases ? phases * columns : whole_vectors(to); }  // whole vectors; some stand for nothing
   int64_t row() const { return columns + 2 * kWidth; }                              // floats of a row with its margins
 
-  // A row of logits with margins: the outermost values repeated.
-  void lay(const float* a, const float* b, float share, float* row) const {
+  // A row of logits between two others, with margins: the outermost values repeated.
+  void lay(const float* a, const float* b, const Tap& y, float* row) const {
     row += kWidth;
-    for (int64_t i = 0; i < from; ++i) row[i] = a[i] * (1 - share) + b[i] * share;
+    for (int64_t i = 0; i < from; ++i) row[i] = a[i] * y.rest + b[i] * y.share;
     row[-1] = row[0], row[from] = row[from - 1];
   }
 
@@ -53,11 +55,11 @@ struct Axis {
     row += kWidth;
     if (!phases) {
       for (int64_t x = 0; x < to; ++x)
-        pixels[x] = row[taps[x].first] * (1 - taps[x].share) + row[taps[x].first + 1] * taps[x].share;
+        pixels[x] = row[taps[x].first] * taps[x].rest + row[taps[x].first + 1] * taps[x].share;
       return;
     }
     for (int64_t p = 0; p < phases; ++p) {
-      const float b = taps[p].share, a = 1 - b, *left = row - (p < early);
+      const float a = taps[p].rest, b = taps[p].share, *left = row - (p < early);
       for (int64_t i = 0; i < columns; i += kWidth) store(pixels + p * columns + i, load(left + i) * a + load(left + i + 1) * b);
     }
   }
@@ -65,35 +67,36 @@ struct Axis {
   void spread(const uint8_t* labels, int32_t* pixels) const {
     if (!phases)
       for (int64_t x = 0; x < to; ++x) pixels[x] = labels[x];
-    for (int64_t p = 0; p < phases; ++p)
+    for (int64_t p = 0; p + 4 <= phases; p += 4) spread_four(labels + p, pixels + p * columns);
+    for (int64_t p = phases / 4 * 4; p < phases; ++p)
       for (int64_t i = 0; i < from; ++i) pixels[p * columns + i] = labels[i * phases + p];
   }
 
-  // Adds the pixels' gradient to two rows of logits, `upper` and `lower` of its share. A row is three of `columns` values: what
+  // Adds the pixels' gradient to the two rows of logits, `upper` and `lower`, that lay() read. A row is three of `columns` values: what
   // belongs to the logit on the left of its place, to the one there and to the one on the right.
-  void gather(const float* pixels, float share, float* upper, float* lower, float* buffer) const {
+  void gather(const float* pixels, const Tap& y, float* upper, float* lower, float* buffer) const {
     if (!phases) {
       for (int64_t i = 0; i < 3 * columns; ++i) buffer[i] = 0;
       for (int64_t x = 0; x < to; ++x) {
-        buffer[columns + taps[x].first] += pixels[x] * (1 - taps[x].share);
+        buffer[columns + taps[x].first] += pixels[x] * taps[x].rest;
         buffer[2 * columns + taps[x].first] += pixels[x] * taps[x].share;
       }
-      for (int64_t i = 0; i < 3 * columns; i += kWidth) add(load(buffer + i), share, upper + i, lower + i);
+      for (int64_t i = 0; i < 3 * columns; i += kWidth) add(load(buffer + i), y, upper + i, lower + i);
       return;
     }
     for (int64_t i = 0; i < columns; i += kWidth) {
       Vec left{}, here{}, right{};
       for (int64_t p = 0; p < early; ++p) {
         const Vec g = load(pixels + p * columns + i);
-        left += g * (1 - taps[p].share), here += g * taps[p].share;
+        left += g * taps[p].rest, here += g * taps[p].share;
       }
       for (int64_t p = early; p < phases; ++p) {
         const Vec g = load(pixels + p * columns + i);
-        here += g * (1 - taps[p].share), right += g * taps[p].share;
+        here += g * taps[p].rest, right += g * taps[p].share;
       }
-      add(left, share, upper + i, lower + i);
-      add(here, share, upper + columns + i, lower + columns + i);
-      add(right, share, upper + 2 * columns + i, lower + 2 * columns + i);
+      add(left, y, upper + i, lower + i);
+      add(here, y, upper + columns + i, lower + columns + i);
+      add(right, y, upper + 2 * columns + i, lower + 2 * columns + i);
     }
   }
 
@@ -104,9 +107,24 @@ struct Axis {
   }
 
  private:
-  static void add(Vec g, float share, float* upper, float* lower) {
-    store(upper, load(upper) + g * (1 - share));
-    store(lower, load(lower) + g * share);
+  static void add(Vec g, const Tap& y, float* upper, float* lower) {
+    store(upper, load(upper) + g * y.rest);
+    store(lower, load(lower) + g * y.share);
+  }
+
+  // Four phases by one load of four bytes a logit.
+  void spread_four(const uint8_t* labels, int32_t* pixels) const {
+    int32_t* word = pixels + 3 * columns;
+    for (int64_t i = 0; i < from; ++i) __builtin_memcpy(word + i, labels + i * phases, 4);
+    for (int64_t i = from; i < columns; ++i) word[i] = -1;  // four times the ignored label
+    for (int64_t i = 0; i < from; i += kWidth) {
+      Lanes<kWidth>::Int four;
+      __builtin_memcpy(&four, word + i, sizeof four);
+      for (int64_t p = 0; p < 4; ++p) {
+        const Lanes<kWidth>::Int labels_of = (four >> static_cast<int32_t>(8 * p)) & 255;
+        __builtin_memcpy(pixels + p * columns + i, &labels_of, sizeof labels_of);
+      }
+    }
   }
 };
 
