@@ -172,4 +172,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);
   bind_plan(module);
+  bind_predictions(module);
 }

@@ -53,5 +53,6 @@ inline Epilogue epilogue_of(const std::string& name) {
 }
 
 void bind_plan(pybind11::module_& module);
+void bind_predictions(pybind11::module_& module);
 
 }  // namespace ifan

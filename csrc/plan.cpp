@@ -9,6 +9,7 @@
 
 #include "bindings.h"
 #include "cpu/direct.h"
+#include "cpu/encode_predictions.h"
 #include "cpu/feedback.h"
 #include "cpu/integrate.h"
 #include "cpu/runtime/thread_pool.h"
@@ -85,7 +86,7 @@ class RecordedPlan {
     const auto widths = std::make_shared<std::vector<int64_t>>(sizes);
     const auto heads = std::make_shared<std::vector<const float*>>();
     for (Address address : logits) heads->push_back(read(address));
-    EncodePlanes call{read(parsing), read(points), heads->data(), widths->data(), lanes, classes, points_count,
+    EncodePlanes call{read(parsing), read(points), heads->data(), widths->data(), widths->data(), lanes, classes, points_count,
                       static_cast<int64_t>(sizes.size()), size, radius, written(out), 1};
     record("encode", call, [widths, heads](const EncodePlanes& c) { return IFAN_PICK(encode_planes)(c); });
   }

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "discs.h"
 #include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
 #include "simd.h"
@@ -12,26 +13,6 @@
 namespace ifan {
 namespace IFAN_ISA {
 namespace {
-
-// e^x by 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' coefficients); relative error below 2e-7, 0 far below.
-Vec exponential(Vec x) {
-  using Int = Lanes<kWidth>::Int;
-  x = x > -87.f ? x : Vec{} - 87.f;
-  const Vec scaled = x * 1.44269504f, half = Vec{} + 0.5f;
-  const Int n = __builtin_convertvector(scaled + (scaled < 0 ? -half : half), Int);
-  const Vec whole = __builtin_convertvector(n, Vec);
-  const Vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-  Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const Vec y = p * r * r + r + 1.f;
-  const Int power = (n + 127) << 23;
-  Vec factor;
-  __builtin_memcpy(&factor, &power, sizeof factor);
-  return y * factor;
-}
 
 // Row y of a plane to the inside of its border.
 template <typename Value>
@@ -62,60 +43,6 @@ void bordered_planes(void* argument, int64_t begin, int64_t end) {  // index: (l
     const float* x = call.x + index / call.planes * call.lane_stride + index % call.planes * call.size * call.size;
     for (int64_t y = 0; y < call.size; ++y)
       write_row(call.border, call.out + index * call.border.plane, y, call.size, [=](int64_t i) { return x[y * call.size + i]; });
-  }
-}
-
-// The pixel on which a point's disc lies; half to even, as the release rounds.
-float centre(float point, int64_t size) { return nearbyintf((point + 0.5f) * static_cast<float>(size)); }
-
-void softmax_row(const EncodePlanes& call, int64_t lane, int64_t y, float* planes) {
-  const int64_t pixels = call.size * call.size;
-  const float* logits = call.parsing + lane * call.classes * pixels + y * call.size;
-  float* out = planes + y * call.size;
-  for (int64_t x = 0; x < call.size; x += kWidth) {  // size is a multiple of 32
-    Vec most = load(logits + x), sum{};
-    for (int64_t k = 1; k < call.classes; ++k) {
-      const Vec v = load(logits + k * pixels + x);
-      most = v > most ? v : most;
-    }
-    for (int64_t k = 0; k < call.classes; ++k) {
-      const Vec e = exponential(load(logits + k * pixels + x) - most);
-      sum += e;
-      store(out + k * pixels + x, e);
-    }
-    for (int64_t k = 0; k < call.classes; ++k) store(out + k * pixels + x, load(out + k * pixels + x) / sum);
-  }
-}
-
-void encode_rows(void* argument, int64_t begin, int64_t end) {  // index: (lane, row)
-  const EncodePlanes& call = *static_cast<const EncodePlanes*>(argument);
-  const int64_t size = call.size, pixels = size * size;
-  int64_t widths = call.classes + call.points_count;
-  for (int64_t t = 0; t < call.tasks; ++t) widths += call.sizes[t];
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t lane = index / size, y = index % size;
-    float* out = call.out + lane * widths * pixels;
-    if (call.classes) softmax_row(call, lane, y, out);
-    out += call.classes * pixels + y * size;
-    for (int64_t p = 0; p < call.points_count; ++p, out += pixels) {
-      const float* point = call.points + lane * 2 * call.points_count + p;
-      const float cx = centre(point[0], size), cy = centre(point[call.points_count], size);
-      const float dy = static_cast<float>(y) - cy;
-      for (int64_t x = 0; x < size; ++x) {
-        const float dx = static_cast<float>(x) - cx;
-        out[x] = dx * dx + dy * dy < static_cast<float>(call.radius * call.radius);
-      }
-    }
-    for (int64_t t = 0; t < call.tasks; ++t) {
-      const float* logits = call.logits[t] + lane * call.sizes[t];
-      float most = logits[0], sum = 0;
-      for (int64_t k = 1; k < call.sizes[t]; ++k) most = logits[k] > most ? logits[k] : most;
-      for (int64_t k = 0; k < call.sizes[t]; ++k) sum += expf(logits[k] - most);
-      for (int64_t k = 0; k < call.sizes[t]; ++k, out += pixels) {
-        const float value = expf(logits[k] - most) / sum;
-        for (int64_t x = 0; x < size; ++x) out[x] = value;
-      }
-    }
   }
 }
 
@@ -270,7 +197,6 @@ bool run(const Call& call, int64_t count, Body body) {
 
 bool prepare_image(const PrepareImage& call) { return run(call, 3 * call.lanes, image_planes); }
 bool add_border(const AddBorder& call) { return run(call, call.lanes * call.planes, bordered_planes); }
-bool encode_planes(const EncodePlanes& call) { return run(call, call.lanes * call.size, encode_rows); }
 bool stem_shares(const StemShares& call) {
   run(call, call.lanes * call.outputs, class_shares);
   DiscContext context{call};

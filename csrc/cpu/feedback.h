@@ -31,17 +31,6 @@ struct AddBorder {
   int threads;
 };
 
-// Predictions as planes (N, K + P + sum of class sizes, S, S): softmax, discs, constant planes.
-struct EncodePlanes {
-  const float* parsing;       // logits (N, K, S, S)
-  const float* points;        // (N, 2, P)
-  const float* const* logits; // of each classification, (N, size)
-  const int64_t* sizes;
-  int64_t lanes, classes, points_count, tasks, size, radius;
-  float* out;
-  int threads;
-};
-
 // What the 7x7 stem makes of planes that need no convolution, added to `share`: a constant plane gives one of 7 x 7 values by how
 // far the border is, a disc adds the filter at each of its few pixels.
 struct StemShares {
@@ -96,7 +85,6 @@ struct DenseHead {
   namespace ISA {                                      \
   bool prepare_image(const PrepareImage& call);        \
   bool add_border(const AddBorder& call);              \
-  bool encode_planes(const EncodePlanes& call);        \
   bool stem_shares(const StemShares& call); /* false: out of memory */ \
   bool class_maps(const ClassMaps& call);              \
   bool max_pool(const MaxPool& call);                  \

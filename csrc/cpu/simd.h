@@ -58,6 +58,18 @@ inline void store(float* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// The first n values at an address, the rest zeros.
+inline Vec load_first(const float* p, int64_t n) {
+  if (n == kWidth) return load(p);
+  Vec v{};
+  for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+inline void store_first(float* p, Vec v, int64_t n) {
+  if (n == kWidth) return store(p, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+}
+
 // The sum of a vector's values, by halves.
 template <int L = kWidth>
 inline float sum_of(VecOf<L> v) {

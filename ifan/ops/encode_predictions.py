@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks
+from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
@@ -71,6 +71,7 @@ def _check(
     return sizes
 
 
+register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
@@ -81,7 +82,47 @@ def _forward(
     if backend == "triton":
         planes: Tensor = triton_kernels(NAME).forward(parsing_logits, points, class_logits, class_sizes, radius)
         return planes
+    if backend == "cpu":
+        return _cpu_forward(parsing_logits, points, class_logits, class_sizes, radius)
     return reference.encode_predictions(parsing_logits, points, class_logits, class_sizes, radius).contiguous()
+
+
+def _cpu_forward(
+    parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int
+) -> Tensor:
+    parsing, places, classes = (value.float().contiguous() for value in (parsing_logits, points, class_logits))
+    batch, count, size = parsing.shape[:3]
+    planes = parsing.new_empty((batch, count + places.shape[2] + classes.shape[1], size, size))
+    native.cpu_module().encode_forward(
+        parsing.data_ptr(),
+        places.data_ptr(),
+        classes.data_ptr(),
+        class_sizes,
+        parsing.shape,
+        places.shape[2],
+        radius,
+        planes.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return planes.to(parsing_logits.dtype)
+
+
+def _cpu_backward(
+    gradient: Tensor, parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int]
+) -> list[Tensor]:
+    arriving, parsing, classes = (value.float().contiguous() for value in (gradient, parsing_logits, class_logits))
+    found = [torch.empty_like(value) for value in (parsing, classes)]
+    native.cpu_module().encode_backward(
+        arriving.data_ptr(),
+        parsing.data_ptr(),
+        classes.data_ptr(),
+        class_sizes,
+        parsing.shape,
+        points.shape[2],
+        *[value.data_ptr() for value in found],
+        torch.get_num_threads(),
+    )
+    return [found[0].to(parsing_logits.dtype), found[1].to(class_logits.dtype)]
 
 
 @_forward.register_fake
@@ -103,6 +144,8 @@ def _backward(
     if backend == "triton":
         found: list[Tensor] = triton_kernels(NAME).backward(gradient, parsing_logits, points, class_logits, class_sizes)
         return found
+    if backend == "cpu":
+        return _cpu_backward(gradient, parsing_logits, points, class_logits, class_sizes)
     return gradients(
         lambda parsing, classes: [reference.encode_predictions(parsing, points, classes, class_sizes, radius)],
         [parsing_logits, class_logits],

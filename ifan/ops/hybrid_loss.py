@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks
+from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import triton_kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
@@ -115,6 +115,13 @@ def _check_targets(
     checks.dimensions(NAME, "parsing_target", parsing_target, "(Bp, H, W)")
     expected = (parsing_logits.shape[0], *parsing_target.shape[1:])
     checks.shape(NAME, "parsing_target", parsing_target, expected, "(Bp, H, W)")
+    sizes_of = tuple(parsing_logits.shape[2:]), tuple(parsing_target.shape[1:])
+    checks.require(
+        sizes_of[0] == sizes_of[1] or 0 not in sizes_of[0] + sizes_of[1],
+        NAME,
+        f"parsing_logits and parsing_target of other size need at least one pixel; got {sizes_of[0]} and {sizes_of[1]}. "
+        "Drop the samples.",
+    )
     checks.shape(NAME, "points_target", points_target, tuple(points.shape), "(Bl, 2, P)")
     checks.shape(NAME, "points_weight", points_weight, (points.shape[0], points.shape[2]), "(Bl, P)")
     checks.dimensions(NAME, "class_targets", class_targets, "(Bc, n)")
@@ -201,6 +208,7 @@ def _reference(
     )
 
 
+register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
@@ -220,8 +228,62 @@ def _forward(
     if backend == "triton":
         made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = triton_kernels(NAME).forward(predictions, *constants)
         return made
+    if backend == "cpu":
+        return _cpu_forward(predictions, *constants)
     found = _reference(predictions, *constants)
     return found.total, found.losses, found.counts, []
+
+
+def _cpu_forward(
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    class_weights: Tensor | None,
+    denominators: Tensor | None,
+    class_sizes: Sequence[int],
+    settings: Sequence[float],
+    point_loss: str,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    parsing, points, classes, task_weights = (value.float().contiguous() for value in predictions)
+    labels, class_targets = targets[0].contiguous(), targets[3].contiguous()
+    points_target, points_weight = (value.float().contiguous() for value in targets[1:3])
+    optional = [None if value is None else value.float().contiguous() for value in (class_weights, denominators)]
+    weights_at, denominators_at = (0 if value is None else value.data_ptr() for value in optional)
+    made = [torch.empty_like(value) for value in (parsing, points, classes)]
+    losses, counts, divisors = (torch.empty_like(task_weights) for _ in range(3))
+    native.cpu_module().hybrid_loss(
+        (parsing.data_ptr(), labels.data_ptr(), weights_at, made[0].data_ptr()),
+        parsing.shape,
+        labels.shape[1:],
+        (points.data_ptr(), points_target.data_ptr(), points_weight.data_ptr(), made[1].data_ptr()),
+        points.shape[::2],
+        (classes.data_ptr(), class_targets.data_ptr(), made[2].data_ptr()),
+        classes.shape[0],
+        class_sizes,
+        settings,
+        point_loss,
+        denominators_at,
+        (losses.data_ptr(), counts.data_ptr(), divisors.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return task_weights.dot(losses), losses, counts, [divisors, *made]
+
+
+def _cpu_backward(
+    upstream: Sequence[Tensor],
+    losses: Tensor,
+    made: Sequence[Tensor],
+    predictions: Sequence[Tensor],
+    class_sizes: Sequence[int],
+) -> list[Tensor]:
+    """What forward made are the gradients of each task's sum."""
+    total, of_losses = (value.float() for value in upstream)
+    divisors, parsing, points, classes = made
+    arriving = total * predictions[3].float() + of_losses
+    factors = iter(torch.where(divisors > 0, arriving / divisors, 0).tolist())
+    found = [value * next(factors) if value.shape[axis] else value.clone() for value, axis in ((parsing, 1), (points, 2))]
+    columns = [factor for factor, size in zip(factors, class_sizes, strict=True) for _ in range(size)]
+    found += [classes * classes.new_tensor(columns), total * losses]
+    return [value.to(like.dtype) for value, like in zip(found, predictions, strict=True)]
 
 
 @_forward.register_fake
@@ -229,7 +291,8 @@ def _(predictions: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor
     weights = predictions[3]
     dtype = accumulation_dtype(*[tensor.dtype for tensor in predictions[:3]])
     empty = [weights.new_empty(shape, dtype=dtype) for shape in ((), weights.shape, weights.shape)]
-    made = [] if rest[-1] == "reference" else [torch.empty_like(empty[1]), *empty_gradients(predictions[:3])]
+    gradients_of = [value.float() for value in predictions[:3]] if rest[-1] == "cpu" else predictions[:3]
+    made = [] if rest[-1] == "reference" else [torch.empty_like(empty[1]), *empty_gradients(gradients_of)]
     return empty[0], empty[1], empty[2], made
 
 
@@ -250,6 +313,8 @@ def _backward(
     if backend == "triton":
         found: list[Tensor] = triton_kernels(NAME).backward(upstream, predictions, losses, made, class_sizes)
         return found
+    if backend == "cpu":
+        return _cpu_backward(upstream, losses, made, predictions, class_sizes)
 
     def run(*values: Tensor) -> tuple[Tensor, Tensor]:
         constants = (targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)

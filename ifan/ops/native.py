@@ -8,8 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 
+import torch
+from torch import Tensor
+
 BUILD_NOTE = Path(__file__).resolve().parents[1] / "_build.json"
 FIX = "install a C++ compiler (g++ or clang++) and reinstall ifan; IFAN_NATIVE=require shows the compiler's message"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels take; they read float32, so the others are converted before and after."""
 
 
 @lru_cache(maxsize=1)
@@ -33,6 +38,16 @@ def cpu_refusal() -> str | None:
     """Why the compiled CPU kernels are missing; ``None`` when they are there."""
     module, reason = _load()
     return None if module is not None else reason
+
+
+def input_refusal(*tensors: Tensor) -> str | None:
+    """Why the kernels cannot take these tensors; ``None`` if they can."""
+    for x in tensors:
+        if x.device.type != "cpu":
+            return f"an input lies on {x.device}, not on the CPU"
+        if x.dtype not in DTYPES:
+            return f"an input's dtype is {x.dtype}, not float32, bfloat16 or float16"
+    return None
 
 
 def build_note() -> dict[str, str]:

@@ -1,0 +1,65 @@
+// The masked multi-task loss with the gradients of its tasks' sums, made in the same pass.
+//
+// Cross-entropy of an element with logits z, label t and weight w, smoothing s over K classes:
+//
+//   loss = w (log sum exp z - (1 - s) z_t - s mean z)        dloss/dz_k = w (softmax z_k - (1 - s) [k = t] - s / K)
+//
+// Where the labels are finer than the logits, z is interpolated bilinearly for a row of labels at a time and its gradient is
+// gathered back to the two rows of logits that it was made from: nothing of the labels' size is ever stored. Every logit is
+// read once or twice, every label once, every gradient written once. What a piece of work computes depends on nothing but its
+// place, and pieces are joined in double precision in their order.
+//
+// Compiled once an instruction set, each time into the namespace IFAN_ISA (see channel_moments.h).
+#pragma once
+#include <cstdint>
+
+namespace ifan {
+
+enum class PointLoss { wing, smooth_l1, l2 };
+
+struct ParsingTask {
+  const float* logits;         // (images, classes, height, width)
+  const uint8_t* labels;       // (images, label_height, label_width); those of no class are ignored
+  const float* class_weights;  // (classes) or null: 1
+  int64_t images, classes, height, width, label_height, label_width;
+  float smoothing;
+  float* gradient;  // like the logits
+};
+
+struct PointsTask {
+  const float *points, *target, *weight;  // (rows, 2, count) twice, (rows, count)
+  int64_t rows, count;
+  PointLoss kind;
+  double width, curvature;
+  float* gradient;  // like the points
+};
+
+struct ClassTasks {
+  const float* logits;     // (rows, sum of sizes)
+  const int64_t* targets;  // (rows, tasks), -1: unlabelled
+  const int64_t* sizes;    // (tasks)
+  int64_t rows, tasks;
+  double smoothing;
+  float* gradient;  // like the logits
+};
+
+// A task without classes or points is absent.
+struct HybridLoss {
+  ParsingTask parsing;
+  PointsTask points;
+  ClassTasks classes;
+  const float* denominators;                 // (T) or null: the counts
+  float *losses, *counts, *divisors;  // (T): sum / divisor, 0 where the divisor is; sums of weights; the divisors used
+  int threads;
+};
+
+#define IFAN_DECLARE_HYBRID_LOSS(ISA)          \
+  namespace ISA {                              \
+  bool hybrid_loss(const HybridLoss& call); /* false: out of memory */ \
+  }
+
+IFAN_DECLARE_HYBRID_LOSS(baseline)
+IFAN_DECLARE_HYBRID_LOSS(avx2)
+IFAN_DECLARE_HYBRID_LOSS(avx512)
+
+}  // namespace ifan
