@@ -28,6 +28,9 @@ lint: $(STAMP)
 instruction-counts: $(STAMP)
 	$(BIN)/python tests/native/instructions.py --write
 
+sanitize: $(STAMP)
+	tests/native/sanitize.sh tests/ops tests/inference/test_engine.py
+
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=fullfunc,param:case --benchmark-columns=median,iqr,rounds
 

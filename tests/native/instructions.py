@@ -20,7 +20,7 @@ from native_driver import build_driver, compiler
 EXPECTED = Path(__file__).with_name("instruction_counts.yaml")
 HEADER = """\
 # Instructions of the native kernels (AVX2, one thread) on the cases of driver.cpp, counted by valgrind.
-# Rewritten by `make instruction-counts`. A count may grow by the share `margin`; with another compiler by `other_compiler`.
+# Rewritten by `make instruction-counts`. A count may grow by `margin`, with another compiler by `other_compiler`.
 """
 _DUMP = re.compile(r"^desc: Trigger: Client Request: (\w+)$.*?^totals: (\d+)", re.MULTILINE | re.DOTALL)
 
