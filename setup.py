@@ -1,8 +1,8 @@
 """Builds the native modules beside the pure-Python package.
 
 ifan._cpu: every csrc/cpu/*.cpp is compiled once an instruction set, csrc/cpu/runtime/*.cpp and csrc/*.cpp once,
-all by ninja. IFAN_NATIVE=auto (default): a missing or failing compiler leaves a pure-Python install; require: that is
-an error; off: nothing native is built. What happened is kept in ifan/_build.json.
+all by ninja, with $CXX, $CXXFLAGS and $LDFLAGS. IFAN_NATIVE=auto (default): a missing or failing compiler leaves a
+pure-Python install; require: that is an error; off: nothing native is built. What happened is kept in ifan/_build.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent.absolute()
 MODE = os.environ.get("IFAN_NATIVE", "auto")
 FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -pthread"
+FLAGS += " " + os.environ.get("CXXFLAGS", "")
+LDFLAGS = os.environ.get("LDFLAGS", "" if sys.platform == "darwin" else "-s")
 ISAS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS |= {
@@ -58,11 +60,12 @@ def cpu_ninja(objects: Path, sources: list[str], target: Path) -> str:
     import pybind11  # a build requirement: absent when nothing native is built
 
     include = f"-I{pybind11.get_include()} -I{sysconfig.get_path('include')} -I{ROOT}/csrc/cpu -I{ROOT}/csrc"
-    link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared -Wl,--gc-sections,-s"
+    link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared -Wl,--gc-sections"
+    libraries = "-ldl" if sys.platform == "linux" else ""
     lines = [
         f"rule compile\n  command = {compiler()} -MMD -MF $out.d {FLAGS} {include} $isa -c $in -o $out",
         "  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = {compiler()} {link} -pthread $in -o $out {'-ldl' if sys.platform == 'linux' else ''}",
+        f"rule link\n  command = {compiler()} {link} {LDFLAGS} -pthread $in -o $out {libraries}",
     ]
     linked = []
     for source in sources:
@@ -138,11 +141,12 @@ class NativeDistribution(Distribution):
         return NATIVE
 
 
-setup(
-    packages=[*find_packages(include=["ifan", "ifan.*"]), "ifan.kernels"],
-    package_dir={"ifan.kernels": "kernels"},
-    package_data={"ifan": ["py.typed", "_build.json", "presets/*.yaml", "weights/*/*", "assets/*"]},
-    ext_modules=EXTENSIONS,
-    cmdclass={"build_ext": Build, "build_py": BuildPython},
-    distclass=NativeDistribution,
-)
+if __name__ == "__main__":
+    setup(
+        packages=[*find_packages(include=["ifan", "ifan.*"]), "ifan.kernels"],
+        package_dir={"ifan.kernels": "kernels"},
+        package_data={"ifan": ["py.typed", "_build.json", "presets/*.yaml", "weights/*/*", "assets/*"]},
+        ext_modules=EXTENSIONS,
+        cmdclass={"build_ext": Build, "build_py": BuildPython},
+        distclass=NativeDistribution,
+    )

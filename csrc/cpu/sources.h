@@ -1,7 +1,8 @@
 // The tensors that a kernel reads as one concatenation which does not exist.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
+
+#include "runtime/scratch.h"
 
 namespace ifan {
 
@@ -23,13 +24,13 @@ struct Concatenation {
 
 namespace IFAN_ISA {
 
-// Where each lane and channel of a concatenation is found.
+// Where each lane and channel of a concatenation is found. A thread has one at a time: its tables are kept for the next.
 struct Plan {
   const Concatenation* x;
   int64_t *task, *source, *channel;  // task of each lane; source of each channel and its place in there
 
   explicit Plan(const Concatenation& concatenation) : x(&concatenation) {
-    task = static_cast<int64_t*>(malloc((x->lanes + 2 * x->channels + 1) * sizeof(int64_t)));
+    task = index_table(x->lanes + 2 * x->channels + 1);
     if (!task) return;
     source = task + x->lanes;
     channel = source + x->channels;
@@ -38,7 +39,6 @@ struct Plan {
     for (int64_t s = 0, c = 0; s < x->count; ++s)
       for (int64_t k = 0; k < x->sources[s].channels; ++k, ++c) source[c] = s, channel[c] = k;
   }
-  ~Plan() { free(task); }
   Plan(const Plan&) = delete;
 
   bool made() const { return task != nullptr; }

@@ -6,23 +6,26 @@ namespace ifan {
 namespace {
 
 struct Buffer {
-  float* data = nullptr;
+  void* data = nullptr;
   int64_t size = 0;
   ~Buffer() { free(data); }
+
+  void* at_least(int64_t bytes) {
+    if (bytes > size) {
+      free(data);
+      size = (bytes + 63) / 64 * 64;
+      data = aligned_alloc(64, size);
+      if (!data) size = 0;
+    }
+    return data;
+  }
 };
 
-thread_local Buffer buffer;
+thread_local Buffer values, indices;
 
 }  // namespace
 
-float* scratch(int64_t floats) {
-  if (floats > buffer.size) {
-    free(buffer.data);
-    const int64_t size = (floats + 15) / 16 * 16;
-    buffer.data = static_cast<float*>(aligned_alloc(64, size * sizeof(float)));
-    buffer.size = buffer.data ? size : 0;
-  }
-  return buffer.data;
-}
+float* scratch(int64_t floats) { return static_cast<float*>(values.at_least(floats * sizeof(float))); }
+int64_t* index_table(int64_t count) { return static_cast<int64_t*>(indices.at_least(count * sizeof(int64_t))); }
 
 }  // namespace ifan

@@ -1,4 +1,4 @@
-// Working memory of a kernel, one buffer a thread that grows and is kept: no allocation once a shape has been seen.
+// Working memory of a kernel: buffers of each thread that grow and are kept, so that a shape seen before allocates nothing.
 #pragma once
 #include <cstdint>
 
@@ -6,5 +6,8 @@ namespace ifan {
 
 // At least `floats` values, aligned to 64 bytes, valid until this thread asks again; null: out of memory.
 float* scratch(int64_t floats);
+
+// The same for indices, in memory of their own.
+int64_t* index_table(int64_t count);
 
 }  // namespace ifan
