@@ -7,7 +7,7 @@ import platform
 import pytest
 import torch
 
-from ifan.cli.train import keep_freed_memory
+from ifan.allocator import keep_freed_memory
 from ifan.ops import backends
 from ifan.ops.native import cpu_module
 

@@ -7,10 +7,11 @@ import os
 import platform
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ifan.processor import processor
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "safetensors", "huggingface_hub", "triton")
 ENVIRONMENT = {
@@ -18,12 +19,6 @@ ENVIRONMENT = {
     "IFAN_NATIVE": "native modules when building: auto, require or off",
     "IFAN_DEBUG": "1 = tracebacks instead of one-line errors",
 }
-FEATURES = (
-    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-    *("avx_vnni", "amx_tile", "amx_bf16", "amx_int8"),
-    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
-)
-"""Processor features that matter to the kernels, x86 then Arm, as Linux spells them."""
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
@@ -57,20 +52,6 @@ def gather() -> dict[str, Any]:
         "environment": {variable: os.environ.get(variable) for variable in ENVIRONMENT},
         "weights": available(),
     }
-
-
-def processor() -> tuple[str, list[str]]:
-    """Name and known features of the processor; the features only where Linux lists them."""
-    fields: dict[str, str] = {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            fields.setdefault(key.strip(), value.strip())
-    except OSError:
-        fields = {}
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    return name, [feature for feature in FEATURES if feature in flags]
 
 
 def _version(package: str) -> str | None:

@@ -11,8 +11,10 @@ import typer
 
 from ifan import __version__
 from ifan.cli import one_line
+from ifan.cli.bench import bench
 from ifan.cli.demo import demo
 from ifan.cli.evaluate import evaluate
+from ifan.cli.export import export
 from ifan.cli.info import info
 from ifan.cli.pack import pack
 from ifan.cli.predict import predict
@@ -25,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (info, demo, predict, train, evaluate, pack):
+for command in (info, demo, predict, train, evaluate, pack, export, bench):
     app.command()(command)
 
 

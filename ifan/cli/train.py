@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import platform
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
+from ifan.allocator import keep_freed_memory
 from ifan.cli.options import Datasets, Splits, by_name
 from ifan.config import Config, from_dict, load_config, to_dict
 
@@ -108,18 +106,3 @@ def override(config: Config, changes: list[str]) -> Config:
         except yaml.YAMLError as error:
             raise ValueError(f"--set {change!r}: {value!r} is not a YAML value") from error
     return from_dict(Config, tree)
-
-
-def keep_freed_memory() -> bool:
-    """Raise glibc's thresholds above which memory is taken from and given back to the system for every tensor.
-
-    Page faults otherwise cost training on the CPU up to half of its time. Affects this process only; False elsewhere.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    trim_threshold, mmap_threshold = -1, -3
-    try:
-        libc = ctypes.CDLL(None)
-        return bool(libc.mallopt(mmap_threshold, 1 << 30) and libc.mallopt(trim_threshold, -1))
-    except (OSError, AttributeError):
-        return False

@@ -1,0 +1,169 @@
+"""A row: every contender prepared, checked against the truth, timed in turns with the others, checked again."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ifan.bench import memory
+from ifan.bench.machine import Peaks, has_bf16, synchronise
+from ifan.bench.problem import CONTENDERS, OURS, Case, Missing, Problem, Ready, Run, Setting, largest_error
+from ifan.bench.timing import interleave, pair_ratios, spread
+
+Row = dict[str, Any]
+"""Plain data: see `measure`."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: seconds and rounds of the turns, whose memory, where a trace goes."""
+
+    seconds: float = 10.0
+    least: int = 5
+    most: int = 100
+    memory: Sequence[str] = ()
+    trace: Path | None = None
+
+
+def measure(
+    case: Case, setting: Setting, effort: Effort, limits: Peaks | None, machine: dict[str, Any], against: Sequence[str]
+) -> Row:
+    """Measure ``case`` with ifan and the rivals in ``against``; never raises for what a contender does.
+
+    The row holds the case (name, op, shape, work, dtype, bytes, flop), ``machine``, ``contenders`` (each ``status`` ok,
+    missing, failed or wrong, ``note``, ``error``, ``prepare_s``, ``ms`` with median, p20, p80 and count, ``extra_mb``),
+    ``ratios`` of each rival's time to ours, ``best`` (the fastest rival), ours in ``gb_s`` and ``gflop_s`` with their
+    shares of the machine's limits, and ``problem``, why there are no times.
+    """
+    row: Row = {k: getattr(case, k) for k in ("name", "op", "shape", "work", "dtype", "bytes", "flop")}
+    row |= {**machine, "contenders": {}, "ratios": {}, "best": None, "problem": None}
+    if case.needs_bf16 and not has_bf16(setting.device):
+        return row | {"problem": "not applicable: no bfloat16 arithmetic here"}
+    try:
+        problem = case.build(setting)
+        ready = _prepare(problem, row["contenders"], [n for n in CONTENDERS if n == OURS or n in against])
+        _time(problem, ready, row, setting, effort)
+    except Exception as error:  # one row must not end the others
+        row["problem"] = f"failed: {_line(error)}"
+    for name in effort.memory:
+        entry = row["contenders"].get(name)
+        if entry and entry["status"] == "ok":
+            entry |= memory.measured(case, name, setting)
+    _rates(row, limits)
+    return row
+
+
+def _prepare(problem: Problem, entries: dict[str, Row], names: Sequence[str]) -> dict[str, Ready]:
+    ready: dict[str, Ready] = {}
+    for name in names:
+        if name not in problem.makers:
+            continue
+        entry = entries[name] = {"status": "ok", "note": "", "error": None, "prepare_s": None, "ms": None}
+        began = time.perf_counter()
+        try:
+            one = problem.makers[name]()
+            found = one.run(0) if one.first is None else one.first
+            entry |= {"note": one.note, "prepare_s": time.perf_counter() - began}
+            entry["error"] = largest_error(found, problem.expected(0))
+            if entry["error"] <= problem.tolerance:
+                ready[name] = one
+            else:
+                entry |= {"status": "wrong", "note": _wrong(entry["error"], problem.tolerance)}
+        except Missing as error:
+            entry |= {"status": "missing", "note": str(error)}
+        except Exception as error:  # a rival that fails is a fact to report
+            entry |= {"status": "failed", "note": _line(error)}
+    return ready
+
+
+def _time(problem: Problem, ready: dict[str, Ready], row: Row, setting: Setting, effort: Effort) -> None:
+    entries = row["contenders"]
+    if OURS not in ready:
+        row["problem"] = f"ifan: {entries[OURS]['status']}: {entries[OURS]['note']}"
+    if not ready:
+        return
+    runs = {name: _synchronised(name, one.run, setting.device) for name, one in ready.items()}
+    for run in runs.values():
+        run(1)
+    taken, last = interleave(runs, effort.seconds, effort.least, effort.most)
+    if effort.trace:
+        _trace(runs, row["name"], effort.trace)
+    for name, seconds in taken.items():
+        entry = entries[name]
+        entry["ms"] = asdict(spread([1e3 * s for s in seconds]))
+        if problem.repeatable:
+            again = largest_error(last[name], problem.expected((len(seconds) - 1) % 2))
+            entry["error"] = max(entry["error"], again)
+            if again > problem.tolerance:
+                entry |= {"status": "wrong", "ms": None, "note": "later runs: " + _wrong(again, problem.tolerance)}
+    sound = [name for name in taken if entries[name]["status"] == "ok"]
+    if OURS in sound:
+        row["ratios"] = {n: asdict(pair_ratios(taken[n], taken[OURS])) for n in sound if n != OURS}
+        row["best"] = min(row["ratios"], key=lambda n: row["ratios"][n]["median"], default=None)
+    elif OURS in ready:
+        row["problem"] = f"ifan: {entries[OURS]['note']}"
+
+
+def _synchronised(name: str, run: Run, device: str) -> Run:
+    """On a GPU: wait for the result, inside an NVTX range."""
+    if device != "cuda":
+        return run
+
+    def waiting(i: int) -> Any:
+        with torch.cuda.nvtx.range(name):
+            found = run(i)
+            synchronise(device)
+        return found
+
+    return waiting
+
+
+def _trace(runs: dict[str, Run], title: str, path: Path) -> None:
+    """A Chrome trace of one run of each contender; one file a row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for name, run in runs.items():
+            with torch.profiler.record_function(f"{name}: {title}"):
+                run(0)
+    profiler.export_chrome_trace(str(path))
+
+
+def _rates(row: Row, limits: Peaks | None) -> None:
+    """Bytes and FLOP a second of ours, and their shares of the measured limits."""
+    ours = row["contenders"].get(OURS, {}).get("ms")
+    for kind, unit, limit in (
+        ("bytes", "gb_s", limits and limits.copy),
+        ("flop", "gflop_s", limits and limits.gemm.get(row["dtype"])),
+    ):
+        rate = row[kind] / ours["median"] * 1e3 if ours and row[kind] else None
+        row[unit] = rate and rate / 1e9
+        row[f"{unit}_share"] = rate / limit if rate and limit else None
+
+
+def _wrong(error: float, tolerance: float) -> str:
+    return f"differs from the truth by {error:.2g} of the largest value; {tolerance:.2g} is accepted"
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch (and with it the native kernels) on that many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,277 @@
+"""The whole network: inference with all iterations, and a training step on three datasets that label a task each."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ifan import ops
+from ifan.bench import rivals
+from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting
+from ifan.config import Config, NetworkConfig, load_config
+from ifan.graph import macs
+from ifan.inference.export import FeedbackGraph, export, require
+from ifan.network import IFAN, Predictions
+
+BATCHES = (1, 8, 32)
+TRAINING = {"paper-64": 24, "paper-128": 12}
+"""Preset and samples of a step, a third of them from each dataset."""
+
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}
+"""Of each output's largest value; bfloat16 keeps eight bits and the loop runs through about fifty layers each time."""
+
+DISTINCT = 2
+"""Faces that differ in a batch; the rest repeat them, so that two faces' truth is enough to check all."""
+
+
+def inference(quick: bool = False) -> list[Case]:
+    """Every batch size in float32, and in bfloat16 where the processor has it."""
+    size, iterations, batches = (32, 1, (1,)) if quick else (128, 3, BATCHES)
+    config = NetworkConfig(size=size, iterations=iterations)
+    cases = []
+    for dtype in TOLERANCES:
+        for batch in batches:
+            build = partial(_inference, config, batch, dtype)
+            work = f"inference {iterations} iterations"
+            flop = 2 * batch * iterations * shared_macs(config)
+            moved = batch * size**2 * (3 + 4 * config.tasks[0].width)
+            shape = f"{batch}x3x{size}x{size}"
+            cases.append(Case("network", shape, work, build, moved, flop, dtype, needs_bf16=dtype == "bfloat16"))
+    return cases
+
+
+def training(quick: bool = False) -> list[Case]:
+    """A step of each of the paper's presets: batch to updated weights, one iteration."""
+    cases = []
+    for preset, samples in TRAINING.items():
+        config = load_config(preset)
+        network = replace(config.network, size=32, iterations=1) if quick else config.network
+        count = 12 if quick else samples
+        counted = macs(network)
+        once = sum(counted["shared"].values()) + sum(sum(counted[t.name].values()) for t in network.tasks) / 3
+        shape = f"{preset}/{network.size}px {count}x3x{network.size}x{network.size}"
+        build = partial(_training, replace(config, network=network), count)
+        flop = round(2 * 3 * count * once)
+        cases.append(Case("network", shape, "training step", build, 0, flop))
+    return cases
+
+
+def shared_macs(config: NetworkConfig) -> int:
+    """Multiply-adds of one face's iteration with stem and re-encoders run once for all tasks."""
+    counted = macs(config)
+    stems = [groups["stem"] for task, groups in counted.items() if task != "shared"]
+    return sum(sum(groups.values()) for groups in counted.values()) - sum(stems[1:])
+
+
+def random_network(config: NetworkConfig) -> IFAN:
+    """Random weights and statistics whose points stay near the middle of a pixel.
+
+    Discs are rounded: a point near a half would make every rival jump, and no comparison could be made.
+    """
+    torch.manual_seed(0)
+    network = IFAN(config).eval()
+    for name, buffer in network.named_buffers():
+        if "running_mean" in name:
+            buffer.normal_(0, 0.3)
+        elif "running_var" in name:
+            buffer.uniform_(0.5, 2)
+    if config.landmarks:
+        centres = torch.randint(config.size // 4, 3 * config.size // 4, (2 * config.landmarks.width,))
+        with torch.no_grad():
+            found = network(_images(config.size, 1, 0), None, 1)[-1].points
+            network.landmark_head.weight *= 0.1 / config.size / float(found.abs().max().clamp_min(1e-9))
+            network.landmark_head.bias.copy_(centres / config.size - 0.5)
+    return network
+
+
+def _images(size: int, batch: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.randint(0, 256, (min(batch, DISTINCT), 3, size, size), dtype=torch.uint8, generator=generator)
+    return few.repeat(-(-batch // DISTINCT), 1, 1, 1)[:batch]
+
+
+def _inference(config: NetworkConfig, batch: int, dtype: str, setting: Setting) -> Problem:
+    network = random_network(config).to(setting.device)
+    images = [_images(config.size, batch, seed).to(setting.device) for seed in (1, 2)]
+    bias = network.landmark_head.bias.detach().view(2, -1)
+    names = FeedbackGraph(network, 1).outputs
+
+    def outputs(found: Sequence[Tensor]) -> list[Tensor]:
+        """Points less their bias, so that what is left is checked and not the constant."""
+        return [v - bias.to(v.device) if n == "points" else v for n, v in zip(names, found, strict=True)]
+
+    exact: dict[int, list[Tensor]] = {}
+
+    def expected(i: int) -> list[Tensor]:
+        if i not in exact:
+            with torch.inference_mode(), ops.use_backend("reference"):
+                found = network.double()(images[i][:DISTINCT])[-1]
+                network.float()
+            repeated = [v.float().repeat(-(-batch // DISTINCT), *[1] * (v.dim() - 1))[:batch] for v in _listed(found)]
+            exact[i] = outputs(repeated)
+        return exact[i]
+
+    expected(0)  # before anybody copies the network
+    expected(1)
+    makers: dict[str, Callable[[], Ready]] = {
+        "ifan": lambda: _engine(network, images, dtype, setting, outputs),
+        "eager": lambda: _graph(network, images, dtype, setting, outputs),
+        "compile": lambda: rivals.compiled(partial(_compiled, network, images, dtype, setting, outputs), setting),
+    }
+    if setting.device == "cpu":
+        feeds = [[value] for value in images]
+        if dtype == "float32":
+            makers["onnxruntime"] = lambda: _through(
+                rivals.onnxruntime(_exported(network, setting), feeds, setting.threads), outputs
+            )
+        precision = {"float32": "f32", "bfloat16": "bf16"}[dtype]
+        makers["openvino"] = lambda: _through(
+            rivals.openvino(_exported(network, setting), feeds, setting.threads, precision), outputs
+        )
+    return Problem(makers, expected, TOLERANCES[dtype])
+
+
+Outputs = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+def _listed(found: Predictions) -> list[Tensor]:
+    return [found.parsing_logits, found.points, *found.class_logits.values()]
+
+
+def _through(ready: Ready, outputs: Outputs) -> Ready:
+    return Ready(lambda i: outputs(ready.run(i)), ready.note)
+
+
+def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Setting, outputs: Outputs) -> Ready:
+    """The native engine; on a GPU the network with the ops' fastest backends."""
+    if setting.device == "cpu":
+        from ifan.inference.engine import Engine
+
+        if dtype == "float32":
+            engine = Engine(network)
+        elif "precision" in inspect.signature(Engine).parameters:
+            engine = Engine(network, precision="bf16")
+        else:
+            raise Missing("the engine of this version has no bfloat16 mode")
+        return Ready(lambda i: outputs(_listed(engine(images[i % 2]))), "engine")
+
+    @torch.inference_mode()
+    def run(i: int) -> list[Tensor]:
+        with _autocast(setting.device, dtype):
+            return outputs([value.float() for value in _listed(network(images[i % 2])[-1])])
+
+    return Ready(run, "network, backend auto")
+
+
+def _graph(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Setting, outputs: Outputs) -> Ready:
+    model = FeedbackGraph(network).to(setting.device)
+
+    @torch.inference_mode()
+    def run(i: int) -> list[Tensor]:
+        with _autocast(setting.device, dtype):
+            return outputs([value.float() for value in model(images[i % 2])])
+
+    return Ready(run, "the exported graph, run by PyTorch")
+
+
+def _compiled(
+    network: IFAN, images: Sequence[Tensor], dtype: str, setting: Setting, outputs: Outputs, mode: str
+) -> Run:
+    """One compiled function an iteration instead of all in one: the same arithmetic, a third of the compile time."""
+    model = FeedbackGraph(network).to(setting.device)
+    share, iterate = (torch.compile(f, mode=mode, dynamic=False) for f in (model.image_share, model.iterate))
+    draw = torch.compile(model.draw, mode=mode, dynamic=False)
+
+    @torch.inference_mode()
+    def run(i: int) -> list[Tensor]:
+        with _autocast(setting.device, dtype):
+            image, planes = share(images[i % 2]), model.first
+            found = iterate(image, planes.expand(image.shape[0], -1, -1, -1).contiguous())  # type: ignore[operator]
+            for _ in range(model.iterations - 1):
+                found = iterate(image, draw(found))
+            return outputs([value.float() for value in found])
+
+    return run
+
+
+def _exported(network: IFAN, setting: Setting) -> Path:
+    """The ONNX file that ``ifan export`` writes; made once for all batch sizes."""
+    try:
+        for package in ("onnx", "onnxscript"):
+            require(package)
+    except ValueError as error:
+        raise Missing(str(error)) from error
+    path = setting.folder / f"network{network.config.size}x{network.config.iterations}.onnx"
+    if not path.exists():
+        export(network, path)
+    return path
+
+
+def _autocast(device: str, dtype: str) -> contextlib.AbstractContextManager[None]:
+    if dtype == "bfloat16":
+        return torch.autocast(device, torch.bfloat16)  # type: ignore[return-value]
+    return contextlib.nullcontext()
+
+
+@dataclass
+class _Trainee:
+    """A `ifan.training.Trainer` of its own for each contender, all beginning alike, on one batch."""
+
+    step: Run
+    compile: Callable[[str], None]
+
+
+def _training(config: Config, samples: int, setting: Setting) -> Problem:
+    first: list[list[Tensor]] = []
+
+    def expected(i: int) -> list[Tensor]:
+        if not first:
+            first.append([value.clone() for value in _trainee(config, samples, setting, "reference").step(0)])
+        return first[0]
+
+    def compiled(mode: str) -> Run:
+        trainee = _trainee(config, samples, setting, "reference")
+        trainee.compile(mode)
+        return trainee.step
+
+    makers: dict[str, Callable[[], Ready]] = {
+        "ifan": lambda: Ready(_trainee(config, samples, setting, "auto").step, "Trainer.step"),
+        "eager": lambda: Ready(_trainee(config, samples, setting, "reference").step, "Trainer.step, reference ops"),
+        "compile": lambda: rivals.compiled(compiled, setting),
+    }
+    return Problem(makers, expected, 2e-3, repeatable=False)
+
+
+def _trainee(config: Config, samples: int, setting: Setting, backend: str) -> _Trainee:
+    from ifan.data.toy import ToyFaces
+    from ifan.training import Trainer
+
+    kinds = {"mtfl": "landmarks", "celebamask": "parsing", "fer2013": "emotion"}
+    sets = {name: ToyFaces(samples, seed=i, size=64, tasks=[task]) for i, (name, task) in enumerate(kinds.items())}
+    training = replace(
+        config.training, batch_size=samples, shares=dict.fromkeys(sets, 1.0), iterations=(1.0,), precision="fp32"
+    )
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        trainer = Trainer(replace(config, training=training), sets, Path(folder), setting.device)
+    batch = trainer.mixture.batch(0)
+
+    def step(i: int) -> list[Tensor]:
+        """The tasks' losses, and all gradients as one vector: where a gradient is zero, only rounding would differ."""
+        with ops.use_backend(backend):
+            result = trainer.step(batch)
+        gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+        return [result.losses, torch.cat(gradients)]
+
+    def compile_(mode: str) -> None:
+        trainer.model.compile(mode=mode)
+        trainer._hybrid_loss = torch.compile(trainer._hybrid_loss, mode=mode)  # type: ignore[method-assign]
+
+    return _Trainee(step, compile_)
