@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Lanes:
     def keep(self, tasks: Sequence[int]) -> tuple[Tensor | slice, Lanes]:
         """The lanes of the tasks at these positions: an index into the lane axis (a view where they lie together) and
         the smaller `Lanes`."""
-        ends = torch.tensor(self.segments).cumsum(0).tolist()
+        ends = accumulate(self.segments)
         parts = [(end - n, end) for end, n in zip(ends, self.segments, strict=True)]
         kept = [parts[t] for t in tasks]
         together = all(a[1] == b[0] for a, b in pairwise(kept))

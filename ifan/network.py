@@ -188,7 +188,8 @@ class IFAN(
         joined: list[list[Tensor]] = [list(groups), [], *([e[i] for e in encoded] for i in range(3))]
         reading = Reading(lanes, training, self.moments_reduce)
         maps = [[reading.shared(m, stem.shape[0]) for m in level] for level in joined]
-        x, skips = reading.shared(stem, stem.shape[0]), list[Features]()
+        x = reading.shared(stem, stem.shape[0])
+        skips: list[Features] = []
         for i, block in enumerate(self.down_blocks):
             skips.append(x + block(x, reading) + x)
             tap = sum(maps[i], skips[-1])
@@ -203,7 +204,7 @@ class IFAN(
         task = self.config.landmarks
         if task is None:
             return tap.sources[0].new_zeros(0, 2, 0)
-        points: Tensor = self.landmark_head(tap.keep([self.config.tasks.index(task)]), reading)
+        points: Tensor = self.landmark_head(tap.keep([[t.kind for t in self.config.tasks].index(task.kind)]), reading)
         return points.unflatten(1, (2, task.width))
 
     def _past_tap(

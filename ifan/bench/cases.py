@@ -27,8 +27,8 @@ FORWARD, BOTH = "forward", "forward+backward"
 
 @dataclass(frozen=True)
 class Operation:
-    """An op's inputs by shape, and how it is called. ``activations``: how many inputs change from call to call, the rest
-    being weights; ``make`` draws one set of inputs."""
+    """How an op is called. ``make`` draws one set of inputs; the first ``activations`` of them change from call to
+    call, the rest are weights."""
 
     call: Call
     make: Callable[[], list[Tensor]]

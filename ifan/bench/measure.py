@@ -13,7 +13,7 @@ import torch
 
 from ifan.bench import memory
 from ifan.bench.machine import Peaks, has_bf16, synchronise
-from ifan.bench.problem import CONTENDERS, OURS, Case, Missing, Problem, Ready, Run, Setting, largest_error
+from ifan.bench.problem import CONTENDERS, OURS, Case, Missing, Problem, Ready, Run, Setting
 from ifan.bench.timing import interleave, pair_ratios, spread
 
 Row = dict[str, Any]
@@ -70,7 +70,10 @@ def _prepare(problem: Problem, entries: dict[str, Row], names: Sequence[str]) ->
             one = problem.makers[name]()
             found = one.run(0) if one.first is None else one.first
             entry |= {"note": one.note, "prepare_s": time.perf_counter() - began}
-            entry["error"] = largest_error(found, problem.expected(0))
+            entry["error"] = problem.error(found, problem.expected(0))
+            found = one.run(1)
+            if problem.repeatable:
+                entry["error"] = max(entry["error"], problem.error(found, problem.expected(1)))
             if entry["error"] <= problem.tolerance:
                 ready[name] = one
             else:
@@ -89,8 +92,6 @@ def _time(problem: Problem, ready: dict[str, Ready], row: Row, setting: Setting,
     if not ready:
         return
     runs = {name: _synchronised(name, one.run, setting.device) for name, one in ready.items()}
-    for run in runs.values():
-        run(1)
     taken, last = interleave(runs, effort.seconds, effort.least, effort.most)
     if effort.trace:
         _trace(runs, row["name"], effort.trace)
@@ -98,7 +99,7 @@ def _time(problem: Problem, ready: dict[str, Ready], row: Row, setting: Setting,
         entry = entries[name]
         entry["ms"] = asdict(spread([1e3 * s for s in seconds]))
         if problem.repeatable:
-            again = largest_error(last[name], problem.expected((len(seconds) - 1) % 2))
+            again = problem.error(last[name], problem.expected((len(seconds) - 1) % 2))
             entry["error"] = max(entry["error"], again)
             if again > problem.tolerance:
                 entry |= {"status": "wrong", "ms": None, "note": "later runs: " + _wrong(again, problem.tolerance)}

@@ -36,7 +36,7 @@ def _bars(rows: Sequence[Row], path: Path) -> Path:
     from matplotlib.figure import Figure
 
     names = [n for n in CONTENDERS if n != OURS and any(n in row["ratios"] for row in rows)]
-    figure = Figure(figsize=(9, 1.2 + 0.22 * len(rows) * (len(names) + 1)), layout="constrained")
+    figure = Figure(figsize=(9, 1.5 + 0.1 * len(rows) * (len(names) + 1)), layout="constrained")
     axes, height = figure.add_subplot(), 0.8 / len(names)
     for k, name in enumerate(names):
         at = [i + k * height for i, row in enumerate(rows) if name in row["ratios"]]
@@ -46,7 +46,7 @@ def _bars(rows: Sequence[Row], path: Path) -> Path:
         axes.barh(at, values, height, xerr=spans, label=name, color=COLOURS[name], error_kw={"linewidth": 0.6})
     axes.axvline(1, color=COLOURS[OURS], linestyle="--")
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(rows))], [_label(row) for row in rows], fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows), -0.5)
     axes.set_xlabel(f"time of the rival / time of {OURS} (median of pairs, p20 to p80)")
     axes.set_title(_machine(rows[0]), fontsize=8)
     axes.legend(fontsize=7)
@@ -61,7 +61,8 @@ def _roofline(rows: Sequence[Row], path: Path) -> Path:
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     intensity = np.array([row["flop"] / row["bytes"] for row in rows])
-    reach = np.logspace(np.log10(intensity.min() / 3), np.log10(intensity.max() * 3), 200)
+    least = min(row["copy_gb_s"] and min(row["gemm_gflop_s"].values()) / row["copy_gb_s"] for row in rows)
+    reach = np.logspace(np.log10(min(intensity.min(), least) / 3), np.log10(intensity.max() * 3), 200)
     for dtype, rate in rows[0]["gemm_gflop_s"].items():
         axes.plot(reach, np.minimum(reach * rows[0]["copy_gb_s"], rate), color="black", linewidth=1)
         axes.annotate(f"GEMM {dtype}", (reach[-1], rate), ha="right", va="bottom", fontsize=7)
@@ -78,7 +79,7 @@ def _roofline(rows: Sequence[Row], path: Path) -> Path:
 
 
 def _label(row: Row) -> str:
-    return f"{row['op']} {row['shape']}\n{row['work']} {row['dtype']}"
+    return f"{row['op']} {row['shape']} {row['work']}" + ("" if row["dtype"] == "float32" else f" {row['dtype']}")
 
 
 def _machine(row: Row) -> str:

@@ -46,15 +46,15 @@ class Setting:
 class Problem:
     """Inputs made, contenders still to be prepared.
 
-    ``expected(i)`` is the truth of the i-th set of inputs, i = 0 or 1; ``None`` in later rounds where the state moves
-    on. An output's error is its largest difference relative to the largest expected value (``tolerance`` is the most
-    that is accepted).
+    ``expected(i)`` is the truth of the i-th set of inputs, i = 0 or 1; ``error(found, expected)`` may be as large as
+    ``tolerance``. Not ``repeatable``: every run moves the state on, so only a contender's first run is checked.
     """
 
     makers: Mapping[str, Callable[[], Ready]]
     expected: Callable[[int], Sequence[Tensor]]
     tolerance: float
     repeatable: bool = True
+    error: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = field(default=lambda *both: largest_error(*both))
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,23 @@ class Case:
 
 
 def largest_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest relative error over the outputs; infinite where shapes differ or a value is not finite."""
-    worst = 0.0
-    if len(found) != len(expected):
+    """Largest difference relative to the largest expected value, the worst of the outputs; infinite where shapes differ
+    or a value is not a number."""
+    return _worst(found, expected, lambda x: float(x.abs().max()))
+
+
+def vector_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The same with Euclidean norms: for gradients, whose single elements may be all rounding."""
+    return _worst(found, expected, lambda x: float(x.norm()))
+
+
+def _worst(found: Sequence[Tensor], expected: Sequence[Tensor], size: Callable[[Tensor], float]) -> float:
+    if [value.shape for value in found] != [value.shape for value in expected]:
         return float("inf")
+    worst = 0.0
     for actual, wanted in zip(found, expected, strict=True):
-        if actual.shape != wanted.shape:
-            return float("inf")
-        if wanted.numel() == 0:
-            continue
-        difference = float((actual.to(wanted.device).double() - wanted.double()).abs().max())
-        scale = float(wanted.abs().max())
-        error = difference / scale if scale else difference
-        worst = max(worst, error) if error == error else float("inf")
+        if wanted.numel():
+            difference, scale = size(actual.to(wanted.device).double() - wanted.double()), size(wanted.double())
+            error = difference / scale if scale else difference
+            worst = max(worst, error) if error == error else float("inf")
     return worst

@@ -7,9 +7,12 @@ convolution, and skip channels that stand twice in a concatenation are read once
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -165,15 +168,16 @@ def to_onnx(
     require("onnxscript")
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} for _ in arguments) if dynamic else None
-    program = torch.onnx.export(
-        model.eval(),
-        arguments,
-        input_names=list(inputs),
-        output_names=list(outputs),
-        dynamic_shapes=shapes,
-        dynamo=True,
-        verbose=False,
-    )
+    with _quiet():
+        program = torch.onnx.export(
+            model.eval(),
+            arguments,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     program.save(str(path))
@@ -196,6 +200,20 @@ def require(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         raise ValueError(f"export: {package} is not installed ({error}); run: {FIX}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages and dimension names that do not matter here."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _example(model: FeedbackGraph, from_planes: bool) -> tuple[tuple[Tensor, ...], list[str]]:
