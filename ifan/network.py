@@ -82,7 +82,7 @@ class IFAN(
         down = [TransitionDown(d.joined, d.width_out, n) for d, n in zip(g.down, widths, strict=True) if n]
         self.down = nn.ModuleList(down)
         self.middle = DenseBlock(g.middle_inputs, config.growth, len(past_tap)) if past_tap else None
-        self.past_tap = past_tap
+        self.at_tap, self.past_tap = [i for i in range(tasks) if i not in past_tap], past_tap
         if config.parsing:
             self.up = nn.ModuleList(TransitionUp(u.transition_in, config.up_channels) for u in g.up)
             self.up_blocks = nn.ModuleList(DenseBlock(u.dense_inputs, config.growth, 1) for u in g.up)
@@ -188,7 +188,8 @@ class IFAN(
         joined: list[list[Tensor]] = [list(groups), [], *([e[i] for e in encoded] for i in range(3))]
         reading = Reading(lanes, training, self.moments_reduce)
         maps = [[reading.shared(m, stem.shape[0]) for m in level] for level in joined]
-        x, skips = reading.shared(stem, stem.shape[0]), list[Features]()
+        x = reading.shared(stem, stem.shape[0])
+        skips: list[Features] = []
         for i, block in enumerate(self.down_blocks):
             skips.append(x + block(x, reading) + x)
             tap = sum(maps[i], skips[-1])
@@ -203,7 +204,7 @@ class IFAN(
         task = self.config.landmarks
         if task is None:
             return tap.sources[0].new_zeros(0, 2, 0)
-        points: Tensor = self.landmark_head(tap.keep([self.config.tasks.index(task)]), reading)
+        points: Tensor = self.landmark_head(tap.keep(self.at_tap), reading)
         return points.unflatten(1, (2, task.width))
 
     def _past_tap(
