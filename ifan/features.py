@@ -66,8 +66,7 @@ class Lanes:
     def keep(self, tasks: Sequence[int]) -> tuple[Tensor | slice, Lanes]:
         """The lanes of the tasks at these positions: an index into the lane axis (a view where they lie together) and
         the smaller `Lanes`."""
-        ends = accumulate(self.segments)
-        parts = [(end - n, end) for end, n in zip(ends, self.segments, strict=True)]
+        parts = [(end - n, end) for end, n in zip(accumulate(self.segments), self.segments, strict=True)]
         kept = [parts[t] for t in tasks]
         together = all(a[1] == b[0] for a, b in pairwise(kept))
         index: Tensor | slice = slice(kept[0][0], kept[-1][1])
@@ -121,14 +120,10 @@ class Features:
     def keep(self, tasks: Sequence[int]) -> Features:
         """The lanes, and moments, of the tasks at these positions."""
         index, lanes = self.lanes.keep(tasks)
-        kept = {id(s): s if p else s[index] for s, p in zip(self.sources, self.per_sample, strict=True)}
-        moments = {id(m): m and (m[0][list(tasks)], m[1][list(tasks)]) for m in self.moments}
-        return Features(
-            lanes,
-            tuple(kept[id(s)] for s in self.sources),  # a doubled source stays one tensor
-            self.per_sample,
-            tuple(moments[id(m)] for m in self.moments),
-        )
+        kept = [s if p else s[index] for s, p in zip(self.sources, self.per_sample, strict=True)]
+        moments = [m and (m[0][list(tasks)], m[1][list(tasks)]) for m in self.moments]
+        firsts = first_occurrences(self.sources)  # a doubled source stays one tensor
+        return Features(lanes, tuple(kept[i] for i in firsts), self.per_sample, tuple(moments[i] for i in firsts))
 
     def tail(self, start: int) -> Features:
         """The tensors from position ``start`` on."""
@@ -139,28 +134,29 @@ class Features:
 
         Exact for a convolution that reads the raw concatenation (a skip holds its block's input twice).
         """
-        first: dict[int, int] = {}
-        columns: list[Tensor] = []
-        for source, part in zip(self.sources, weight.split([s.shape[1] for s in self.sources], 1), strict=True):
-            at = first.setdefault(id(source), len(columns))
-            if at == len(columns):
-                columns.append(part)
-            else:
-                columns[at] = columns[at] + part
-        order = [[id(s) for s in self.sources].index(i) for i in first]
+        firsts = first_occurrences(self.sources)
+        columns: dict[int, Tensor] = {}
+        for at, part in zip(firsts, weight.split([s.shape[1] for s in self.sources], 1), strict=True):
+            columns[at] = columns[at] + part if at in columns else part
         picked = Features(
             self.lanes,
-            tuple(self.sources[i] for i in order),
-            tuple(self.per_sample[i] for i in order),
-            tuple(self.moments[i] for i in order),
+            tuple(self.sources[i] for i in columns),
+            tuple(self.per_sample[i] for i in columns),
+            tuple(self.moments[i] for i in columns),
         )
-        return picked, columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+        parts = list(columns.values())
+        return picked, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def concatenated(self) -> Tensor:
         """The concatenation itself, ``(N, C, H, W)``, for the few places that read it raw."""
         return torch.cat(
             [s[self.lanes.rows] if p else s for s, p in zip(self.sources, self.per_sample, strict=True)], 1
         )
+
+
+def first_occurrences(sources: Sequence[Tensor]) -> list[int]:
+    """For each tensor the position at which the same tensor stands first."""
+    return [next(j for j, other in enumerate(sources) if other is source) for source in sources]
 
 
 def lane_moments(x: Tensor, lanes: Lanes, reduce: MomentsReduce | None) -> Moments:

@@ -82,7 +82,7 @@ class IFAN(
         down = [TransitionDown(d.joined, d.width_out, n) for d, n in zip(g.down, widths, strict=True) if n]
         self.down = nn.ModuleList(down)
         self.middle = DenseBlock(g.middle_inputs, config.growth, len(past_tap)) if past_tap else None
-        self.past_tap = past_tap
+        self.at_tap, self.past_tap = [i for i in range(tasks) if i not in past_tap], past_tap
         if config.parsing:
             self.up = nn.ModuleList(TransitionUp(u.transition_in, config.up_channels) for u in g.up)
             self.up_blocks = nn.ModuleList(DenseBlock(u.dense_inputs, config.growth, 1) for u in g.up)
@@ -204,7 +204,7 @@ class IFAN(
         task = self.config.landmarks
         if task is None:
             return tap.sources[0].new_zeros(0, 2, 0)
-        points: Tensor = self.landmark_head(tap.keep([[t.kind for t in self.config.tasks].index(task.kind)]), reading)
+        points: Tensor = self.landmark_head(tap.keep(self.at_tap), reading)
         return points.unflatten(1, (2, task.width))
 
     def _past_tap(

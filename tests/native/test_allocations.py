@@ -20,7 +20,9 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int
     if "libasan" in os.environ.get("LD_PRELOAD", ""):
         pytest.skip("the address sanitizer brings its own allocator")
     library = tmp_path_factory.mktemp("allocations") / "allocations.so"
-    subprocess.run([compiler(), "-x", "c", "-O1", "-shared", "-fPIC", FOLDER / "allocations.c", "-o", library], check=True)
+    subprocess.run(
+        [compiler(), "-x", "c", "-O1", "-shared", "-fPIC", FOLDER / "allocations.c", "-o", library], check=True
+    )
     environment = {**os.environ, "LD_PRELOAD": str(library)}
     command = [sys.executable, str(FOLDER / "count_allocations.py")]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=FOLDER.parents[1])
