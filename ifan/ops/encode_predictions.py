@@ -11,7 +11,7 @@ from torch import Tensor
 from ifan import reference
 from ifan.ops import checks
 from ifan.ops.dispatch import choose, register_kernel
-from ifan.ops.gpu import triton_kernels, triton_refusal
+from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "encode_predictions"
@@ -79,7 +79,7 @@ def _forward(
     parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int, backend: str
 ) -> Tensor:
     if backend == "triton":
-        planes: Tensor = triton_kernels(NAME).forward(parsing_logits, points, class_logits, class_sizes, radius)
+        planes: Tensor = kernels(backend, NAME).forward(parsing_logits, points, class_logits, class_sizes, radius)
         return planes
     return reference.encode_predictions(parsing_logits, points, class_logits, class_sizes, radius).contiguous()
 
@@ -101,7 +101,7 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     if backend == "triton":
-        found: list[Tensor] = triton_kernels(NAME).backward(gradient, parsing_logits, points, class_logits, class_sizes)
+        found: list[Tensor] = kernels(backend, NAME).backward(gradient, parsing_logits, points, class_logits, class_sizes)
         return found
     return gradients(
         lambda parsing, classes: [reference.encode_predictions(parsing, points, classes, class_sizes, radius)],

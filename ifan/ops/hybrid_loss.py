@@ -11,7 +11,7 @@ from torch import Tensor
 from ifan import reference
 from ifan.ops import checks
 from ifan.ops.dispatch import choose, register_kernel
-from ifan.ops.gpu import triton_kernels, triton_refusal
+from ifan.ops.gpu import cuda_refusal, kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS, HybridLoss
 from ifan.reference.lanes import accumulation_dtype
@@ -202,6 +202,7 @@ def _reference(
 
 
 register_kernel(NAME, "triton", triton_refusal)
+register_kernel(NAME, "cuda", cuda_refusal)
 
 
 @torch.library.custom_op("ifan::hybrid_loss", mutates_args=())
@@ -217,8 +218,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Total, losses, counts, and what backward needs of a backend that makes its gradients here."""
     constants = (targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
-    if backend == "triton":
-        made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = triton_kernels(NAME).forward(predictions, *constants)
+    if backend in ("triton", "cuda"):
+        made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = kernels(backend, NAME).forward(predictions, *constants)
         return made
     found = _reference(predictions, *constants)
     return found.total, found.losses, found.counts, []
@@ -247,8 +248,8 @@ def _backward(
     point_loss: str,
     backend: str,
 ) -> list[Tensor]:
-    if backend == "triton":
-        found: list[Tensor] = triton_kernels(NAME).backward(upstream, predictions, losses, made, class_sizes)
+    if backend in ("triton", "cuda"):
+        found: list[Tensor] = kernels(backend, NAME).backward(upstream, predictions, losses, made, class_sizes)
         return found
 
     def run(*values: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ def test_use_backend_nests_and_restores() -> None:
 def test_missing_backend_asked_for_by_name_raises_with_reason_and_fix(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "triton_missing", lambda: "Triton is not installed")
+    monkeypatch.setattr(gpu, f"{name}_missing", lambda: "it is not installed")
     with pytest.raises(BackendError, match=rf"backend '{name}' is not available: .* To fix: "):
         channel_moments(X, [2], backend=name)
     with use_backend(name), pytest.raises(BackendError, match="not available"):
