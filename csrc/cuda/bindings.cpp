@@ -79,6 +79,7 @@ template <class Call> void set_norm(Call& call, const NormFields& norm) {
   call.eps = std::get<4>(norm);
 }
 
+template <int (*RUN)(const Integrate&, Dtype, int, uintptr_t)>
 void integrate(const SourceFields& source, const std::string& dtype, const Sizes& segments, int64_t first, int64_t total,
                const NormFields& norm, int pool, Address y, Address x_gradient, Address sums, Address stream) {
   Integrate call = {};
@@ -97,7 +98,7 @@ void integrate(const SourceFields& source, const std::string& dtype, const Sizes
   call.x_gradient = pointer<void>(x_gradient);
   call.sums = pointer<float>(sums);
   const Dtype type = dtype_of(dtype);
-  checked([&] { return sums ? integrate_backward(call, type, pool, stream) : integrate_forward(call, type, pool, stream); });
+  checked([&] { return RUN(call, type, pool, stream); });
 }
 
 void norm_gradients_of(Address sums, int64_t tiles, int64_t total, const Sizes& segments, const NormFields& norm,
@@ -207,7 +208,8 @@ PYBIND11_MODULE(IFAN_MODULE, m) {
   m.attr("max_sources") = kMaxSources;
   m.def("versions", &versions);
   m.def("integrate_tiles", &integrate_tiles);
-  m.def("integrate", &integrate);
+  m.def("integrate_forward", &integrate<integrate_forward>);
+  m.def("integrate_backward", &integrate<integrate_backward>);
   m.def("norm_gradients", &norm_gradients_of);
   m.def("loss_blocks", &loss_blocks);
   m.def("cross_entropy", &cross_entropy_of);

@@ -98,7 +98,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
   const int64_t row = here.plane / call.channels, channel = here.plane % call.channels;
   const T* x = static_cast<const T*>(call.x) + row * call.stride[0] + channel * call.stride[1];
   float gradient[Here::kEach][POOL][N] = {};
-  for (int64_t lane = call.rows ? 0 : row; lane < (call.rows ? call.lanes : row + 1); ++lane) {
+  const int64_t end = call.rows ? call.lanes : min(row + 1, call.lanes);  // no lanes: rows may be null for every source
+  for (int64_t lane = call.rows ? 0 : row; lane < end; ++lane) {
     if (call.rows && call.rows[lane] != row) continue;
     const Affine by = affine_of(call, lane, channel);
     const T* y = static_cast<const T*>(call.y) + (lane * call.total + call.first + channel) * here.items * (N / POOL);

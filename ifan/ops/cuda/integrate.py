@@ -70,7 +70,7 @@ def _each(
     rows, first = None if rows is None else rows.contiguous(), 0
     for index, (x, flag) in enumerate(zip(sources, per_sample, strict=True)):
         call(
-            "integrate",
+            "integrate_forward" if sums is None else "integrate_backward",
             y,
             *(source_fields(x, rows if flag else None), dtype_name(x), list(segments), first, norm.values[0].shape[1]),
             *(norm.fields, pool, y.data_ptr()),
