@@ -23,9 +23,9 @@ struct Place {
 };
 
 __device__ __forceinline__ Place place_of(const DenseLayer& call) {
-  const int across = static_cast<int>((call.width + kWidth - 1) / kWidth), down = static_cast<int>((call.height + kHeight - 1) / kHeight);
-  const int64_t groups = (call.outputs + kOutputs - 1) / kOutputs, rest = blockIdx.x / (across * down);
-  const int tile = static_cast<int>(blockIdx.x % (across * down));
+  const int across = (int(call.width) + kWidth - 1) / kWidth, down = (int(call.height) + kHeight - 1) / kHeight;
+  const unsigned tiles = across * down, groups = unsigned(call.outputs + kOutputs - 1) / kOutputs, rest = blockIdx.x / tiles;
+  const int tile = int(blockIdx.x % tiles);
   return {rest / groups, rest % groups * kOutputs, tile / across * kHeight, tile % across * kWidth};
 }
 

@@ -20,13 +20,14 @@ namespace {
 
 constexpr int kThreads = 256;
 
-struct Tap { int64_t low, high; float share; };  // (1 - share) of logit `low` and share of logit `high`
+struct Tap { int low, high; float share; };  // (1 - share) of logit `low` and share of logit `high`
 
-// The logits a fine pixel reads along one axis, corners not aligned; in whole numbers, so that every thread agrees.
-__device__ __forceinline__ Tap tap_of(int64_t at, int64_t size, int64_t fine) {
-  const int64_t twice = (2 * at + 1) * size > fine ? (2 * at + 1) * size - fine : 0;
-  const int64_t low = twice / (2 * fine), high = low + 1 < size ? low + 1 : size - 1;
-  return {low, high, float(twice - low * 2 * fine) / float(2 * fine)};
+// The logits a fine pixel reads along one axis, corners not aligned; in whole numbers, so that every thread agrees, and
+// in 32 bits, which sizes up to kLongest allow: a division in 64 is some hundred instructions.
+__device__ __forceinline__ Tap tap_of(unsigned at, unsigned size, unsigned fine) {
+  const unsigned twice = (2 * at + 1) * size > fine ? (2 * at + 1) * size - fine : 0;
+  const unsigned low = twice / (2 * fine), high = low + 1 < size ? low + 1 : size - 1;
+  return {int(low), int(high), float(twice - low * 2 * fine) / float(2 * fine)};
 }
 
 __device__ __forceinline__ float lerp(float a, float b, float share) { return a + (b - a) * share; }
@@ -37,7 +38,7 @@ template <class T, bool FINE> struct Pixel {
   int64_t top, bottom, left, right, by_class;
   float down, across;
 
-  __device__ Pixel(const CrossEntropy& call, int64_t image, int64_t y, int64_t x) {
+  __device__ Pixel(const CrossEntropy& call, int64_t image, unsigned y, unsigned x) {
     base = static_cast<const T*>(call.logits) + image * call.stride[0];
     by_class = call.stride[1];
     if constexpr (FINE) {
@@ -48,7 +49,7 @@ template <class T, bool FINE> struct Pixel {
       base += y * call.stride[2] + x * call.stride[3];
     }
   }
-  __device__ __forceinline__ float operator[](int64_t k) const {
+  __device__ __forceinline__ float operator[](int k) const {
     const T* z = base + k * by_class;
     if constexpr (!FINE) return widen(*z);
     return lerp(lerp(widen(z[top + left]), widen(z[top + right]), across),
@@ -56,49 +57,55 @@ template <class T, bool FINE> struct Pixel {
   }
 };
 
+// A class, or one of these.
+constexpr int kUnlabelled = -1, kNoClass = -2;
+
 template <class Label>
-__device__ __forceinline__ int64_t label_at(const CrossEntropy& call, int64_t image, int64_t y, int64_t x) {
-  return static_cast<const Label*>(
+__device__ __forceinline__ int label_at(const CrossEntropy& call, int64_t image, int64_t y, int64_t x) {
+  const int64_t found = static_cast<const Label*>(
       call.labels)[image * call.label_stride[0] + y * call.label_stride[1] + x * call.label_stride[2]];
+  if (found == call.ignored) return kUnlabelled;
+  return found >= 0 && found < call.classes ? int(found) : kNoClass;
 }
 
-// The weight of a pixel with this label; a label that is no class, which cannot raise here, makes the loss NaN.
-__device__ __forceinline__ float weight_of(const CrossEntropy& call, int64_t label) {
-  if (label == call.ignored) return 0.f;
-  if (label < 0 || label >= call.classes) return NAN;
+// The weight of a labelled pixel; a label that is no class, which cannot raise here, makes the loss NaN.
+__device__ __forceinline__ float weight_of(const CrossEntropy& call, int label) {
+  if (label == kNoClass) return NAN;
   return call.class_weights ? call.class_weights[label] : 1.f;
 }
 
-__device__ __forceinline__ float target_of(const CrossEntropy& call, int64_t k, int64_t label) {
+__device__ __forceinline__ float target_of(const CrossEntropy& call, int k, int label) {
   return (k == label ? 1.f - call.smoothing : 0.f) + call.smoothing / float(call.classes);
 }
 
 template <class T, class Label, bool FINE>
 __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(const __grid_constant__ CrossEntropy call) {
-  const int64_t pixels = call.fine_height * call.fine_width, blocks = (pixels + kThreads - 1) / kThreads;
-  const int64_t image = blockIdx.x / blocks, pixel = blockIdx.x % blocks * kThreads + threadIdx.x;
+  const unsigned pixels = unsigned(call.fine_height * call.fine_width), blocks = (pixels + kThreads - 1) / kThreads;
+  const unsigned pixel = blockIdx.x % blocks * kThreads + threadIdx.x, width = unsigned(call.fine_width);
+  const int64_t image = blockIdx.x / blocks;
   Pair sums = {0.f, 0.f};
   if (pixel < pixels) {
-    const int64_t y = pixel / call.fine_width, x = pixel % call.fine_width, label = label_at<Label>(call, image, y, x);
-    const float weight = weight_of(call, label);
+    const unsigned y = pixel / width, x = pixel % width;
+    const int label = label_at<Label>(call, image, y, x), classes = int(call.classes);
+    const float weight = label == kUnlabelled ? 0.f : weight_of(call, label);
     const Pixel<T, FINE> z(call, image, y, x);
     float top = -FLT_MAX, sum = 0.f, wanted = 0.f;
-    for (int64_t k = 0; k < call.classes; ++k) {
+    for (int k = 0; k < classes; ++k) {
       const float value = z[k], target = target_of(call, k, label), smaller = expf(-fabsf(value - top));
       sum = value > top ? sum * smaller + 1.f : sum + smaller;
       top = fmaxf(top, value);
       if (target != 0.f) wanted += value * target;  // a logit may be -inf
     }
     const float power = top + logf(sum);
-    if (label != call.ignored) sums = {weight * (power - wanted), weight};
+    if (label != kUnlabelled) sums = {weight * (power - wanted), weight};
     if constexpr (FINE) {
       call.powers[image * pixels + pixel] = power;
     } else {
       T* to = static_cast<T*>(call.gradient) + image * call.gradient_stride[0] + y * call.gradient_stride[2] +
               x * call.gradient_stride[3];
-      for (int64_t k = 0; k < call.classes; ++k) {
+      for (int k = 0; k < classes; ++k) {
         const float d = (expf(z[k] - power) - target_of(call, k, label)) * weight;
-        to[k * call.gradient_stride[1]] = narrow<T>(label == call.ignored ? 0.f : d);
+        to[k * call.gradient_stride[1]] = narrow<T>(label == kUnlabelled ? 0.f : d);
       }
     }
   }
@@ -110,47 +117,50 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(const __grid_co
 }
 
 // The first fine pixel that reads logit `index` along one axis; those after it follow until one does not.
-__device__ __forceinline__ int64_t first_reader(int64_t index, int64_t size, int64_t fine) {
-  const int64_t twice = (2 * index - 1) * fine + size;
-  return twice > 0 ? twice / (2 * size) : 0;
+__device__ __forceinline__ int first_reader(int index, int size, int fine) {
+  const int twice = (2 * index - 1) * fine + size;
+  return twice > 0 ? int(unsigned(twice) / unsigned(2 * size)) : 0;
 }
 
 // What of three neighbouring logits, the middle one being `index`, a fine pixel sees, and the middle one's share.
-__device__ __forceinline__ float share_of(const Tap& tap, int64_t index) {
+__device__ __forceinline__ float share_of(const Tap& tap, int index) {
   return (tap.low == index ? 1.f - tap.share : 0.f) + (tap.high == index ? tap.share : 0.f);
 }
-__device__ __forceinline__ float seen(const Tap& tap, int64_t index, float before, float here, float after) {
+__device__ __forceinline__ float seen(const Tap& tap, int index, float before, float here, float after) {
   return tap.low == index ? lerp(here, after, tap.share) : lerp(before, here, tap.share);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) gather_kernel(const __grid_constant__ CrossEntropy call) {
-  const int64_t element = int64_t(blockIdx.x) * kThreads + threadIdx.x, plane = call.height * call.width;
-  if (element >= call.batch * call.classes * plane) return;
-  const int64_t image = element / (call.classes * plane), k = element / plane % call.classes;
-  const int64_t i = element % plane / call.width, j = element % call.width;
+  const int height = int(call.height), width = int(call.width), fine_height = int(call.fine_height), fine_width = int(call.fine_width);
+  const unsigned pixels = height * width, blocks = (pixels + kThreads - 1) / kThreads;
+  const unsigned plane = blockIdx.x / blocks, pixel = blockIdx.x % blocks * kThreads + threadIdx.x;
+  if (pixel >= pixels) return;
+  const int64_t image = plane / unsigned(call.classes);
+  const int k = int(plane % unsigned(call.classes));
+  const int i = int(pixel / unsigned(width)), j = int(pixel % unsigned(width));
   const T* logits = static_cast<const T*>(call.logits) + image * call.stride[0] + k * call.stride[1];
   float near[3][3];
 #pragma unroll
   for (int a = 0; a < 3; ++a)
 #pragma unroll
     for (int b = 0; b < 3; ++b) {
-      const int64_t y = min(max(i + a - 1, int64_t(0)), call.height - 1), x = min(max(j + b - 1, int64_t(0)), call.width - 1);
+      const int64_t y = min(max(i + a - 1, 0), height - 1), x = min(max(j + b - 1, 0), width - 1);
       near[a][b] = widen(logits[y * call.stride[2] + x * call.stride[3]]);
     }
   float total = 0.f;
-  for (int64_t y = first_reader(i, call.height, call.fine_height); y < call.fine_height; ++y) {
-    const Tap row = tap_of(y, call.height, call.fine_height);
+  for (int y = first_reader(i, height, fine_height); y < fine_height; ++y) {
+    const Tap row = tap_of(y, height, fine_height);
     if (row.low > i) break;
-    for (int64_t x = first_reader(j, call.width, call.fine_width); x < call.fine_width; ++x) {
-      const Tap column = tap_of(x, call.width, call.fine_width);
+    for (int x = first_reader(j, width, fine_width); x < fine_width; ++x) {
+      const Tap column = tap_of(x, width, fine_width);
       if (column.low > j) break;
-      const int64_t label = label_at<uint8_t>(call, image, y, x);
-      if (label == call.ignored) continue;
+      const int label = label_at<uint8_t>(call, image, y, x);
+      if (label == kUnlabelled) continue;
       const float z = seen(row, i, seen(column, j, near[0][0], near[0][1], near[0][2]),
                            seen(column, j, near[1][0], near[1][1], near[1][2]),
                            seen(column, j, near[2][0], near[2][1], near[2][2]));
-      const float power = call.powers[(image * call.fine_height + y) * call.fine_width + x];
+      const float power = call.powers[(image * fine_height + y) * fine_width + x];
       const float share = share_of(row, i) * share_of(column, j);
       total += (expf(z - power) - target_of(call, k, label)) * weight_of(call, label) * share;
     }
@@ -170,7 +180,8 @@ __device__ __forceinline__ Slope distance_loss(const Points& call, float d) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) points_kernel(const __grid_constant__ Points call) {
-  const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x, b = index / call.count, p = index % call.count;
+  const unsigned index = blockIdx.x * kThreads + threadIdx.x, count = unsigned(call.count);
+  const int64_t b = index / count, p = index % count;
   Pair sums = {0.f, 0.f};
   if (b < call.batch) {
     const float weight = fmaxf(call.weights[b * call.weight_stride[0] + p * call.weight_stride[1]], 0.f);
@@ -222,7 +233,8 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__
   constexpr int N = WIDE ? 16 / sizeof(T) : 1;
   const int64_t element = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N;
   if (element >= call.elements) return;
-  const int of_row = call.columns.count > 1 ? task_of(call.columns, element % call.columns.ends[call.columns.count - 1]) : 0;
+  const unsigned row = unsigned(call.columns.ends[call.columns.count - 1]);
+  const int of_row = call.columns.count > 1 ? task_of(call.columns, unsigned(element) % row) : 0;
   const int task = call.first_task + of_row;
   const float divisor = call.divisors[task];
   const float arriving = *call.of_total * call.task_weights[task] + call.of_losses[task];
@@ -242,10 +254,14 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__
 
 }  // namespace
 
+constexpr int64_t kLongest = 16384;  // of an image's sides
+
 int64_t loss_blocks(int64_t batch, int64_t pixels) { return batch * ceil_div(pixels, kThreads); }
 
 int cross_entropy(const CrossEntropy& call, Dtype dtype, bool byte_labels, uintptr_t stream) {
-  if (call.powers && !byte_labels) return cudaErrorInvalidValue;
+  if (call.powers && (!byte_labels || max(max(call.height, call.width), max(call.fine_height, call.fine_width)) > kLongest))
+    return cudaErrorInvalidValue;
+  if (call.fine_height * call.fine_width > INT_MAX) return cudaErrorInvalidValue;
   return with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t blocks = loss_blocks(call.batch, call.fine_height * call.fine_width);
@@ -254,12 +270,13 @@ int cross_entropy(const CrossEntropy& call, Dtype dtype, bool byte_labels, uintp
                     kThreads, stream, call);
     const int error = launch(cross_entropy_kernel<T, uint8_t, true>, blocks, kThreads, stream, call);
     if (error) return error;
-    const int64_t elements = call.batch * call.classes * call.height * call.width;
-    return launch(gather_kernel<T>, ceil_div(elements, kThreads), kThreads, stream, call);
+    const int64_t planes = call.batch * call.classes;
+    return launch(gather_kernel<T>, loss_blocks(planes, call.height * call.width), kThreads, stream, call);
   });
 }
 
 int points_loss(const Points& call, Dtype dtype, uintptr_t stream) {
+  if (call.batch * call.count > INT_MAX) return cudaErrorInvalidValue;
   return with_type(dtype, [&](auto type) {
     return launch(points_kernel<decltype(type)>, loss_blocks(1, call.batch * call.count), kThreads, stream, call);
   });
@@ -268,6 +285,7 @@ int points_loss(const Points& call, Dtype dtype, uintptr_t stream) {
 int finish_loss(const FinishLoss& call, uintptr_t stream) { return launch(finish_kernel, 1, kThreads, stream, call); }
 
 int scale_gradient(const ScaleGradient& call, Dtype dtype, uintptr_t stream) {
+  if (call.columns.count > 1 && call.elements > INT_MAX) return cudaErrorInvalidValue;
   return with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const bool wide = call.columns.count == 1 && call.elements % (16 / sizeof(T)) == 0 &&

@@ -31,17 +31,19 @@ __device__ __forceinline__ Affine affine_of(const Integrate& call, int64_t lane,
 // Where a block and its threads are: an item is kColumns columns of POOL rows.
 template <class T, int POOL, bool WIDE> struct Place {
   static constexpr int kWide = kColumns<T, POOL, WIDE>, kItems = kTile / (kWide * POOL), kEach = kItems / kThreads;
-  int64_t plane, tile, tiles;
+  unsigned plane, tile, tiles, channel, lane;  // lane: the source's row in backward
   int columns, items;
 
   __device__ explicit Place(const Integrate& call) {
     columns = static_cast<int>(call.width) / kWide;
     items = static_cast<int>(call.height / POOL) * columns;
     tiles = (items + kItems - 1) / kItems;
-    plane = blockIdx.x / tiles;
+    plane = blockIdx.x / tiles;  // in 32 bits, as all divisions here: one in 64 is some hundred instructions
     tile = blockIdx.x % tiles;
+    lane = plane / unsigned(call.channels);
+    channel = plane % unsigned(call.channels);
   }
-  __device__ int item(int k) const { return static_cast<int>(tile) * kItems + k * kThreads + static_cast<int>(threadIdx.x); }
+  __device__ int item(int k) const { return int(tile) * kItems + k * kThreads + int(threadIdx.x); }
 };
 
 template <class T, bool WIDE, int N>
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   using Here = Place<T, POOL, WIDE>;
   constexpr int N = Here::kWide;
   const Here here(call);
-  const int64_t lane = here.plane / call.channels, channel = here.plane % call.channels;
+  const int64_t lane = here.lane, channel = here.channel;
   const int64_t row = call.rows ? call.rows[lane] : lane;
   const Affine by = affine_of(call, lane, channel);
   const T* x = static_cast<const T*>(call.x) + row * call.stride[0] + channel * call.stride[1];
@@ -95,7 +97,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
   using Here = Place<T, POOL, WIDE>;
   constexpr int N = Here::kWide;
   const Here here(call);
-  const int64_t row = here.plane / call.channels, channel = here.plane % call.channels;
+  const int64_t row = here.lane, channel = here.channel;
   const T* x = static_cast<const T*>(call.x) + row * call.stride[0] + channel * call.stride[1];
   float gradient[Here::kEach][POOL][N] = {};
   const int64_t end = call.rows ? call.lanes : min(row + 1, call.lanes);  // no lanes: rows may be null for every source
@@ -131,7 +133,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
       to[1] = sums.b;
     }
   }
-  T* to = static_cast<T*>(call.x_gradient) + here.plane * call.height * call.width;
+  T* to = static_cast<T*>(call.x_gradient) + int64_t(here.plane) * call.height * call.width;
 #pragma unroll
   for (int k = 0; k < Here::kEach; ++k) {
     const int item = here.item(k);
@@ -143,10 +145,10 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
 }
 
 __global__ void __launch_bounds__(kThreads) norm_gradients_kernel(const __grid_constant__ NormGradients call) {
-  const int64_t index = int64_t(blockIdx.x) * kThreads + threadIdx.x, size = call.segments.count * call.total;
+  const unsigned index = blockIdx.x * kThreads + threadIdx.x, size = call.segments.count * unsigned(call.total);
   if (index >= size) return;
-  const int task = static_cast<int>(index / call.total);
-  const int64_t channel = index % call.total;
+  const unsigned task = index / unsigned(call.total);
+  const int64_t channel = index % unsigned(call.total);
   double zero = 0, one = 0;
   for (int64_t part = (task ? call.segments.ends[task - 1] : 0) * call.tiles; part < call.segments.ends[task] * call.tiles; ++part) {
     zero += call.sums[(part * call.total + channel) * 2];
@@ -183,7 +185,8 @@ template <class T, int POOL, bool WIDE> int run(const Integrate& call, bool back
 }
 
 int run(Integrate call, Dtype dtype, int pool, bool backward, uintptr_t stream) {
-  if ((pool != 1 && pool != 2) || call.height * call.width > INT_MAX) return cudaErrorInvalidValue;
+  if ((pool != 1 && pool != 2) || call.height * call.width > INT_MAX || call.total > INT_MAX / kMaxTasks)
+    return cudaErrorInvalidValue;
   return with_type(dtype, [&](auto type) {
     using T = decltype(type);
     if (flatten(call, 16 / sizeof(T), pool))
