@@ -43,7 +43,13 @@ inline dim3 blockDim, gridDim;
 
 namespace emu {
 
-struct Barrier { unsigned mask = 0; int arrived = 0; unsigned generation = 0; const char* where = nullptr; };
+struct Barrier {
+  unsigned mask = 0;
+  int arrived = 0;
+  unsigned generation = 0;
+  const char* where = nullptr;
+  char token[2] = {};  // what the even and the odd generations order, for ThreadSanitizer
+};
 struct Warp { unsigned char slot[32][32]; std::vector<Barrier> barriers; };
 
 // The running block.
@@ -60,10 +66,43 @@ inline int lane() { return linear % 32; }
 inline Warp& warp() { return block().warps[linear / 32]; }
 struct Stopped {};  // thrown through the threads of a block in which another one failed
 
+#ifdef __SANITIZE_THREAD__
+// ThreadSanitizer must not take the engine's own lock for an order of the kernel's accesses: only barriers make one.
+extern "C" {
+void AnnotateHappensBefore(const char*, int, const void*);
+void AnnotateHappensAfter(const char*, int, const void*);
+void AnnotateIgnoreSyncBegin(const char*, int);
+void AnnotateIgnoreSyncEnd(const char*, int);
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
+inline void publish(const void* token) { AnnotateHappensBefore(__FILE__, __LINE__, token); }
+inline void observe(const void* token) { AnnotateHappensAfter(__FILE__, __LINE__, token); }
+struct Unseen {
+  Unseen() {
+    AnnotateIgnoreSyncBegin(__FILE__, __LINE__);
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  }
+  ~Unseen() {
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+    AnnotateIgnoreSyncEnd(__FILE__, __LINE__);
+  }
+};
+#else
+inline void publish(const void*) {}
+inline void observe(const void*) {}
+struct Unseen { Unseen() {} };
+#endif
+
 #ifdef CUDA_EMU_THREADS
 inline std::mutex& mutex() { static std::mutex m; return m; }
 inline std::condition_variable& changed() { static std::condition_variable c; return c; }
 struct Guard {
+  Unseen unseen;
   std::unique_lock<std::mutex> lock{mutex()};
   void pause() {
     changed().wait(lock);
@@ -102,39 +141,50 @@ inline void fail_if_stuck() {
 }
 
 // Expected is asked again after a pause: threads that have exited no longer count at a block's barrier.
-template <class Expected> void wait(Guard& guard, Barrier& b, Expected expected, const char* where) {
-  const unsigned generation = b.generation;
-  b.where = where;
-  ++b.arrived;
-  ++block().asleep;
-  release(b, expected());
-  while (b.generation == generation) {
-    fail_if_stuck();
-    guard.pause();
+template <class Expected> void wait(Barrier& b, Expected expected, const char* where) {
+  unsigned generation;
+  {
+    Unseen unseen;
+    generation = b.generation;  // does not advance without this thread
   }
+  publish(&b.token[generation % 2]);
+  {
+    Guard guard;
+    if (b.arrived && b.where != where)
+      throw std::runtime_error(std::string("threads wait at different barriers: ") + b.where + " and " + where);
+    b.where = where;
+    ++b.arrived;
+    ++block().asleep;
+    release(b, expected());
+    while (b.generation == generation) {
+      fail_if_stuck();
+      guard.pause();
+    }
+  }
+  observe(&b.token[generation % 2]);
 }
 
 inline void sync_block(const char* where) {
-  Guard guard;
-  Barrier& b = block().all;
-  if (b.arrived && b.where != where) throw std::runtime_error(std::string("divergent __syncthreads: ") + b.where + " and " + where);
-  wait(guard, b, [] { return block().live; }, where);
+  wait(block().all, [] { return block().live; }, where);
 }
 
-inline void sync_warp(unsigned mask, const char* where) {
+// The barrier of the calling lane's warp for this mask.
+inline Barrier& barrier_of(unsigned mask, const char* where) {
   Guard guard;
   if (!(mask >> lane() & 1)) throw std::runtime_error(std::string("the calling lane is not in the mask at ") + where);
   std::vector<Barrier>& all = warp().barriers;
   auto found = std::find_if(all.begin(), all.end(), [&](const Barrier& b) { return b.mask == mask; });
-  if (found == all.end()) {
-    if (all.size() == all.capacity()) throw std::runtime_error(std::string("more than 64 shuffle masks at ") + where);
-    all.emplace_back();
-    all.back().mask = mask;
-    found = all.end() - 1;
-  }
+  if (found != all.end()) return *found;
+  if (all.size() == all.capacity()) throw std::runtime_error(std::string("more than 64 shuffle masks at ") + where);
+  all.emplace_back();
+  all.back().mask = mask;
+  return all.back();
+}
+
+inline void sync_warp(unsigned mask, const char* where) {
   const int left = block().threads - (linear - lane());
   const int lanes = __builtin_popcount(left >= 32 ? mask : mask & ((1u << left) - 1));
-  wait(guard, *found, [lanes] { return lanes; }, where);  // strict: every named lane must come
+  wait(barrier_of(mask, where), [lanes] { return lanes; }, where);  // strict: every named lane must come
 }
 
 // Every lane of the mask publishes a value; `read` then sees those of all.
