@@ -5,8 +5,8 @@ all by ninja. IFAN_NATIVE=auto (default): a missing or failing compiler leaves a
 an error; off: nothing native is built. What happened is kept in ifan/_build.json.
 
 ifan._cuda: csrc/cuda/*, where nvcc lies in $CUDA_HOME/bin or on the PATH; half a minute on one core, no GPU needed.
-IFAN_CUDA=auto (default), require and off mean the same for it. ptxas' report of each kernel is kept beside its object, in
-build/ifan._cuda/*.log after an editable installation.
+IFAN_CUDA=auto (default), require and off mean the same for it. ptxas' report of each kernel is kept beside its object,
+after an editable installation in build/ifan._cuda.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def extensions() -> list[Extension]:
         sys.exit("ifan: IFAN_NATIVE=require, but " + NOTES["ifan._cpu"])
     found = [] if NOTES else [extension("ifan._cpu", "csrc/cpu/**/*.cpp", "csrc/*.cpp")]
     if CUDA == "off" or nvcc() is None or not found:
-        reason = "IFAN_CUDA=off at installation" if CUDA == "off" else "nvcc is neither in $CUDA_HOME/bin nor on the PATH"
+        reason = (
+            "IFAN_CUDA=off at installation" if CUDA == "off" else "nvcc is neither in $CUDA_HOME/bin nor on the PATH"
+        )
         NOTES["ifan._cuda"] = f"skipped: {reason}" if found else NOTES["ifan._cpu"]
         if CUDA == "require":
             sys.exit("ifan: IFAN_CUDA=require, but " + NOTES["ifan._cuda"])
@@ -91,7 +93,8 @@ def cuda_ninja(objects: Path, sources: list[str], target: Path) -> str:
         raise OSError(f"nvcc ({nvcc()}) names no toolkit with libcudart_static.a")
     include = f"-I{pybind11.get_include()} -I{sysconfig.get_path('include')} -I{tops[0]}/include"
     targets = " ".join(f"-gencode=arch={name}" for name in CUDA_TARGETS)
-    kernel = f"{nvcc()} -ccbin {compiler()} -std=c++17 -O3 -lineinfo -Xptxas -v {targets} -Xcompiler -fPIC,-fvisibility=hidden"
+    kernel = f"{nvcc()} -ccbin {compiler()} -std=c++17 -O3 -lineinfo -Xptxas -v {targets}"
+    kernel += " -Xcompiler -fPIC,-fvisibility=hidden"
     link = f"{compiler()} -shared -Wl,--exclude-libs,ALL,--gc-sections,-s"
     lines = [
         f"rule bind\n  command = {compiler()} -MMD -MF $out.d {FLAGS} {include} -c $in -o $out",

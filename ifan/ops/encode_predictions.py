@@ -101,7 +101,9 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     if backend == "triton":
-        found: list[Tensor] = kernels(backend, NAME).backward(gradient, parsing_logits, points, class_logits, class_sizes)
+        found: list[Tensor] = kernels(backend, NAME).backward(
+            gradient, parsing_logits, points, class_logits, class_sizes
+        )
         return found
     return gradients(
         lambda parsing, classes: [reference.encode_predictions(parsing, points, classes, class_sizes, radius)],

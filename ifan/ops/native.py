@@ -10,7 +10,9 @@ from types import ModuleType
 
 BUILD_NOTE = Path(__file__).resolve().parents[1] / "_build.json"
 FIX = "install a C++ compiler (g++ or clang++) and reinstall ifan; IFAN_NATIVE=require shows the compiler's message"
-CUDA_FIX = "install the CUDA toolkit (nvcc 12.8 or newer) and a driver for it, then reinstall ifan with IFAN_CUDA=require"
+CUDA_FIX = (
+    "install the CUDA toolkit (nvcc 12.8 or newer) and a driver for it, then reinstall ifan with IFAN_CUDA=require"
+)
 
 
 @lru_cache(maxsize=2)

@@ -29,7 +29,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def compile_kernel(source: Path, target: Path, *flags: str) -> Path:
-    """One kernel file for the CPU, with includes from where the original lies."""
+    """One file for the CPU; headers beside it go before those of the original kernels."""
     include = (f"-I{SOURCES}", f"-I{ROOT / 'csrc' / 'emu'}")
     subprocess.run([str(COMPILER), *FLAGS, *flags, *include, "-c", str(source), "-o", str(target)], check=True)
     return target
@@ -51,12 +51,28 @@ def link(objects: Sequence[Path], folder: Path) -> ModuleType:
     folder.mkdir(exist_ok=True)
     target = folder / f"_emu{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([str(COMPILER), "-shared", *map(str, objects), "-o", str(target)], check=True)
-    spec = importlib.util.spec_from_file_location("_emu", target)
+    # A name of its own: pybind11 would hand out the module it has already made under this one.
+    spec = importlib.util.spec_from_file_location(f"{str(folder).replace('.', '_')}._emu", target)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def link_program(objects: Sequence[Path], target: Path, *flags: str) -> Path:
+    """Link the objects into a program."""
+    subprocess.run([str(COMPILER), *flags, "-pthread", *map(str, objects), "-o", str(target)], check=True)
+    return target
+
+
+def mutated_sources(folder: Path, name: str, old: str, new: str) -> Path:
+    """A copy of ``csrc/cuda`` with ``old``, which must be in file ``name``, replaced."""
+    shutil.copytree(SOURCES, folder)
+    text = (folder / name).read_text(encoding="utf-8")
+    assert old in text, "the mutant's text is not in the kernel any more"
+    (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+    return folder
 
 
 @contextmanager

@@ -177,13 +177,13 @@ def test_what_the_backend_refuses(emulation: ModuleType) -> None:
     x, norm = torch.randn(40, 2, 4, 4), [torch.rand(1, 2) for _ in range(4)]
     weight = torch.randn(3, 2, 3, 3)
     with emulated(emulation):
-        with pytest.raises(ops.BackendError, match="dtype is torch.float64, not float32, float16 or bfloat16"):
+        with pytest.raises(ops.BackendError, match=r"dtype is torch\.float64, not float32, float16 or bfloat16"):
             ops.integrate([x.double()], *norm, [40], backend="cuda")
         with pytest.raises(ops.BackendError, match="40 tasks, more than 32"):
             ops.integrate([x], *[v.expand(40, 2) for v in norm], [1] * 40, backend="cuda")
         with pytest.raises(ops.BackendError, match="float32, and its kernel multiplies float16"):
             ops.dense_block([x], [weight], *[[v] for v in norm], [40], backend="cuda")
-        with pytest.raises(ops.BackendError, match="for inference: call it under torch.no_grad"):
+        with pytest.raises(ops.BackendError, match=r"for inference: call it under torch\.no_grad"):
             ops.dense_block([x.half().requires_grad_()], [weight], *[[v] for v in norm], [40], backend="cuda")
     assert emulation.max_tasks == gpu.MOST_TASKS
     with pytest.raises(ValueError, match="expected 1 to 32 tasks; got 33"):
