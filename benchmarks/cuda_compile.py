@@ -22,7 +22,7 @@ FAMILIES = ("sm_80", "sm_90a", "sm_100")
 BUDGET = {"layer_kernel": 80}
 """Most registers a thread may use; 64 where not named: then four blocks of 256 threads share a multiprocessor."""
 PRODUCTS = 36
-"""Tensor-core instructions of a warp of the dense layer for 16 channels: 9 taps, 2 rows of pixels, 2 times 8 outputs."""
+"""Tensor-core instructions of a warp of the dense layer for 16 channels: 9 taps, 2 rows of pixels, 2 x 8 outputs."""
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32", "unsigned char": "u8", "long": "i64"}
 
 
@@ -133,7 +133,7 @@ def _counted(kernel: Kernel, names: Sequence[str] | None) -> Kernel:
 def table(kernels: Sequence[Kernel]) -> str:
     """Markdown: a line a kernel and variant, the types of one line taken together; a column a family."""
     lines = [
-        "Registers / stack and spills, bytes / shared memory, bytes / 16-byte loads + stores / tensor-core instructions; "
+        "Registers / stack and spills, bytes / shared memory, bytes / 16-byte loads + stores / tensor-core products; "
         "least-most over the types. `true` is the variant for rows of whole 16 bytes.",
         "",
         "| kernel | types | " + " | ".join(FAMILIES) + " |",

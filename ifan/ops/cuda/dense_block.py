@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -53,3 +54,10 @@ def forward(
         if batch_statistics:
             mean[:, new], var[:, new] = reference.channel_moments(target, segments)
     return grown, mean, var
+
+
+def backward(*_: Any) -> NoReturn:
+    """Not there: raises instead of returning wrong gradients. The operation refuses such inputs before it runs."""
+    raise NotImplementedError(
+        "dense_block: backend 'cuda' is for inference and has no backward; got a gradient. Use backend='reference'."
+    )
