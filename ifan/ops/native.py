@@ -11,7 +11,8 @@ from types import ModuleType
 BUILD_NOTE = Path(__file__).resolve().parents[1] / "_build.json"
 FIX = "install a C++ compiler (g++ or clang++) and reinstall ifan; IFAN_NATIVE=require shows the compiler's message"
 CUDA_FIX = (
-    "install the CUDA toolkit (nvcc 12.8 or newer) and a driver for it, then reinstall ifan with IFAN_CUDA=require"
+    "it takes an NVIDIA driver and, when ifan is installed, nvcc of CUDA 12.8 or newer (IFAN_CUDA=require shows its "
+    "message); or use backend 'auto' or 'reference'"
 )
 
 

@@ -45,7 +45,7 @@ def test_driver_is_named(driver: int, reason: str | None, monkeypatch: pytest.Mo
 
 def test_missing_module_names_the_reason_and_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_load", lambda name: (None, "skipped: nvcc is not there"))
-    with pytest.raises(ImportError, match="nvcc is not there; install the CUDA toolkit"):
+    with pytest.raises(ImportError, match="nvcc is not there; it takes an NVIDIA driver"):
         native.cuda_module()
     row = next(row for row in ops.backends() if row.name == "cuda")
     assert (row.available, row.reason, row.fix) == (False, "skipped: nvcc is not there", native.CUDA_FIX)

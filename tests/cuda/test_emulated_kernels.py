@@ -8,7 +8,7 @@ from types import ModuleType
 import problems
 import pytest
 import torch
-from cases import LAYOUTS, arrange
+from cases import LAYOUTS, arrange, assert_compiles
 from comparison import assert_same, check, poisoned
 from emulation import ORDERS, emulated, needs_compiler
 from problems import PROBLEMS, results
@@ -163,6 +163,12 @@ def test_results_repeat_bit_for_bit(emulation: ModuleType) -> None:
             with emulated(emulation, order):
                 found.append(results(problem, "cuda", inputs))
         assert all(torch.equal(a, b) for later in found[1:] for a, b in zip(found[0], later, strict=True))
+
+
+def test_compiled_code_gives_the_same_values_and_gradients(emulation: ModuleType) -> None:
+    problem = PROBLEMS["integrate"]()
+    with emulated(emulation):
+        assert_compiles(lambda *v: problem.run("cuda", *v), problem.arranged(torch.float32))
 
 
 def test_operations_pass_opcheck(emulation: ModuleType) -> None:

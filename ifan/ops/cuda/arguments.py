@@ -39,8 +39,8 @@ def source_fields(x: Tensor, rows: Tensor | None) -> SourceFields:
 class Norm:
     """Weight, bias, mean and var ``(T, C)`` as contiguous float32, kept alive while their addresses are in use."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> None:
-        self.values = [value.float().contiguous() for value in (weight, bias, mean, var)]
+    def __init__(self, values: Sequence[Tensor], eps: float) -> None:
+        self.values = [value.float().contiguous() for value in values]
         self.eps = eps
 
     @property

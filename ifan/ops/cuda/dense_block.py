@@ -41,7 +41,7 @@ def forward(
             statistics = means[layer], variances[layer]
         elif layer:
             statistics = torch.cat([means[0], mean[:, before]], 1), torch.cat([variances[0], var[:, before]], 1)
-        norm = Norm(gammas[layer], betas[layer], *statistics, eps)
+        norm = Norm((gammas[layer], betas[layer], *statistics), eps)
         filters = weight.to(grown.dtype).permute(2, 3, 0, 1).contiguous()
         inputs = [*fields, source_fields(grown[:, before], None)] if layer else fields
         target = grown[:, new]

@@ -29,7 +29,7 @@ def forward(
     class logits]; arguments as those of the operation ``ifan::hybrid_loss``."""
     parsing, points, classes, task_weights = predictions
     labels, points_target, points_weight, class_targets = targets
-    parsing_smoothing, class_smoothing, *wing = settings
+    parsing_smoothing, class_smoothing, width, curvature = settings
     made = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (parsing, points, classes)]
     blocks, groups = _blocks(parsing, labels, points, classes, sizes), iter(_groups(sizes))
     sums = task_weights.new_empty((sum(blocks), 2), dtype=torch.float32)
@@ -38,15 +38,16 @@ def forward(
         weights = None if class_weights is None else class_weights.float().contiguous()
         _cross_entropy(parsing, labels, weights, parsing_smoothing, IGNORED_PIXEL, made[0], next(parts))
     if points.shape[2]:
-        _points(points, points_target.float(), points_weight.float(), KINDS[point_loss], *wing, made[1], next(parts))
+        target, weight = points_target.float(), points_weight.float()
+        _points(points, target, weight, KINDS[point_loss], width, curvature, made[1], next(parts))
     for (start, end), label in zip(groups, class_targets.unbind(1), strict=True):
         images = [value[:, start:end].t()[None, :, None, :] for value in (classes, made[2])]
         _cross_entropy(images[0], label[None, None], None, class_smoothing, UNLABELLED_CLASS, images[1], next(parts))
     given = None if denominators is None else denominators.float().contiguous()
     found = [task_weights.new_empty(shape, dtype=torch.float32) for shape in ((), *[task_weights.shape] * 3)]
-    weight = task_weights.float().contiguous()
+    by_task = task_weights.float().contiguous()
     addresses = (value.data_ptr() for value in found)
-    call("finish_loss", weight, sums.data_ptr(), blocks, weight.data_ptr(), _address(given), *addresses)
+    call("finish_loss", sums, sums.data_ptr(), blocks, by_task.data_ptr(), _address(given), *addresses)
     return found[0], found[1], found[2], [found[3], *made]
 
 

@@ -21,7 +21,7 @@ def forward(
     eps: float,
 ) -> Tensor:
     """Sources ``(N or R, C_i, H, W)``, norm = weight, bias, mean, var ``(T, C)`` -> ``(N, C, H / pool, W / pool)``."""
-    sources, values = same_dtype(sources), Norm(*norm, eps)
+    sources, values = same_dtype(sources), Norm(norm, eps)
     height, width = sources[0].shape[2:]
     out = sources[0].new_empty((sum(segments), norm[0].shape[1], height // pool, width // pool))
     _each(sources, values, segments, rows, per_sample, pool, out)
@@ -39,7 +39,7 @@ def backward(
     eps: float,
 ) -> list[Tensor]:
     """Gradients of the sources, then of weight, bias, mean and var, for the output's ``gradient``."""
-    read, values = same_dtype(sources), Norm(*norm, eps)
+    read, values = same_dtype(sources), Norm(norm, eps)
     gradient = gradient.to(read[0].dtype).contiguous()
     tiles = native.cuda_module().integrate_tiles(*sources[0].shape[2:])
     shape = values.values[0].shape
