@@ -3,6 +3,10 @@
 ifan._cpu: every csrc/cpu/*.cpp is compiled once an instruction set, csrc/cpu/runtime/*.cpp and csrc/*.cpp once,
 all by ninja, with $CXX, $CXXFLAGS and $LDFLAGS. IFAN_NATIVE=auto (default): a missing or failing compiler leaves a
 pure-Python install; require: that is an error; off: nothing native is built. What happened is kept in ifan/_build.json.
+
+ifan._cuda: csrc/cuda/*, where nvcc lies in $CUDA_HOME/bin or on the PATH; half a minute on one core, no GPU needed.
+IFAN_CUDA=auto (default), require and off mean the same for it. ptxas' report of each kernel is kept beside its object,
+after an editable installation in build/ifan._cuda.
 """
 
 from __future__ import annotations
@@ -31,6 +35,9 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx2": "-mavx2 -mfma -mf16c",
         "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512",
     }
+CUDA = os.environ.get("IFAN_CUDA", "auto")
+CUDA_TARGETS = ("compute_80,code=sm_80", "compute_90a,code=sm_90a", "compute_100,code=[sm_100,compute_100]")
+"""Machine code for A100, H100 and B200; the last one's PTX is for whatever comes after. 8.6 and 8.9 run that of 8.0."""
 NOTES: dict[str, str] = {}
 
 
@@ -43,16 +50,66 @@ def compiler() -> str | None:
 
 def extensions() -> list[Extension]:
     """What to build; empty, with the reason noted, where nothing can be."""
-    if MODE not in ("auto", "require", "off"):
-        sys.exit(f"ifan: IFAN_NATIVE must be auto, require or off; got {MODE!r}. Unset it for auto.")
+    for variable, mode in (("IFAN_NATIVE", MODE), ("IFAN_CUDA", CUDA)):
+        if mode not in ("auto", "require", "off"):
+            sys.exit(f"ifan: {variable} must be auto, require or off; got {mode!r}. Unset it for auto.")
     if MODE == "off":
         NOTES["ifan._cpu"] = "skipped: IFAN_NATIVE=off at installation"
     elif compiler() is None:
         NOTES["ifan._cpu"] = f"skipped: no C++ compiler found (CXX={os.environ.get('CXX') or 'unset'})"
     if NOTES and MODE == "require":
         sys.exit("ifan: IFAN_NATIVE=require, but " + NOTES["ifan._cpu"])
-    sources = [*sorted(ROOT.glob("csrc/cpu/**/*.cpp")), *sorted(ROOT.glob("csrc/*.cpp"))]
-    return [] if NOTES else [Extension("ifan._cpu", [str(path.relative_to(ROOT)) for path in sources])]
+    found = [] if NOTES else [extension("ifan._cpu", "csrc/cpu/**/*.cpp", "csrc/*.cpp")]
+    if CUDA == "off" or nvcc() is None or not found:
+        reason = (
+            "IFAN_CUDA=off at installation" if CUDA == "off" else "nvcc is neither in $CUDA_HOME/bin nor on the PATH"
+        )
+        NOTES["ifan._cuda"] = f"skipped: {reason}" if found else NOTES["ifan._cpu"]
+        if CUDA == "require":
+            sys.exit("ifan: IFAN_CUDA=require, but " + NOTES["ifan._cuda"])
+        return found
+    return [*found, extension("ifan._cuda", "csrc/cuda/*.cu", "csrc/cuda/*.cpp")]
+
+
+def extension(name: str, *patterns: str) -> Extension:
+    """A module of all sources that match, each pattern in the order of its files' names."""
+    return Extension(name, [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted(ROOT.glob(pattern))])
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler of $CUDA_HOME, else the one on the PATH."""
+    home = os.environ.get("CUDA_HOME")
+    return (shutil.which("nvcc", path=f"{home}/bin") if home else None) or shutil.which("nvcc")
+
+
+def cuda_ninja(objects: Path, sources: list[str], target: Path) -> str:
+    """The ninja file of the CUDA module: no torch; the CUDA runtime linked in, its names hidden from torch's own."""
+    import pybind11
+
+    # nvcc itself says where its toolkit lies: the one on the PATH may be a script.
+    said = subprocess.run([str(nvcc()), "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
+    tops = [line.split("TOP=")[1].strip() for line in said.splitlines() if "TOP=" in line]
+    folders = [Path(top, folder) for top in tops for folder in ("lib64", "lib", "targets/x86_64-linux/lib")]
+    runtime = next((path for folder in folders for path in folder.glob("libcudart_static.a")), None)
+    if runtime is None:
+        raise OSError(f"nvcc ({nvcc()}) names no toolkit with libcudart_static.a")
+    include = f"-I{pybind11.get_include()} -I{sysconfig.get_path('include')} -I{tops[0]}/include"
+    targets = " ".join(f"-gencode=arch={name}" for name in CUDA_TARGETS)
+    kernel = f"{nvcc()} -ccbin {compiler()} -std=c++17 -O3 -lineinfo -Xptxas -v {targets}"
+    kernel += " -Xcompiler -fPIC,-fvisibility=hidden"
+    link = f"{compiler()} -shared -Wl,--exclude-libs,ALL,--gc-sections,-s"
+    lines = [
+        f"rule bind\n  command = {compiler()} -MMD -MF $out.d {FLAGS} {include} -c $in -o $out",
+        "  depfile = $out.d\n  deps = gcc",
+        f"rule kernel\n  command = {kernel} -MMD -MF $out.d -c $in -o $out > $out.log 2>&1 || (cat $out.log; exit 1)",
+        "  depfile = $out.d\n  deps = gcc",
+        f"rule link\n  command = {link} $in {runtime} -ldl -lrt -pthread -o $out",
+    ]
+    linked = [str(objects / f"{Path(source).stem}.o") for source in sources]
+    for source, made in zip(sources, linked, strict=True):
+        lines.append(f"build {made}: {'kernel' if source.endswith('.cu') else 'bind'} {ROOT / source}")
+    lines.append(f"build {target}: link {' '.join(linked)}")
+    return "\n".join(lines) + "\n"
 
 
 def cpu_ninja(objects: Path, sources: list[str], target: Path) -> str:
@@ -84,13 +141,15 @@ class Build(build_ext):
     def build_extensions(self) -> None:
         for extension in self.extensions:
             target = Path(self.get_ext_fullpath(extension.name)).absolute()
-            objects = Path(self.build_temp).absolute() / extension.name
+            # Kept by an editable installation, so that the next one compiles only what has changed.
+            objects = (ROOT / "build" if self.editable_mode else Path(self.build_temp).absolute()) / extension.name
             objects.mkdir(parents=True, exist_ok=True)
             target.parent.mkdir(parents=True, exist_ok=True)
             NOTES[extension.name] = self.compile(objects, list(extension.sources), target)
         built = [e for e in self.extensions if NOTES[e.name] == "built"]
-        if MODE == "require" and len(built) < len(self.extensions):
-            sys.exit(f"ifan: IFAN_NATIVE=require, but the native build failed: {NOTES}")
+        for variable, mode, name in (("IFAN_NATIVE", MODE, "ifan._cpu"), ("IFAN_CUDA", CUDA, "ifan._cuda")):
+            if mode == "require" and NOTES[name] != "built":
+                sys.exit(f"ifan: {variable}=require, but the native build failed: {NOTES}")
         self.extensions[:] = built
 
     def compile(self, objects: Path, sources: list[str], target: Path) -> str:
@@ -98,10 +157,12 @@ class Build(build_ext):
         try:
             import ninja
 
-            (objects / "build.ninja").write_text(cpu_ninja(objects, sources, target))
+            written = (cuda_ninja if target.name.startswith("_cuda.") else cpu_ninja)(objects, sources, target)
+            (objects / "build.ninja").write_text(written)
             subprocess.run([os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(objects)], check=True)
         except subprocess.CalledProcessError:
-            return f"failed: {compiler()} does not compile it (pip install -v shows its message)"
+            used = nvcc() if target.name.startswith("_cuda.") else compiler()
+            return f"failed: {used} does not compile it (pip install -v shows its message)"
         except (ImportError, OSError) as error:
             return f"failed: {error}"
         return "built"

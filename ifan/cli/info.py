@@ -17,6 +17,7 @@ PACKAGES = ("torch", "numpy", "opencv-python-headless", "safetensors", "huggingf
 ENVIRONMENT = {
     "IFAN_BACKEND": "backend of the ops: auto, reference, cpu, triton or cuda",
     "IFAN_NATIVE": "native modules when building: auto, require or off",
+    "IFAN_CUDA": "CUDA kernels when building: auto (where nvcc is found), require or off",
     "IFAN_DEBUG": "1 = tracebacks instead of one-line errors",
 }
 

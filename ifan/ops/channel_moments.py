@@ -11,7 +11,7 @@ from torch import Tensor
 from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
-from ifan.ops.gpu import triton_kernels, triton_refusal
+from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import gradients
 
 NAME = "channel_moments"
@@ -58,7 +58,7 @@ def _forward(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, 
     if backend == "reference":
         return reference.channel_moments(x, segments)
     if backend == "triton":
-        found: tuple[Tensor, Tensor] = triton_kernels(NAME).forward(x, segments)
+        found: tuple[Tensor, Tensor] = kernels(backend, NAME).forward(x, segments)
         return found
     mean, var = _empty_moments(x, segments)
     native.cpu_module().channel_moments_forward(
@@ -84,7 +84,7 @@ def _backward(
     mean_gradient: Tensor, var_gradient: Tensor, x: Tensor, mean: Tensor, segments: Sequence[int], backend: str
 ) -> Tensor:
     if backend == "triton":
-        found: Tensor = triton_kernels(NAME).backward(mean_gradient, var_gradient, x, mean, segments)
+        found: Tensor = kernels(backend, NAME).backward(mean_gradient, var_gradient, x, mean, segments)
         return found
     result = torch.empty_like(x)
     if backend == "reference":

@@ -14,7 +14,7 @@ from ifan.ops.channel_moments import _backward as channel_moments_backward
 from ifan.ops.channel_moments import _forward as channel_moments
 from ifan.ops.concatenation import Concatenation, Normalisation, cpu_refusal
 from ifan.ops.dispatch import choose, register_kernel
-from ifan.ops.gpu import triton_kernels, triton_refusal
+from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "dense_block"
@@ -122,8 +122,8 @@ def _forward(
     arguments = (sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
     if backend == "cpu":
         return _cpu_forward(*arguments)
-    if backend == "triton":
-        found: tuple[Tensor, Tensor, Tensor] = triton_kernels(NAME).forward(*arguments)
+    if backend in ("triton", "cuda"):
+        found: tuple[Tensor, Tensor, Tensor] = kernels(backend, NAME).forward(*arguments)
         return found
     grown, mean, var = reference.dense_block(*arguments)
     return grown.contiguous(), mean.contiguous(), var.contiguous()
@@ -166,8 +166,17 @@ def _statistics(
     return torch.cat([means[0], grown_mean], 1), torch.cat([variances[0], grown_var], 1)
 
 
+def _cuda_refusal(*tensors: Tensor) -> str | None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "its kernel is for inference: call it under torch.no_grad(), or train with another backend"
+    if checks.promoted(tensors[:1]) == torch.float32:
+        return "the first source's dtype is float32, and its kernel multiplies float16 or bfloat16"
+    return tasks_refusal(*tensors)
+
+
 register_kernel(NAME, "cpu", cpu_refusal)
 register_kernel(NAME, "triton", triton_refusal)
+register_kernel(NAME, "cuda", _cuda_refusal)
 
 
 @_forward.register_fake
@@ -207,7 +216,7 @@ def _backward(
         return _cpu_backward(upstream, _groups(inputs, lengths), outputs, segments, rows, per_sample, eps)
     if backend == "triton":
         groups = _groups(inputs, lengths)
-        found = triton_kernels(NAME).backward(upstream, outputs, *groups, segments, rows, per_sample, eps)
+        found = kernels(backend, NAME).backward(upstream, outputs, *groups, segments, rows, per_sample, eps)
         return [gradient for group in found for gradient in group]
 
     def run(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,12 +25,7 @@ ENVIRONMENT = "IFAN_BACKEND"
 _Refusal = Callable[..., "str | None"]
 _KERNELS: dict[tuple[str, str], _Refusal] = {}
 _FASTEST_FIRST = (("cuda", "cuda"), ("triton", "cuda"), ("cpu", "cpu"))
-_UNPORTED = {"cuda": "this version has no CUDA kernels"}
-_FIXES = {
-    "cpu": native.FIX,
-    "triton": gpu.TRITON_FIX,
-    **dict.fromkeys(_UNPORTED, "use backend 'auto' or 'reference'"),
-}
+_FIXES = {"cpu": native.FIX, "triton": gpu.TRITON_FIX, "cuda": native.CUDA_FIX}
 _UNCHECKED = "its kernels have not run on a GPU yet"
 _warned: set[str] = set()
 
@@ -111,18 +106,19 @@ def choose(op: str, backend: str | None, *inputs: Tensor) -> str:
 
 
 def _automatic(op: str, inputs: tuple[Tensor, ...]) -> str:
+    reasons = []
     for name, device in _FASTEST_FIRST:
         if (op, name) not in _KERNELS or device != inputs[0].device.type:
             continue
         missing = _missing(name)
         if missing is not None:
-            _warn_once(f"{op} runs on the slower reference: backend {name!r}: {missing}. To fix: {_FIXES[name]}.")
+            reasons.append(f"backend {name!r}: {missing}. To fix: {_FIXES[name]}.")
         elif _KERNELS[op, name](*inputs) is None:
             if device == "cpu" or gpu.checked_on(name) is not None:
                 return name
-            _warn_once(
-                f"{op} runs on the slower reference: backend {name!r}: {_UNCHECKED}. To fix: run make gpu-check."
-            )
+            reasons.append(f"backend {name!r}: {_UNCHECKED}. To fix: run make gpu-check.")
+    if reasons:
+        _warn_once(f"{op} runs on the slower reference: {' '.join(reasons)}")
     return "reference"
 
 
@@ -149,7 +145,9 @@ def _note(name: str, missing: str | None) -> str:
 def _missing(name: str) -> str | None:
     if name == "triton":
         return gpu.triton_missing()
-    return _native_refusal() if name == "cpu" else _UNPORTED.get(name)
+    if name == "cuda":
+        return gpu.cuda_missing()
+    return _native_refusal() if name == "cpu" else None
 
 
 @torch.compiler.assume_constant_result

@@ -11,7 +11,7 @@ from torch import Tensor
 from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
-from ifan.ops.gpu import triton_kernels, triton_refusal
+from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "encode_predictions"
@@ -80,7 +80,7 @@ def _forward(
     parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int, backend: str
 ) -> Tensor:
     if backend == "triton":
-        planes: Tensor = triton_kernels(NAME).forward(parsing_logits, points, class_logits, class_sizes, radius)
+        planes: Tensor = kernels(backend, NAME).forward(parsing_logits, points, class_logits, class_sizes, radius)
         return planes
     if backend == "cpu":
         return _cpu_forward(parsing_logits, points, class_logits, class_sizes, radius)
@@ -142,7 +142,9 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     if backend == "triton":
-        found: list[Tensor] = triton_kernels(NAME).backward(gradient, parsing_logits, points, class_logits, class_sizes)
+        found: list[Tensor] = kernels(backend, NAME).backward(
+            gradient, parsing_logits, points, class_logits, class_sizes
+        )
         return found
     if backend == "cpu":
         return _cpu_backward(gradient, parsing_logits, points, class_logits, class_sizes)

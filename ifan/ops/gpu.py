@@ -12,16 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ifan.ops import native
+
 RECORD = Path(__file__).resolve().parents[1] / "_gpu_check.json"
 """Written by a check of the kernels on a GPU: ``{backend: name of the GPU it passed on}``."""
 
 TRITON_FIX = "pip install triton (it comes with PyTorch's GPU builds), or use backend 'auto' or 'reference'"
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MOST_TASKS = 32  # kMaxTasks in csrc/cuda/call.h: they travel in the kernels' arguments
 
 
-def triton_kernels(op: str) -> Any:
-    """The module ``ifan.kernels.<op>`` with its ``forward`` and ``backward``."""
-    return importlib.import_module(f"ifan.kernels.{op}")
+def kernels(backend: str, op: str) -> Any:
+    """The module with ``forward`` and ``backward`` of an operation on a GPU; ``backend`` is ``triton`` or ``cuda``."""
+    return importlib.import_module(f"ifan.kernels.{op}" if backend == "triton" else f"ifan.ops.cuda.{op}")
 
 
 @torch.compiler.assume_constant_result
@@ -35,9 +38,38 @@ def triton_refusal(*tensors: Tensor) -> str | None:
     for x in tensors:
         if x.device.type != "cuda" and not _interpreted():
             return f"an input lies on {x.device}, not on a GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
-        if x.dtype not in TRITON_DTYPES:
+        if x.dtype not in DTYPES:
             return f"an input's dtype is {x.dtype}, not float32, float16 or bfloat16"
     return None
+
+
+@torch.compiler.assume_constant_result
+def cuda_missing() -> str | None:
+    """Why the CUDA kernels cannot run here; ``None`` when they can."""
+    return native.cuda_refusal()
+
+
+def cuda_refusal(*tensors: Tensor) -> str | None:
+    """Why the CUDA kernels cannot take these inputs; ``None`` when they can."""
+    for x in tensors:
+        if x.device.type != "cuda" and not _emulated():
+            return f"an input lies on {x.device}, not on a GPU"
+        if x.dtype not in DTYPES:
+            return f"an input's dtype is {x.dtype}, not float32, float16 or bfloat16"
+    return None
+
+
+def tasks_refusal(*tensors: Tensor) -> str | None:
+    """As `cuda_refusal`, for operations whose last input is ``(T, C)``."""
+    refusal, tasks = cuda_refusal(*tensors), tensors[-1].shape[0]
+    if refusal is None and tasks > MOST_TASKS:
+        return f"there are {tasks} tasks, more than {MOST_TASKS}"
+    return refusal
+
+
+@torch.compiler.assume_constant_result
+def _emulated() -> bool:
+    return bool(native.cuda_module().emulated)
 
 
 @torch.compiler.assume_constant_result

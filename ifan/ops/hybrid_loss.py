@@ -11,7 +11,7 @@ from torch import Tensor
 from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
-from ifan.ops.gpu import triton_kernels, triton_refusal
+from ifan.ops.gpu import cuda_refusal, kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS, HybridLoss
 from ifan.reference.lanes import accumulation_dtype
@@ -210,6 +210,7 @@ def _reference(
 
 register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
+register_kernel(NAME, "cuda", cuda_refusal)
 
 
 @torch.library.custom_op("ifan::hybrid_loss", mutates_args=())
@@ -225,8 +226,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Total, losses, counts, and what backward needs of a backend that makes its gradients here."""
     constants = (targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
-    if backend == "triton":
-        made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = triton_kernels(NAME).forward(predictions, *constants)
+    if backend in ("triton", "cuda"):
+        made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = kernels(backend, NAME).forward(predictions, *constants)
         return made
     if backend == "cpu":
         return _cpu_forward(predictions, *constants)
@@ -280,7 +281,9 @@ def _cpu_backward(
     divisors, parsing, points, classes = made
     arriving = total * predictions[3].float() + of_losses
     factors = iter(torch.where(divisors > 0, arriving / divisors, 0).tolist())
-    found = [value * next(factors) if value.shape[axis] else value.clone() for value, axis in ((parsing, 1), (points, 2))]
+    found = [
+        value * next(factors) if value.shape[axis] else value.clone() for value, axis in ((parsing, 1), (points, 2))
+    ]
     columns = [factor for factor, size in zip(factors, class_sizes, strict=True) for _ in range(size)]
     found += [classes * classes.new_tensor(columns), total * losses]
     return [value.to(like.dtype) for value, like in zip(found, predictions, strict=True)]
@@ -310,8 +313,8 @@ def _backward(
     point_loss: str,
     backend: str,
 ) -> list[Tensor]:
-    if backend == "triton":
-        found: list[Tensor] = triton_kernels(NAME).backward(upstream, predictions, losses, made, class_sizes)
+    if backend in ("triton", "cuda"):
+        found: list[Tensor] = kernels(backend, NAME).backward(upstream, predictions, losses, made, class_sizes)
         return found
     if backend == "cpu":
         return _cpu_backward(upstream, losses, made, predictions, class_sizes)

@@ -12,7 +12,7 @@ from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.concatenation import Concatenation, Normalisation, cpu_refusal
 from ifan.ops.dispatch import choose, register_kernel
-from ifan.ops.gpu import triton_kernels, triton_refusal
+from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "integrate"
@@ -106,9 +106,9 @@ def _forward(
     if backend == "reference":
         result = reference.integrate(sources, weight, bias, mean, var, segments, rows, per_sample, pool, eps)
         return result.contiguous()
-    if backend == "triton":
+    if backend in ("triton", "cuda"):
         values = weight, bias, mean, var
-        found: Tensor = triton_kernels(NAME).forward(sources, values, segments, rows, per_sample, pool, eps)
+        found: Tensor = kernels(backend, NAME).forward(sources, values, segments, rows, per_sample, pool, eps)
         return found
     height, width = sources[0].shape[2:]
     out = weight.new_empty((sum(segments), weight.shape[1], height // pool, width // pool))
@@ -126,6 +126,7 @@ def _forward(
 
 register_kernel(NAME, "cpu", cpu_refusal)
 register_kernel(NAME, "triton", triton_refusal)
+register_kernel(NAME, "cuda", tasks_refusal)
 
 
 @_forward.register_fake
@@ -160,9 +161,9 @@ def _backward(
 ) -> list[Tensor]:
     if backend == "cpu":
         return _cpu_backward(gradient, inputs, segments, rows, per_sample, pool, eps)
-    if backend == "triton":
+    if backend in ("triton", "cuda"):
         rest = (segments, rows, per_sample, pool, eps)
-        found: list[Tensor] = triton_kernels(NAME).backward(gradient, inputs[:-4], inputs[-4:], *rest)
+        found: list[Tensor] = kernels(backend, NAME).backward(gradient, inputs[:-4], inputs[-4:], *rest)
         return found
 
     def run(*values: Tensor) -> list[Tensor]:

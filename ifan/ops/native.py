@@ -15,20 +15,24 @@ BUILD_NOTE = Path(__file__).resolve().parents[1] / "_build.json"
 FIX = "install a C++ compiler (g++ or clang++) and reinstall ifan; IFAN_NATIVE=require shows the compiler's message"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels take; they read float32, so the others are converted before and after."""
+CUDA_FIX = (
+    "it takes an NVIDIA driver and, when ifan is installed, nvcc of CUDA 12.8 or newer (IFAN_CUDA=require shows its "
+    "message); or use backend 'auto' or 'reference'"
+)
 
 
-@lru_cache(maxsize=1)
-def _load() -> tuple[ModuleType | None, str]:
+@lru_cache(maxsize=2)
+def _load(name: str) -> tuple[ModuleType | None, str]:
     try:
-        return importlib.import_module("ifan._cpu"), ""
+        return importlib.import_module(name), ""
     except ImportError as error:
-        note = build_note().get("ifan._cpu", "")
-        return None, note if note and note != "built" else f"ifan._cpu does not load ({error})"
+        note = build_note().get(name, "")
+        return None, note if note and note != "built" else f"{name} does not load ({error})"
 
 
 def cpu_module() -> ModuleType:
     """The compiled CPU kernels; ``ImportError`` names the reason and the fix."""
-    module, reason = _load()
+    module, reason = _load("ifan._cpu")
     if module is None:
         raise ImportError(f"{reason}; {FIX}")
     return module
@@ -36,7 +40,7 @@ def cpu_module() -> ModuleType:
 
 def cpu_refusal() -> str | None:
     """Why the compiled CPU kernels are missing; ``None`` when they are there."""
-    module, reason = _load()
+    module, reason = _load("ifan._cpu")
     return None if module is not None else reason
 
 
@@ -48,6 +52,31 @@ def input_refusal(*tensors: Tensor) -> str | None:
         if x.dtype not in DTYPES:
             return f"an input's dtype is {x.dtype}, not float32, bfloat16 or float16"
     return None
+
+
+def cuda_module() -> ModuleType:
+    """The compiled CUDA kernels; ``ImportError`` names the reason and the fix."""
+    module, reason = _load("ifan._cuda")
+    if module is None:
+        raise ImportError(f"{reason}; {CUDA_FIX}")
+    return module
+
+
+def cuda_refusal() -> str | None:
+    """Why the compiled CUDA kernels cannot run here; ``None`` when they can. Does not touch a GPU."""
+    module, reason = _load("ifan._cuda")
+    if module is None:
+        return reason
+    runtime, driver = (module.versions()[key] for key in ("runtime", "driver"))
+    if module.emulated or driver >= runtime:
+        return None
+    found = f"the NVIDIA driver serves CUDA up to {_version(driver)}" if driver else "there is no NVIDIA driver"
+    return f"ifan._cuda loads, but {found}; it was built with CUDA {_version(runtime)}"
+
+
+def _version(number: int) -> str:
+    """13000 as 13.0."""
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def build_note() -> dict[str, str]:

@@ -12,7 +12,7 @@ from ifan import reference
 from ifan.ops import checks, convolution
 from ifan.ops.concatenation import Concatenation, cpu_refusal
 from ifan.ops.dispatch import choose, register_kernel
-from ifan.ops.gpu import triton_kernels, triton_refusal
+from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "transition_up"
@@ -91,7 +91,7 @@ def _forward(
         convolution.convolve(_alone(shifted), weight_b, out, "relu")
         return out, shifted
     if backend == "triton":
-        found: Tensor = triton_kernels(NAME).forward(sources, weight_a, weight_b, rows, per_sample)
+        found: Tensor = kernels(backend, NAME).forward(sources, weight_a, weight_b, rows, per_sample)
         return found, shifted
     return reference.transition_up(sources, weight_a, weight_b, rows, per_sample).contiguous(), shifted
 
@@ -134,7 +134,7 @@ def _backward(
         return _cpu_backward(gradient, inputs, outputs, rows, per_sample)
     if backend == "triton":
         *sources, weight_a, weight_b = inputs
-        found: list[Tensor] = triton_kernels(NAME).backward(
+        found: list[Tensor] = kernels(backend, NAME).backward(
             gradient, outputs[0], sources, weight_a, weight_b, rows, per_sample
         )
         return found

@@ -21,7 +21,7 @@ X = torch.ones(2, 3, 2, 2)
 @pytest.fixture
 def no_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine where the compiler was missing."""
-    monkeypatch.setattr(native, "_load", lambda: (None, "skipped: no C++ compiler found"))
+    monkeypatch.setattr(native, "_load", lambda name: (None, "skipped: no C++ compiler found"))
     monkeypatch.setattr(dispatch, "_warned", set())
     return
 
@@ -49,7 +49,7 @@ def test_use_backend_nests_and_restores() -> None:
 def test_missing_backend_asked_for_by_name_raises_with_reason_and_fix(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "triton_missing", lambda: "Triton is not installed")
+    monkeypatch.setattr(gpu, f"{name}_missing", lambda: "it is not installed")
     with pytest.raises(BackendError, match=rf"backend '{name}' is not available: .* To fix: "):
         channel_moments(X, [2], backend=name)
     with use_backend(name), pytest.raises(BackendError, match="not available"):

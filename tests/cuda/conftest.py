@@ -1,0 +1,28 @@
+"""The emulation of the CUDA kernels, compiled once a session."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / "ops"), str(TESTS / "kernels"), str(TESTS)]
+
+
+@pytest.fixture(scope="session")
+def emulation_objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Object files of the kernels and their binding."""
+    from emulation import build_objects
+
+    return build_objects(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="session")
+def emulation(emulation_objects: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The module with the same functions as ``ifan._cuda``, running on the CPU."""
+    from emulation import link
+
+    return link(list(emulation_objects.values()), tmp_path_factory.mktemp("module"))
