@@ -16,6 +16,7 @@ from ifan.cli.evaluate import evaluate
 from ifan.cli.info import info
 from ifan.cli.pack import pack
 from ifan.cli.predict import predict
+from ifan.cli.serve import serve
 from ifan.cli.train import train
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (info, demo, predict, train, evaluate, pack):
+for command in (info, demo, predict, serve, train, evaluate, pack):
     app.command()(command)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -83,6 +84,13 @@ class FaceAnalyzer:
         self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks)
         self.network, self.batch_size, self.margin, self.iterations = network, batch_size, margin, iterations
         self.detector = _detector(detector)
+        self._device, self._tasks = device, tasks
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, and those that other processes get, make an engine of their own."""
+        options = {"detector": self.detector, "iterations": self.iterations, "batch_size": self.batch_size}
+        made = partial(type(self), **options, margin=self.margin, tasks=self._tasks)
+        return made, (self.network, self._device)
 
     @property
     def config(self) -> NetworkConfig:

@@ -22,15 +22,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from ifan import __version__
 from ifan.inference.analyzer import FaceAnalyzer, Prepared
 from ifan.inference.files import encode_label_png, write_files
-from ifan.inference.photo import as_rgb
 from ifan.inference.pipeline import ordered_map, prefetched
 from ifan.inference.result import compose
+from ifan.inference.rows import as_row, prepare
 from ifan.inference.sources import count_frames, frames, is_clip
 from ifan.inference.tables import Row, Writer, writer
 
@@ -39,7 +38,7 @@ WAITING = 4
 """Photos, in batches of faces, that may wait for their batch to fill."""
 
 Progress = Callable[[int, int, int], None]
-"""Called with photos and frames done, expected in all, and failed."""
+"""Called with photos and frames done, expected in all, and failed; first with what an earlier call had finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +171,9 @@ class _Run:
             commits += finished
             if not (finished and finished[-1]["last"]):
                 todo.append((job, len(finished)))
-        for commit in commits:
-            self.count(commit["rows"], len(commit["failures"]))
+        self.count(sum(commit["rows"] for commit in commits), sum(len(commit["failures"]) for commit in commits))
+        if todo:
+            (self.out / MANIFEST).unlink(missing_ok=True)  # until all is there again
         with ThreadPoolExecutor(self.threads, "ifan-prepare") as pool:
             prepared = ordered_map(pool, self.prepare, self.items(todo), 2 * self.threads)
             with prefetched(prepared, 2 * self.analyzer.batch_size) as stream:
@@ -220,12 +220,8 @@ class _Run:
         """Decode, find and crop; a failure becomes a reason. The picture itself is let go."""
         if item.path is None or item.error:
             return item
-        found, reason = None, None
-        try:
-            image = as_rgb(item.path, item.path) if item.image is None else item.image
-            (found,) = self.analyzer.prepare([image], [None], [item.path])
-        except (ValueError, OSError, MemoryError, cv2.error) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+        source = item.path if item.image is None else item.image
+        found, reason = prepare(self.analyzer, source, item.path)
         return _Item(item.job, item.path, item.frame, item.time, None, found, reason)
 
     def write(self, stream: Iterator[_Item], shards: dict[_Job, int]) -> Iterator[dict[str, Any]]:
@@ -261,17 +257,7 @@ class _Run:
         predictions = self.analyzer.predict([item.found for item in items if item.found])
         for item in items:
             faces = self.analyzer.faces(item.found, predictions) if item.found else ()
-            width, height = item.found.size if item.found else (None, None)
-            row = {
-                "input": os.fsencode(item.path or "").decode("utf-8", "backslashreplace"),
-                "frame": item.frame,
-                "time": item.time,
-                "width": width,
-                "height": height,
-                "faces": [face.to_dict() for face in faces],
-                "map": None,
-                "error": item.error and item.error.encode("utf-8", "backslashreplace").decode(),
-            }
+            row = as_row(item.path or "", item.found, faces, item.error, item.frame, item.time)
             yield item, row, compose(item.found.size, faces) if self.maps and item.found else None
 
     def name(self, job: _Job, shard: int) -> str:
@@ -325,10 +311,16 @@ def _settings(analyzer: FaceAnalyzer, every: int, maps: bool, shard_rows: int) -
         "config": asdict(analyzer.config),
         "tasks": [task.name for task in analyzer.predictor.tasks],
         "iterations": analyzer.iterations,
-        "detector": repr(analyzer.detector),
+        "detector": _identity(analyzer.detector),
         "options": [analyzer.margin, every, maps, shard_rows],
     }
     return json.dumps(settings, sort_keys=True).encode()
+
+
+def _identity(thing: object) -> str:
+    """What it says of itself; of an object that says nothing its class, as its address differs from run to run."""
+    kind = type(thing)
+    return f"{kind.__module__}.{kind.__qualname__}" if kind.__repr__ is object.__repr__ else repr(thing)
 
 
 def _digest(settings: bytes, paths: Sequence[str]) -> str:

@@ -25,11 +25,11 @@ def test_help_names_every_command_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "heavy: []" in done.stdout
-    for name in ("info", "demo", "predict", "train", "evaluate", "pack"):
+    for name in ("info", "demo", "predict", "serve", "train", "evaluate", "pack"):
         assert f" {name} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["info", "demo", "predict", "train", "evaluate", "pack"])
+@pytest.mark.parametrize("command", ["info", "demo", "predict", "serve", "train", "evaluate", "pack"])
 def test_every_command_has_help(run, command: str) -> None:
     code, text, _ = run(command, "--help")
     assert code == 0
