@@ -74,14 +74,15 @@ def build(analyzer: FaceAnalyzer) -> Any:
                     sources=["upload", "webcam", "clipboard"],
                     type="filepath",  # as it was sent: the library reads it, with its own limits
                     image_mode=None,
+                    webcam_options=gr.WebcamOptions(mirror=False),  # left stays left
                     height=360,
                     elem_id="photo",
                 )
                 choice = gr.Radio(list(CHOICES), value=next(iter(CHOICES)), label="feedback", elem_id="feedback")
                 count = gr.Markdown(elem_id="count")
-            with gr.Column(scale=2):
+            with gr.Column(scale=3), gr.Row():
                 shown = [
-                    gr.Image(label=f"result {i}", interactive=False, format="png", visible=i == 1, elem_id=f"result-{i}")
+                    gr.Image(interactive=False, format="png", visible=i == 1, buttons=[], elem_id=f"result-{i}")
                     for i in (1, 2)
                 ]
         gr.on(

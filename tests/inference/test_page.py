@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import cv2
 import numpy as np
@@ -101,6 +103,8 @@ def test_a_photo_one_iteration_and_both_side_by_side(page: Any, address: str, tm
     assert page.save_screenshot(str(tmp_path / "page.png"))
     assert "1 iteration" in text(page, "#result-1")
     assert "3 iterations" in text(page, "#result-2")
+    tops = page.execute_script("return [...document.querySelectorAll('[id^=result-]')].map(e => e.offsetTop)")
+    assert tops[0] == tops[1]
     once, often = (cv2.imdecode(np.frombuffer(fetch(page, src), np.uint8), 1) for src, _ in results)
     assert once.shape == often.shape
     assert not np.array_equal(once, often)
@@ -117,13 +121,14 @@ def fetch(browser: Any, src: str) -> bytes:
     return bytes(browser.execute_async_script(script, src))
 
 
-def test_the_camera(page: Any) -> None:
-    eventually(lambda: page.find_elements("css selector", "#photo button[aria-label*=ebcam]"))[0].click()
-    eventually(lambda: [b for b in page.find_elements("css selector", "#photo button") if "access" in b.text])[0].click()
+def test_the_camera(page: Any, tmp_path: Path) -> None:
+    eventually(lambda: page.find_elements("css selector", "#photo button[aria-label*=camera]"))[0].click()
+    eventually(lambda: [b for b in page.find_elements("css selector", "#photo button") if "access" in b.text.lower()])[0].click()
     eventually(lambda: page.execute_script("return document.querySelector('#photo video')?.videoWidth"))
     eventually(lambda: page.find_elements("css selector", "#photo button[aria-label*=apture]"))[0].click()
     eventually(lambda: shown(page))
     assert text(page, "#count") == "1 face"
+    assert page.save_screenshot(str(tmp_path / "page.png"))
 
 
 def test_what_is_no_photo_is_one_line(page: Any, tmp_path: Path) -> None:
@@ -138,8 +143,16 @@ def test_large_uploads_are_refused(page: Any, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(PORTRAIT.read_bytes() + bytes(1 << 20))
     upload(page, tmp_path / "large.png")
     said = eventually(lambda: text(page, ".toast-wrap"))
-    assert "exceeds the maximum" in said
+    assert "exceed the maximum" in said
     assert shown(page) == []
+
+
+def test_the_server_refuses_large_uploads_too(address: str) -> None:
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    request = Request(f"{address}/gradio_api/upload", head + bytes(2 << 20) + b"\r\n--x--\r\n")
+    request.add_header("Content-Type", "multipart/form-data; boundary=x")
+    with pytest.raises(HTTPError, match="413"):
+        urlopen(request)
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="open ports are read from /proc")
