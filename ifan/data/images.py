@@ -81,7 +81,9 @@ def _bytes_of(source: str | Path | bytes | np.ndarray, name: str | None) -> tupl
         if not stat.S_ISREG(facts.st_mode):  # a pipe would wait for ever, a device never end
             raise ImageError(f"{path}: expected a file with a picture; got a folder, pipe or device; check the path")
         if facts.st_size > MAX_BYTES:
-            raise ImageError(f"{path}: {facts.st_size} bytes is beyond the limit of {MAX_BYTES}; shrink the picture first")
+            raise ImageError(
+                f"{path}: {facts.st_size} bytes is beyond the limit of {MAX_BYTES}; shrink the picture first"
+            )
         return path.read_bytes(), str(path)
     except FileNotFoundError:
         raise ImageError(f"{path}: the picture does not exist; check the path") from None

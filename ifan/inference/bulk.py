@@ -26,7 +26,7 @@ import numpy as np
 
 from ifan import __version__
 from ifan.inference.analyzer import FaceAnalyzer, Prepared
-from ifan.inference.files import encode_label_png, write_files
+from ifan.inference.files import alone_in, encode_label_png, remove_parts, write_files
 from ifan.inference.pipeline import ordered_map, prefetched
 from ifan.inference.result import compose
 from ifan.inference.rows import as_row, prepare
@@ -105,22 +105,26 @@ def predict_bulk(
         progress: see `Progress`.
 
     Raises:
-        ValueError: a folder with other things or results of other inputs or settings, a format that cannot be written.
+        ValueError: a folder with other things or results of other inputs or settings, or that another process writes
+            to; a format that cannot be written.
         OSError: the results cannot be written, as on a full disk; what is finished stays and counts.
     """
     if every < 1 or shard_rows < 1 or (threads is not None and threads < 1):
         raise ValueError(f"every, shard_rows and threads must be at least 1; got {every}, {shard_rows}, {threads}")
     run = _Run(analyzer, Path(out), every, maps, shard_rows, threads or min(8, max(2, os.cpu_count() or 2)))
     jobs = run.plan(inputs)
-    run.check_folder(jobs)
-    if progress:
-        run.report = progress
-        run.expected = sum(count_frames(path, every) if is_clip(path) else 1 for path in inputs)
-    try:
-        return run.run(jobs)
-    except OSError as error:
-        hint = "finished shards are kept; make room and run the same command again"
-        raise OSError(error.errno, f"{error.strerror}; {hint}", str(run.out)) from error
+    if run.out.exists() and not run.out.is_dir():
+        raise ValueError(f"{out}: results become a folder of shards; got a file; choose another name")
+    with alone_in(run.out):
+        run.check_folder(jobs)
+        if progress:
+            run.report = progress
+            run.expected = sum(count_frames(path, every) if is_clip(path) else 1 for path in inputs)
+        try:
+            return run.run(jobs)
+        except OSError as error:
+            hint = "finished shards are kept; make room and run the same command again"
+            raise OSError(error.errno, f"{error.strerror}; {hint}", str(run.out)) from error
 
 
 class _Run:
@@ -148,13 +152,10 @@ class _Run:
 
     def check_folder(self, jobs: Sequence[_Job]) -> None:
         """Refuse a folder that holds anything else than these jobs' shards; remove what a kill left half-written."""
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"{self.out}: results become a folder of shards; got a file; choose another name")
+        remove_parts(self.out, self.out / COMMITS, self.out / MAPS)
         own = {f"part-{job.number:06}-{job.digest}" for job in jobs}
-        for path in self.out.iterdir() if self.out.exists() else ():
-            if path.name.startswith(".") and path.suffix == ".part":
-                path.unlink()
-            elif path.name.startswith("part-") and path.suffix == self.out.suffix:
+        for path in self.out.iterdir():
+            if path.name.startswith("part-") and path.suffix == self.out.suffix:
                 if path.stem.rpartition("-")[0] not in own:
                     raise ValueError(
                         f"{self.out}: holds results of other inputs, weights or settings; "

@@ -1,10 +1,10 @@
 """Beyond one machine: the same analyzer, mapped over a Ray Data dataset (``pip install 'ifan[ray]'``).
 
-    import ray, ifan
-    from ifan.inference.ray import predict_dataset
+import ray, ifan
+from ifan.inference.ray import predict_dataset
 
-    photos = ray.data.read_binary_files("s3://bucket/photos", include_paths=True)
-    predict_dataset(ifan.load(), photos, photo="bytes", workers=64).write_parquet("s3://bucket/faces")
+photos = ray.data.read_binary_files("s3://bucket/photos", include_paths=True)
+predict_dataset(ifan.load(), photos, photo="bytes", workers=64).write_parquet("s3://bucket/faces")
 """
 
 from __future__ import annotations

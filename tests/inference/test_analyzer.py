@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from PIL import Image
 
 import ifan
 from ifan.data.crop import Crop, crop_image
-from ifan.inference import FACE_MARGIN, Detection, Face, FaceAnalyzer, PhotoResult
+from ifan.inference import FACE_MARGIN, CenterFace, Detection, Face, FaceAnalyzer, PhotoResult
 from ifan.inference.framing import FACE_DROP
 from ifan.network import IFAN
 
@@ -237,6 +238,17 @@ def test_any_detector_frames_the_faces(analyzer: FaceAnalyzer, photo: np.ndarray
     assert given[0].box == BOX
     assert given[0].score is None
     assert len(found([])) == 0
+
+
+def test_copies_for_other_processes_find_the_same(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    options = {"iterations": 1, "tasks": ["landmarks"], "batch_size": 3, "margin": 2.0}
+    for detector in (CenterFace(256, min_score=0.6), OneFace(), None):
+        made = FaceAnalyzer(analyzer.network, detector=detector, **options)
+        copied = pickle.loads(pickle.dumps(made))
+        assert (copied.batch_size, copied.margin, copied.iterations) == (3, 2.0, 1)
+        assert type(copied.detector) is type(detector)
+        same(copied([photo, photo], [None, BOX])[1], made(photo, BOX))
+    assert repr(pickle.loads(pickle.dumps(CenterFace(256, 0.6)))) == repr(CenterFace(256, 0.6))
 
 
 def test_runs_spell_the_parsing_map(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:

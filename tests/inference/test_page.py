@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'ifan[serve]'")
-webdriver = pytest.importorskip("selenium.webdriver", reason="the browser is driven by selenium: pip install selenium")
+pytest.importorskip("selenium", reason="the browser is driven by selenium: pip install selenium")
+
+from selenium import webdriver
 
 import ifan
 from ifan.inference.page import HOST, Comparison, serve
@@ -95,7 +97,7 @@ def page(browser: Any, address: str) -> Any:
 
 def test_a_photo_one_iteration_and_both_side_by_side(page: Any, address: str, tmp_path: Path) -> None:
     upload(page, Path(str(PORTRAIT)))
-    ((first, width),) = eventually(lambda: shown(page))
+    ((_, width),) = eventually(lambda: shown(page))
     assert text(page, "#count") == "1 face"
     assert width == ifan.load()(PORTRAIT.read_bytes()).plot().shape[1]
     page.find_elements("css selector", "#feedback input")[2].click()
@@ -123,7 +125,9 @@ def fetch(browser: Any, src: str) -> bytes:
 
 def test_the_camera(page: Any, tmp_path: Path) -> None:
     eventually(lambda: page.find_elements("css selector", "#photo button[aria-label*=camera]"))[0].click()
-    eventually(lambda: [b for b in page.find_elements("css selector", "#photo button") if "access" in b.text.lower()])[0].click()
+    eventually(lambda: [b for b in page.find_elements("css selector", "#photo button") if "access" in b.text.lower()])[
+        0
+    ].click()
     eventually(lambda: page.execute_script("return document.querySelector('#photo video')?.videoWidth"))
     eventually(lambda: page.find_elements("css selector", "#photo button[aria-label*=apture]"))[0].click()
     eventually(lambda: shown(page))

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
-ray = pytest.importorskip("ray", reason="Ray is large: pip install 'ifan[ray]' to run these")
-pytest.importorskip("ray.data", reason="Ray Data needs pyarrow and pandas: pip install 'ifan[ray]'")
+pytest.importorskip("ray.data", reason="Ray is large: pip install 'ifan[ray]' to run these")
+
+import ray
 
 from ifan.inference import FaceAnalyzer
 from ifan.inference.bulk import predict_bulk
@@ -21,6 +21,7 @@ from ifan.inference.ray import predict_dataset
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # else Ray reports to its makers
     here = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": here}})
     ray.data.DataContext.get_current().enable_progress_bars = False
