@@ -88,9 +88,14 @@ class FaceAnalyzer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies, and those that other processes get, make an engine of their own."""
-        options = {"detector": self.detector, "iterations": self.iterations, "batch_size": self.batch_size}
-        made = partial(type(self), **options, margin=self.margin, tasks=self._tasks)
-        return made, (self.network, self._device)
+        options: dict[str, Any] = {
+            "detector": self.detector,
+            "iterations": self.iterations,
+            "batch_size": self.batch_size,
+            "margin": self.margin,
+            "tasks": self._tasks,
+        }
+        return partial(type(self), **options), (self.network, self._device)
 
     @property
     def config(self) -> NetworkConfig:

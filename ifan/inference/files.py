@@ -23,17 +23,21 @@ except ImportError:  # Windows
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Write all files or none: to temporary names beside their places first, then renamed in order.
 
-    Folders are made as needed; a file that was there is replaced. Raises ``OSError`` and leaves nothing half-written.
+    Folders are made as needed; a file that was there is replaced. Raises ``OSError``, which names the file, and leaves
+    nothing half-written.
     """
     waiting: dict[Path, Path] = {}
     try:
         for number, (path, data) in enumerate(files.items()):
             path.parent.mkdir(parents=True, exist_ok=True)
             waiting[path] = path.with_name(f".{os.getpid()}-{number}.part")
-            with waiting[path].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with waiting[path].open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
         for path, temporary in waiting.items():
             temporary.replace(path)
     finally:

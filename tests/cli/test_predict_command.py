@@ -185,7 +185,7 @@ def test_full_disk_stops_with_one_line(
     monkeypatch.setattr("os.fsync", full)
     code, _, errors = run("predict", photo, "--out", tmp_path / "out", "--weights", weights)
     assert code == 1
-    assert errors == "error: [Errno 28] No space left on device\n"
+    assert errors == f"error: [Errno 28] No space left on device: '{tmp_path / 'out' / 'alpha_overlay.png'}'\n"
     assert list((tmp_path / "out").iterdir()) == []
 
 
