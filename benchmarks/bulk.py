@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -55,34 +55,42 @@ def share(options: argparse.Namespace, folder: Path) -> None:
     paths = draw(folder / "in", options.count, network.config.size)
     crops = np.stack([cv2.imread(path)[..., ::-1].transpose(2, 0, 1) for path in paths])
     full = FaceAnalyzer(network, detector=None, iterations=options.iterations)
-    for what, tasks in (("points and emotion", table_tasks(full)), ("parsing too", None)):
+    kinds = (("points and emotion", table_tasks(full)), ("parsing too", None))
+    for what, tasks in kinds[: 1 if options.tables_only else 2]:
         analyzer = FaceAnalyzer(
             network, detector=None, iterations=options.iterations, tasks=tasks, batch_size=options.batch
         )
-        ratios, rates = [], []
-        for turn in range(options.rounds + 1):
-            start = time.perf_counter()
+
+        def bare(analyzer: FaceAnalyzer = analyzer) -> None:
             for first in range(0, len(crops), options.batch):
                 analyzer.predictor(crops[first : first + options.batch])
-            bare = time.perf_counter() - start
-            start = time.perf_counter()
-            predict_bulk(analyzer, paths, folder / f"{bool(tasks)}-{turn}.jsonl", threads=options.decoders)
-            bulk = time.perf_counter() - start
-            if turn:  # the first warms up
-                ratios.append(bare / bulk)
-                rates.append((len(paths) / bare, len(paths) / bulk))
-        engine, whole = (statistics.median(column) for column in zip(*rates, strict=True))
-        print(
-            f"{what}: engine {engine:.0f} faces/s, bulk {whole:.0f} faces/s, share {statistics.median(ratios):.3f} "
-            f"({min(ratios):.3f} to {max(ratios):.3f}, {options.rounds} rounds of {len(paths)} faces)"
-        )
+
+        pairs = []
+        for turn in range(options.rounds + 1):
+            out = folder / f"{bool(tasks)}-{turn}.jsonl"
+            pairs.append((timed(bare), timed(lambda: predict_bulk(analyzer, paths, out, threads=options.decoders))))  # noqa: B023
+        del pairs[0]  # warms up
+        rates = [len(paths) / statistics.median(pair[way][0] for pair in pairs) for way in (0, 1)]
+        shares = [sorted(engine[kind] / bulk[kind] for engine, bulk in pairs) for kind in (0, 1)]
+        print(f"{what}: engine {rates[0]:.0f} faces/s, bulk {rates[1]:.0f} faces/s; {len(paths)} faces a round")
+        for kind, ratios in zip(("time", "processor time, decoding included"), shares, strict=True):
+            print(f"  share by {kind}: {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of a call, and seconds of processor time of all threads."""
+    start, used = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - start, time.process_time() - used
 
 
 def memory(options: argparse.Namespace, folder: Path) -> None:
     """Resident memory at every thousandth image."""
     network = load_network(options.weights)
-    analyzer = FaceAnalyzer(network, detector=None, iterations=options.iterations, batch_size=options.batch)
-    analyzer = FaceAnalyzer(network, detector=None, tasks=table_tasks(analyzer), batch_size=options.batch)
+    tasks = table_tasks(FaceAnalyzer(network, detector=None))
+    analyzer = FaceAnalyzer(
+        network, detector=None, iterations=options.iterations, tasks=tasks, batch_size=options.batch
+    )
     sizes: dict[int, int] = {}
 
     def note(done: int, *_: int) -> None:
@@ -107,7 +115,6 @@ def processes(options: argparse.Namespace, folder: Path) -> None:
     for batch in options.batches:
         for count in (1, 2):
             outs = [folder / f"{batch}-{count}-{i}.parquet" for i in range(count)]
-            began = time.perf_counter()
             workers = [start(options, paths[i::count], out, batch) for i, out in enumerate(outs)]
             seconds = [float(worker.communicate()[0]) for worker in workers]
             if any(worker.returncode for worker in workers):
@@ -116,7 +123,7 @@ def processes(options: argparse.Namespace, folder: Path) -> None:
             read = sum(Path(path).stat().st_size for path in paths)
             print(
                 f"| {count} | {batch} | {len(paths) / max(seconds):.1f} | {read / len(paths):.0f} | "
-                f"{written / len(paths):.0f} |  ({time.perf_counter() - began:.0f} s with start)",
+                f"{written / len(paths):.0f} |",
                 flush=True,
             )
 
@@ -169,6 +176,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tables-only", action="store_true", help="share: leave out the runs with parsing")
     parser.add_argument("--decoders", type=int, help="threads that decode; as many as processors if left out")
     parser.add_argument("--photos", help="folder of photos, for processes")
     options = parser.parse_args()

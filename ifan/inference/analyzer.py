@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ifan.config import NetworkConfig
-from ifan.data.crop import Crop, crop_image, map_to_image, points_from_crop
+from ifan.data.crop import Crop, covered, crop_image, map_to_image, points_from_crop
 from ifan.inference.detect import Box, CenterFace, Detection, Detector
 from ifan.inference.framing import FACE_MARGIN, crop_of
 from ifan.inference.photo import as_rgb
@@ -180,7 +180,7 @@ class FaceAnalyzer:
         return tuple(self._face(photo.size, found, crop, next(predictions)) for found, crop in photo.faces)
 
     def _face(self, size: tuple[int, int], found: Detection, crop: Crop, predicted: dict[str, np.ndarray]) -> Face:
-        x0, y0, x1, y1 = region = _region(crop, size)
+        x0, y0, x1, y1 = region = covered(crop, size[::-1])
         parsing: np.ndarray | None = None
         names: tuple[str, ...] = ()
         landmarks, classes = {}, {}
@@ -219,14 +219,6 @@ def _faces_in(boxes: Any, image: np.ndarray, name: str) -> list[Detection]:
                 "give x0,y0,x1,y1 with x0 < x1 and y0 < y1"
             )
     return [Detection(box, None) for box in listed]
-
-
-def _region(crop: Crop, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The pixels of the photo that the crop touches: x0, y0, x1, y1, at least one pixel."""
-    corners = points_from_crop(np.array([[-0.5, 0.5, -0.5, 0.5], [-0.5, -0.5, 0.5, 0.5]]), crop)
-    (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))
-    x0, y0 = (int(np.clip(v, 0, n - 1)) for v, n in zip((left, top), size, strict=True))
-    return x0, y0, int(np.clip(right, x0 + 1, size[0])), int(np.clip(bottom, y0 + 1, size[1]))
 
 
 def _list_of_boxes(boxes: Any, name: str) -> list[Box]:

@@ -18,7 +18,8 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from ifan.inference.tables import Row, Writer, writer
 MANIFEST, COMMITS, MAPS = "_manifest.json", "_commits", "_maps"
 WAITING = 4
 """Photos, in batches of faces, that may wait for their batch to fill."""
+
+CROPS_TOGETHER = 8
+"""Ready crops that a thread decodes at once."""
 
 Progress = Callable[[int, int, int], None]
 """Called with photos and frames done, expected in all, and failed; first with what an earlier call had finished."""
@@ -176,9 +180,9 @@ class _Run:
         if todo:
             (self.out / MANIFEST).unlink(missing_ok=True)  # until all is there again
         with ThreadPoolExecutor(self.threads, "ifan-prepare") as pool:
-            prepared = ordered_map(pool, self.prepare, self.items(todo), 2 * self.threads)
+            prepared = ordered_map(pool, self.prepare, self.groups(todo), 2 * self.threads)
             with prefetched(prepared, 2 * self.analyzer.batch_size) as stream:
-                commits += self.write(stream, dict(todo))
+                commits += self.write(chain.from_iterable(stream), dict(todo))
         return self.finish(sorted(commits, key=lambda commit: commit["file"]))
 
     def finished(self, job: _Job) -> list[dict[str, Any]]:
@@ -195,6 +199,18 @@ class _Run:
                 break
             found.append(commit)
         return found
+
+    def groups(self, todo: Sequence[tuple[_Job, int]]) -> Iterator[list[_Item]]:
+        """`items` in the portions in which they are prepared: handing one to a thread costs as much as a ready crop, so
+        these go together; what takes long, or holds a picture, goes alone."""
+        group: list[_Item] = []
+        for item in self.items(todo):
+            group.append(item)
+            if self.analyzer.detector or item.image is not None or len(group) == CROPS_TOGETHER:
+                yield group
+                group = []
+        if group:
+            yield group
 
     def items(self, todo: Sequence[tuple[_Job, int]]) -> Iterator[_Item]:
         """Photos by path, frames decoded, after each job its end."""
@@ -217,13 +233,15 @@ class _Run:
         except ValueError as error:
             yield _Item(job, path, error=str(error))
 
-    def prepare(self, item: _Item) -> _Item:
-        """Decode, find and crop; a failure becomes a reason. The picture itself is let go."""
-        if item.path is None or item.error:
-            return item
-        source = item.path if item.image is None else item.image
-        found, reason = prepare(self.analyzer, source, item.path)
-        return _Item(item.job, item.path, item.frame, item.time, None, found, reason)
+    def prepare(self, items: Sequence[_Item]) -> list[_Item]:
+        """Decode, find and crop; a failure becomes a reason. The pictures themselves are let go."""
+        done = []
+        for item in items:
+            if item.path is not None and not item.error:
+                found, reason = prepare(self.analyzer, item.path if item.image is None else item.image, item.path)
+                item = replace(item, image=None, found=found, error=reason)
+            done.append(item)
+        return done
 
     def write(self, stream: Iterator[_Item], shards: dict[_Job, int]) -> Iterator[dict[str, Any]]:
         """Rows into shards, shards onto the disk; ``shards`` says how many of a job are there already."""
