@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -166,14 +166,29 @@ class FaceAnalyzer:
             row[:] = crop_image(image, crop, size).transpose(2, 0, 1)
         return Prepared((width, height), faces, pixels)
 
-    def predict(self, photos: Sequence[Prepared]) -> Iterator[dict[str, np.ndarray]]:
-        """The predictions of each face of ``photos`` in order, in batches over photos; of one face, without the first
-        axis of `Predictor`."""
-        pixels = np.concatenate([photo.pixels for photo in photos]) if photos else np.empty(0)
-        for start in range(0, len(pixels), self.batch_size):
-            batch = pixels[start : start + self.batch_size]
-            predicted = self.predictor(batch)
-            yield from ({name: value[i] for name, value in predicted.items()} for i in range(len(batch)))
+    def predict(
+        self, photos: Iterable[Prepared | None], patience: int | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The predictions of each face of ``photos`` in order; of one face, without the first axis of `Predictor`.
+
+        Photos are taken as they are needed, and batches go over photos: all are full but the last, and those that have
+        waited while ``patience`` photos came; ``None`` counts as a photo without a face.
+        """
+        waiting: list[np.ndarray] = []
+        taken = 0
+        for photo in photos:
+            waiting += list(photo.pixels) if photo else []
+            taken += 1
+            while len(waiting) >= self.batch_size or (waiting and patience is not None and taken >= patience):
+                yield from self._run(waiting[: self.batch_size])
+                del waiting[: self.batch_size]
+                taken = 0
+        for start in range(0, len(waiting), self.batch_size):
+            yield from self._run(waiting[start : start + self.batch_size])
+
+    def _run(self, pixels: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        predicted = self.predictor(np.stack(pixels))
+        return ({name: value[i] for name, value in predicted.items()} for i in range(len(pixels)))
 
     def faces(self, photo: Prepared, predictions: Iterator[dict[str, np.ndarray]]) -> tuple[Face, ...]:
         """The faces of ``photo``, in its pixels, from the next of ``predictions``."""

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any
 
@@ -262,18 +262,8 @@ class _Run:
 
     def rows(self, stream: Iterator[_Item]) -> Iterator[tuple[_Item, Row, np.ndarray | None]]:
         """Each item with its row and class map, in order; the network runs whenever a batch of faces is there."""
-        waiting: list[_Item] = []
-        faces, batch = 0, self.analyzer.batch_size
-        for item in stream:
-            waiting.append(item)
-            faces += len(item.found.faces) if item.found else 0
-            if faces >= batch or len(waiting) >= WAITING * batch:
-                yield from self.analyse(waiting)
-                waiting, faces = [], 0
-        yield from self.analyse(waiting)
-
-    def analyse(self, items: Sequence[_Item]) -> Iterator[tuple[_Item, Row, np.ndarray | None]]:
-        predictions = self.analyzer.predict([item.found for item in items if item.found])
+        items, ahead = tee(stream)
+        predictions = self.analyzer.predict((item.found for item in ahead), WAITING * self.analyzer.batch_size)
         for item in items:
             faces = self.analyzer.faces(item.found, predictions) if item.found else ()
             row = as_row(item.path or "", item.found, faces, item.error, item.frame, item.time)

@@ -240,6 +240,28 @@ def test_any_detector_frames_the_faces(analyzer: FaceAnalyzer, photo: np.ndarray
     assert len(found([])) == 0
 
 
+def test_batches_are_full_unless_photos_would_wait_too_long(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    """Faces a photo, and after how many photos which batches ran."""
+    analyzer.batch_size = 4
+    for counts, patience, expected in (
+        ((3, 3, 0, 5, 1, 1), None, [(2, 4), (4, 4), (5, 4), (6, 1)]),
+        ((1, 0, 0, 0, 2, 0, 0, 0), 3, [(3, 1), (6, 2)]),
+        ((9, 1, 0, 0), 3, [(1, 4), (1, 4), (4, 2)]),
+    ):
+        ran, taken, real = [], [], analyzer.predictor
+
+        def note(crops: np.ndarray, ran=ran, taken=taken, real=real) -> dict[str, np.ndarray]:
+            ran.append((len(taken), len(crops)))
+            return real(crops)
+
+        prepared = analyzer.prepare([photo] * len(counts), [[BOX] * n for n in counts], ["x"] * len(counts))
+        analyzer.predictor = note
+        found = analyzer.predict((taken.append(0) or (p if p.faces else None) for p in prepared), patience)
+        assert len(list(found)) == sum(counts)
+        assert ran == expected
+        analyzer.predictor = real
+
+
 def test_copies_for_other_processes_find_the_same(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
     options = {"iterations": 1, "tasks": ["landmarks"], "batch_size": 3, "margin": 2.0}
     for detector in (CenterFace(256, min_score=0.6), OneFace(), None):
