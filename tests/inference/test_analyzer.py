@@ -280,6 +280,15 @@ def test_runs_spell_the_parsing_map(analyzer: FaceAnalyzer, photo: np.ndarray) -
     assert "runs" not in face.to_dict()["parsing"]
 
 
+def test_real_supervision_takes_the_faces(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    made = analyzer(photo, [BOX, BOX]).to_supervision()
+    assert len(made) == 2
+    assert made[made.confidence > 0.5].xyxy.tolist() == [list(BOX)] * 2
+    assert made[0].data["landmarks"].shape == (1, 5, 2)
+    assert len(analyzer(photo, []).to_supervision()) == 0
+
+
 def test_supervision_is_optional(analyzer: FaceAnalyzer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(ImportError, match="pip install supervision"):
