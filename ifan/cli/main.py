@@ -18,6 +18,7 @@ from ifan.cli.export import export
 from ifan.cli.info import info
 from ifan.cli.pack import pack
 from ifan.cli.predict import predict
+from ifan.cli.serve import serve
 from ifan.cli.train import train
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (info, demo, predict, train, evaluate, pack, export, bench):
+for command in (info, demo, predict, serve, train, evaluate, pack, export, bench):
     app.command()(command)
 
 

@@ -6,11 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ifan.cli import one_line
+from ifan.cli.progress import progress
 
 if TYPE_CHECKING:
     from ifan.inference import FaceAnalyzer, PhotoResult
@@ -36,6 +37,9 @@ def predict(
         typer.Option(help="Face as x0,y0,x1,y1 in pixels, hairline to chin; repeat for more. Found if left out."),
     ] = None,
     crops: Annotated[bool, typer.Option("--crops", help="Each photo is the crop of one face; do not detect.")] = False,
+    max_side: Annotated[
+        int, typer.Option(help="Faces are looked for in photos shrunk to this side; more finds smaller ones.", min=32)
+    ] = 1024,
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Feedback iterations.", min=1)] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these, such as parsing,landmarks.")] = None,
@@ -62,14 +66,14 @@ def predict(
     if not table:
         _refuse_to_overwrite(paths, stems, out, json_file)
 
-    from ifan.inference import FaceAnalyzer
+    from ifan.inference import CenterFace, FaceAnalyzer
     from ifan.weights import DEFAULT, load_network
 
     network = load_network(weights or DEFAULT)
     wanted = [name.strip() for name in tasks.split(",")] if tasks else None
     if table and not (wanted or maps):  # nobody would see the parsing
         wanted = [task.name for task in network.config.tasks if task.kind != "parsing"]
-    detector: Literal["centerface"] | None = None if crops else "centerface"
+    detector = None if crops else CenterFace(max_side)
     analyzer = FaceAnalyzer(network, device, detector=detector, iterations=iterations, tasks=wanted, batch_size=batch)
     if table:
         _predict_table(analyzer, paths, out, every, maps, shard)
@@ -85,31 +89,10 @@ def predict(
 
 
 def _predict_table(analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, every: int, maps: bool, shard: int) -> None:
-    from rich.console import Console
-    from rich.progress import Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
     from ifan.inference.bulk import predict_bulk
 
-    class Rate(ProgressColumn):
-        """Images a second of late."""
-
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.finished_speed or task.speed or 0:.1f} images/s")
-
-    counts = TextColumn("{task.completed}/{task.total} images, {task.fields[failed]} failed")
-    columns = (*Progress.get_default_columns()[:2], counts, Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("predict", total=len(paths), failed=0)
-        summary = predict_bulk(
-            analyzer,
-            paths,
-            out,
-            every=every,
-            maps=maps,
-            shard_rows=shard,
-            progress=lambda done, total, failed: bars.update(bar, completed=done, total=total, failed=failed),
-        )
+    with progress() as report:
+        summary = predict_bulk(analyzer, paths, out, every=every, maps=maps, shard_rows=shard, progress=report)
     typer.echo(one_line(f"{out}: {summary.rows} rows, {summary.faces} faces, {summary.shards} shards"))
     if summary.failures:
         typer.echo(f"{len(summary.failures)} of {summary.rows} rows failed:", err=True)

@@ -64,7 +64,7 @@ def crop_image(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
     """
     drawn = 2 * size if crop.side > SHRINK_ABOVE * size else size
     ratio, matrix = crop.side / drawn, crop.matrix(drawn)
-    x0, y0, x1, y1 = _covered(crop, image.shape, 2 + 2 * ratio)
+    x0, y0, x1, y1 = covered(crop, image.shape, 2 + 2 * ratio)
     image = image[y0:y1, x0:x1]
     matrix[:, 2] += matrix[:, :2] @ (x0, y0)
     if ratio > SHRINK_ABOVE:
@@ -114,7 +114,7 @@ def map_to_image(probabilities: np.ndarray, crop: Crop, shape: tuple[int, int]) 
     """
     size = probabilities.shape[-1]
     ids = np.zeros(shape, np.uint8)
-    x0, y0, x1, y1 = _covered(crop, shape, 0)
+    x0, y0, x1, y1 = covered(crop, shape)
     matrix = crop.matrix(size)
     matrix[:, 2] += matrix[:, :2] @ (x0, y0)
     warp = _centres_on_integers(matrix)
@@ -138,14 +138,7 @@ def map_to_image(probabilities: np.ndarray, crop: Crop, shape: tuple[int, int]) 
     return ids
 
 
-def _centres_on_integers(matrix: np.ndarray) -> np.ndarray:
-    """The same map for OpenCV, whose coordinates are ours less a half."""
-    shifted = matrix.copy()
-    shifted[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
-    return shifted
-
-
-def _covered(crop: Crop, shape: Sequence[int], pad: float) -> tuple[int, int, int, int]:
+def covered(crop: Crop, shape: Sequence[int], pad: float = 0.0) -> tuple[int, int, int, int]:
     """Pixels x0, y0, x1, y1 of the picture that the crop and ``pad`` around it touch, at least one."""
     angle = math.radians(crop.angle_deg)
     reach = crop.side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle))) + pad
@@ -153,3 +146,10 @@ def _covered(crop: Crop, shape: Sequence[int], pad: float) -> tuple[int, int, in
     x0, y0 = (min(max(math.floor(c - reach), 0), n - 1) for c, n in ((crop.cx, width), (crop.cy, height)))
     x1, y1 = (max(min(math.ceil(c + reach), n), a + 1) for c, a, n in ((crop.cx, x0, width), (crop.cy, y0, height)))
     return x0, y0, x1, y1
+
+
+def _centres_on_integers(matrix: np.ndarray) -> np.ndarray:
+    """The same map for OpenCV, whose coordinates are ours less a half."""
+    shifted = matrix.copy()
+    shifted[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+    return shifted

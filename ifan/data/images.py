@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -13,6 +14,8 @@ from ifan.data.dataset import DataError
 
 MAX_SIDE = 20_000
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 30
+"""A picture of so many pixels, 16 bits each and unpacked, has 600 MB."""
 FORMATS = "JPEG, PNG, WebP, BMP, GIF or TIFF"
 
 
@@ -74,6 +77,13 @@ def _bytes_of(source: str | Path | bytes | np.ndarray, name: str | None) -> tupl
         return source, name or "picture"
     path = Path(source)
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # a pipe would wait for ever, a device never end
+            raise ImageError(f"{path}: expected a file with a picture; got a folder, pipe or device; check the path")
+        if facts.st_size > MAX_BYTES:
+            raise ImageError(
+                f"{path}: {facts.st_size} bytes is beyond the limit of {MAX_BYTES}; shrink the picture first"
+            )
         return path.read_bytes(), str(path)
     except FileNotFoundError:
         raise ImageError(f"{path}: the picture does not exist; check the path") from None

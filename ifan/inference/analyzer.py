@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from ifan.config import NetworkConfig
-from ifan.data.crop import Crop, crop_image, map_to_image, points_from_crop
+from ifan.data.crop import Crop, covered, crop_image, map_to_image, points_from_crop
 from ifan.inference.detect import Box, CenterFace, Detection, Detector
 from ifan.inference.framing import FACE_MARGIN, crop_of
 from ifan.inference.photo import as_rgb
@@ -83,6 +84,18 @@ class FaceAnalyzer:
         self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks)
         self.network, self.batch_size, self.margin, self.iterations = network, batch_size, margin, iterations
         self.detector = _detector(detector)
+        self._device, self._tasks = device, tasks
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, and those that other processes get, make an engine of their own."""
+        options: dict[str, Any] = {
+            "detector": self.detector,
+            "iterations": self.iterations,
+            "batch_size": self.batch_size,
+            "margin": self.margin,
+            "tasks": self._tasks,
+        }
+        return partial(type(self), **options), (self.network, self._device)
 
     @property
     def config(self) -> NetworkConfig:
@@ -153,21 +166,36 @@ class FaceAnalyzer:
             row[:] = crop_image(image, crop, size).transpose(2, 0, 1)
         return Prepared((width, height), faces, pixels)
 
-    def predict(self, photos: Sequence[Prepared]) -> Iterator[dict[str, np.ndarray]]:
-        """The predictions of each face of ``photos`` in order, in batches over photos; of one face, without the first
-        axis of `Predictor`."""
-        pixels = np.concatenate([photo.pixels for photo in photos]) if photos else np.empty(0)
-        for start in range(0, len(pixels), self.batch_size):
-            batch = pixels[start : start + self.batch_size]
-            predicted = self.predictor(batch)
-            yield from ({name: value[i] for name, value in predicted.items()} for i in range(len(batch)))
+    def predict(
+        self, photos: Iterable[Prepared | None], patience: int | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The predictions of each face of ``photos`` in order; of one face, without the first axis of `Predictor`.
+
+        Photos are taken as they are needed, and batches go over photos: all are full but the last, and those that have
+        waited while ``patience`` photos came; ``None`` counts as a photo without a face.
+        """
+        waiting: list[np.ndarray] = []
+        taken = 0
+        for photo in photos:
+            waiting += list(photo.pixels) if photo else []
+            taken += 1
+            while len(waiting) >= self.batch_size or (waiting and patience is not None and taken >= patience):
+                yield from self._run(waiting[: self.batch_size])
+                del waiting[: self.batch_size]
+                taken = 0
+        for start in range(0, len(waiting), self.batch_size):
+            yield from self._run(waiting[start : start + self.batch_size])
+
+    def _run(self, pixels: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        predicted = self.predictor(np.stack(pixels))
+        return ({name: value[i] for name, value in predicted.items()} for i in range(len(pixels)))
 
     def faces(self, photo: Prepared, predictions: Iterator[dict[str, np.ndarray]]) -> tuple[Face, ...]:
         """The faces of ``photo``, in its pixels, from the next of ``predictions``."""
         return tuple(self._face(photo.size, found, crop, next(predictions)) for found, crop in photo.faces)
 
     def _face(self, size: tuple[int, int], found: Detection, crop: Crop, predicted: dict[str, np.ndarray]) -> Face:
-        x0, y0, x1, y1 = region = _region(crop, size)
+        x0, y0, x1, y1 = region = covered(crop, size[::-1])
         parsing: np.ndarray | None = None
         names: tuple[str, ...] = ()
         landmarks, classes = {}, {}
@@ -206,14 +234,6 @@ def _faces_in(boxes: Any, image: np.ndarray, name: str) -> list[Detection]:
                 "give x0,y0,x1,y1 with x0 < x1 and y0 < y1"
             )
     return [Detection(box, None) for box in listed]
-
-
-def _region(crop: Crop, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The pixels of the photo that the crop touches: x0, y0, x1, y1, at least one pixel."""
-    corners = points_from_crop(np.array([[-0.5, 0.5, -0.5, 0.5], [-0.5, -0.5, 0.5, 0.5]]), crop)
-    (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))
-    x0, y0 = (int(np.clip(v, 0, n - 1)) for v, n in zip((left, top), size, strict=True))
-    return x0, y0, int(np.clip(right, x0 + 1, size[0])), int(np.clip(bottom, y0 + 1, size[1]))
 
 
 def _list_of_boxes(boxes: Any, name: str) -> list[Box]:

@@ -18,19 +18,19 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from ifan import __version__
 from ifan.inference.analyzer import FaceAnalyzer, Prepared
-from ifan.inference.files import encode_label_png, write_files
-from ifan.inference.photo import as_rgb
+from ifan.inference.files import alone_in, encode_label_png, remove_parts, write_files
 from ifan.inference.pipeline import ordered_map, prefetched
 from ifan.inference.result import compose
+from ifan.inference.rows import as_row, prepare
 from ifan.inference.sources import count_frames, frames, is_clip
 from ifan.inference.tables import Row, Writer, writer
 
@@ -38,8 +38,11 @@ MANIFEST, COMMITS, MAPS = "_manifest.json", "_commits", "_maps"
 WAITING = 4
 """Photos, in batches of faces, that may wait for their batch to fill."""
 
+CROPS_TOGETHER = 8
+"""Ready crops that a thread decodes at once."""
+
 Progress = Callable[[int, int, int], None]
-"""Called with photos and frames done, expected in all, and failed."""
+"""Called with photos and frames done, expected in all, and failed; first with what an earlier call had finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,22 +109,26 @@ def predict_bulk(
         progress: see `Progress`.
 
     Raises:
-        ValueError: a folder with other things or results of other inputs or settings, a format that cannot be written.
+        ValueError: a folder with other things or results of other inputs or settings, or that another process writes
+            to; a format that cannot be written.
         OSError: the results cannot be written, as on a full disk; what is finished stays and counts.
     """
     if every < 1 or shard_rows < 1 or (threads is not None and threads < 1):
         raise ValueError(f"every, shard_rows and threads must be at least 1; got {every}, {shard_rows}, {threads}")
     run = _Run(analyzer, Path(out), every, maps, shard_rows, threads or min(8, max(2, os.cpu_count() or 2)))
     jobs = run.plan(inputs)
-    run.check_folder(jobs)
-    if progress:
-        run.report = progress
-        run.expected = sum(count_frames(path, every) if is_clip(path) else 1 for path in inputs)
-    try:
-        return run.run(jobs)
-    except OSError as error:
-        hint = "finished shards are kept; make room and run the same command again"
-        raise OSError(error.errno, f"{error.strerror}; {hint}", str(run.out)) from error
+    if run.out.exists() and not run.out.is_dir():
+        raise ValueError(f"{out}: results become a folder of shards; got a file; choose another name")
+    with alone_in(run.out):
+        run.check_folder(jobs)
+        if progress:
+            run.report = progress
+            run.expected = sum(count_frames(path, every) if is_clip(path) else 1 for path in inputs)
+        try:
+            return run.run(jobs)
+        except OSError as error:
+            hint = "finished shards are kept; make room and run the same command again"
+            raise OSError(error.errno, f"{error.strerror}; {hint}", str(run.out)) from error
 
 
 class _Run:
@@ -149,13 +156,10 @@ class _Run:
 
     def check_folder(self, jobs: Sequence[_Job]) -> None:
         """Refuse a folder that holds anything else than these jobs' shards; remove what a kill left half-written."""
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"{self.out}: results become a folder of shards; got a file; choose another name")
+        remove_parts(self.out, self.out / COMMITS, self.out / MAPS)
         own = {f"part-{job.number:06}-{job.digest}" for job in jobs}
-        for path in self.out.iterdir() if self.out.exists() else ():
-            if path.name.startswith(".") and path.suffix == ".part":
-                path.unlink()
-            elif path.name.startswith("part-") and path.suffix == self.out.suffix:
+        for path in self.out.iterdir():
+            if path.name.startswith("part-") and path.suffix == self.out.suffix:
                 if path.stem.rpartition("-")[0] not in own:
                     raise ValueError(
                         f"{self.out}: holds results of other inputs, weights or settings; "
@@ -172,12 +176,13 @@ class _Run:
             commits += finished
             if not (finished and finished[-1]["last"]):
                 todo.append((job, len(finished)))
-        for commit in commits:
-            self.count(commit["rows"], len(commit["failures"]))
+        self.count(sum(commit["rows"] for commit in commits), sum(len(commit["failures"]) for commit in commits))
+        if todo:
+            (self.out / MANIFEST).unlink(missing_ok=True)  # until all is there again
         with ThreadPoolExecutor(self.threads, "ifan-prepare") as pool:
-            prepared = ordered_map(pool, self.prepare, self.items(todo), 2 * self.threads)
+            prepared = ordered_map(pool, self.prepare, self.groups(todo), 2 * self.threads)
             with prefetched(prepared, 2 * self.analyzer.batch_size) as stream:
-                commits += self.write(stream, dict(todo))
+                commits += self.write(chain.from_iterable(stream), dict(todo))
         return self.finish(sorted(commits, key=lambda commit: commit["file"]))
 
     def finished(self, job: _Job) -> list[dict[str, Any]]:
@@ -194,6 +199,18 @@ class _Run:
                 break
             found.append(commit)
         return found
+
+    def groups(self, todo: Sequence[tuple[_Job, int]]) -> Iterator[list[_Item]]:
+        """`items` in the portions in which they are prepared: handing one to a thread costs as much as a ready crop, so
+        these go together; what takes long, or holds a picture, goes alone."""
+        group: list[_Item] = []
+        for item in self.items(todo):
+            group.append(item)
+            if self.analyzer.detector or item.image is not None or len(group) == CROPS_TOGETHER:
+                yield group
+                group = []
+        if group:
+            yield group
 
     def items(self, todo: Sequence[tuple[_Job, int]]) -> Iterator[_Item]:
         """Photos by path, frames decoded, after each job its end."""
@@ -216,17 +233,15 @@ class _Run:
         except ValueError as error:
             yield _Item(job, path, error=str(error))
 
-    def prepare(self, item: _Item) -> _Item:
-        """Decode, find and crop; a failure becomes a reason. The picture itself is let go."""
-        if item.path is None or item.error:
-            return item
-        found, reason = None, None
-        try:
-            image = as_rgb(item.path, item.path) if item.image is None else item.image
-            (found,) = self.analyzer.prepare([image], [None], [item.path])
-        except (ValueError, OSError, MemoryError, cv2.error) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-        return _Item(item.job, item.path, item.frame, item.time, None, found, reason)
+    def prepare(self, items: Sequence[_Item]) -> list[_Item]:
+        """Decode, find and crop; a failure becomes a reason. The pictures themselves are let go."""
+        done = []
+        for item in items:
+            if item.path is not None and not item.error:
+                found, reason = prepare(self.analyzer, item.path if item.image is None else item.image, item.path)
+                item = replace(item, image=None, found=found, error=reason)
+            done.append(item)
+        return done
 
     def write(self, stream: Iterator[_Item], shards: dict[_Job, int]) -> Iterator[dict[str, Any]]:
         """Rows into shards, shards onto the disk; ``shards`` says how many of a job are there already."""
@@ -247,31 +262,11 @@ class _Run:
 
     def rows(self, stream: Iterator[_Item]) -> Iterator[tuple[_Item, Row, np.ndarray | None]]:
         """Each item with its row and class map, in order; the network runs whenever a batch of faces is there."""
-        waiting: list[_Item] = []
-        faces, batch = 0, self.analyzer.batch_size
-        for item in stream:
-            waiting.append(item)
-            faces += len(item.found.faces) if item.found else 0
-            if faces >= batch or len(waiting) >= WAITING * batch:
-                yield from self.analyse(waiting)
-                waiting, faces = [], 0
-        yield from self.analyse(waiting)
-
-    def analyse(self, items: Sequence[_Item]) -> Iterator[tuple[_Item, Row, np.ndarray | None]]:
-        predictions = self.analyzer.predict([item.found for item in items if item.found])
+        items, ahead = tee(stream)
+        predictions = self.analyzer.predict((item.found for item in ahead), WAITING * self.analyzer.batch_size)
         for item in items:
             faces = self.analyzer.faces(item.found, predictions) if item.found else ()
-            width, height = item.found.size if item.found else (None, None)
-            row = {
-                "input": os.fsencode(item.path or "").decode("utf-8", "backslashreplace"),
-                "frame": item.frame,
-                "time": item.time,
-                "width": width,
-                "height": height,
-                "faces": [face.to_dict() for face in faces],
-                "map": None,
-                "error": item.error and item.error.encode("utf-8", "backslashreplace").decode(),
-            }
+            row = as_row(item.path or "", item.found, faces, item.error, item.frame, item.time)
             yield item, row, compose(item.found.size, faces) if self.maps and item.found else None
 
     def name(self, job: _Job, shard: int) -> str:
@@ -325,10 +320,16 @@ def _settings(analyzer: FaceAnalyzer, every: int, maps: bool, shard_rows: int) -
         "config": asdict(analyzer.config),
         "tasks": [task.name for task in analyzer.predictor.tasks],
         "iterations": analyzer.iterations,
-        "detector": repr(analyzer.detector),
+        "detector": _identity(analyzer.detector),
         "options": [analyzer.margin, every, maps, shard_rows],
     }
     return json.dumps(settings, sort_keys=True).encode()
+
+
+def _identity(thing: object) -> str:
+    """What it says of itself; of an object that says nothing its class, as its address differs from run to run."""
+    kind = type(thing)
+    return f"{kind.__module__}.{kind.__qualname__}" if kind.__repr__ is object.__repr__ else repr(thing)
 
 
 def _digest(settings: bytes, paths: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,23 @@ from ifan.inference.sources import frame_rate, frames
 if TYPE_CHECKING:
     from ifan.inference.analyzer import FaceAnalyzer
 
+PIXELS_AT_ONCE = 1 << 25
+"""Of the frames that are in memory together: four of 3840 x 2160."""
+
 Frame = tuple[int, float | None, PhotoResult]
 
 
 def analyse_clip(analyzer: FaceAnalyzer, path: str, every: int = 1) -> Iterator[Frame]:
-    """Number, seconds and result of every ``every``-th frame; as many frames at once as the analyzer's batch has faces.
+    """Number, seconds and result of every ``every``-th frame; as many frames at once as the analyzer's batch has faces,
+    fewer of large ones.
 
     Raises ``ValueError`` for what cannot be read.
     """
     stream = frames(path, every)
-    while chunk := list(islice(stream, analyzer.batch_size)):
+    first = next(stream, None)
+    at_once = min(analyzer.batch_size, max(1, PIXELS_AT_ONCE // (first[2].size // 3))) if first else 1
+    stream = chain([first] if first else [], stream)
+    while chunk := list(islice(stream, at_once)):
         results = analyzer([image for _, _, image in chunk])
         yield from ((number, time, result) for (number, time, _), result in zip(chunk, results, strict=True))
 

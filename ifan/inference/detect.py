@@ -70,6 +70,9 @@ class CenterFace:
     def __repr__(self) -> str:
         return f"CenterFace(max_side={self.max_side}, min_score={self.min_score}, max_overlap={self.max_overlap})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CenterFace, (self.max_side, self.min_score, self.max_overlap)
+
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         """See `Detector`; most certain first. One at a time: on processors batches gain nothing (docs/detector.md)."""
         return [self._detect(image) for image in images]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -13,26 +14,68 @@ import numpy as np
 
 from ifan.inference.palette import palette
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def write_files(files: Mapping[Path, bytes]) -> None:
     """Write all files or none: to temporary names beside their places first, then renamed in order.
 
-    Folders are made as needed; a file that was there is replaced. Raises ``OSError`` and leaves nothing half-written.
+    Folders are made as needed; a file that was there is replaced. Raises ``OSError``, which names the file, and leaves
+    nothing half-written.
     """
     waiting: dict[Path, Path] = {}
     try:
         for number, (path, data) in enumerate(files.items()):
             path.parent.mkdir(parents=True, exist_ok=True)
             waiting[path] = path.with_name(f".{os.getpid()}-{number}.part")
-            with waiting[path].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with waiting[path].open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
         for path, temporary in waiting.items():
             temporary.replace(path)
     finally:
         for temporary in waiting.values():
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Makes ``folder`` and keeps other processes that ask the same out of it, while it lasts or the process lives.
+
+    Raises ``ValueError`` if one is there, ``OSError`` if it cannot be made. Where the system has no such locks, nobody
+    is kept out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process is writing there; wait for it, or choose another name"
+            ) from None
+        except OSError:  # some network file systems
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_parts(*folders: Path) -> None:
+    """Remove what a killed `write_files` left in ``folders``, as far as these are there."""
+    for folder in folders:
+        for part in folder.glob(".*.part"):
+            part.unlink()
 
 
 def encode_png(image: np.ndarray) -> bytes:

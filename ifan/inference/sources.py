@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,46 +48,45 @@ def frames(path: str, every: int = 1, skip: int = 0) -> Iterator[tuple[int, floa
     Frames come upright, as players show them. Raises `DataError`, a ``ValueError``, for what cannot be read; frames
     before the damage have been given by then.
     """
-    av = _av()
-    try:
-        with av.open(path) as clip:
-            if not clip.streams.video:
-                raise DataError(f"{path}: the file has no video; pass a clip or a picture")
-            stream = clip.streams.video[0]
-            stream.thread_type = "AUTO"
-            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+    with _open(path) as clip:
+        if not clip.streams.video:
+            raise DataError(f"{path}: the file has no video; pass a clip or a picture")
+        stream = clip.streams.video[0]
+        stream.thread_type = "AUTO"
+        for number, frame in enumerate(clip.decode(stream)):
+            if frame.width * frame.height > MAX_PIXELS:
                 raise DataError(f"{path}: frames beyond the limit of {MAX_PIXELS // 10**6} megapixels; shrink the clip")
-            for number, frame in enumerate(clip.decode(stream)):
-                if number % every == 0 and number // every >= skip:
-                    upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    yield number, frame.time, np.ascontiguousarray(upright)
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path}: the clip cannot be read ({error.strerror or error}); check or convert it") from error
+            if number % every == 0 and number // every >= skip:
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                yield number, frame.time, np.ascontiguousarray(upright)
 
 
 def count_frames(path: str, every: int = 1) -> int:
     """About how many frames `frames` gives, from the clip's header; 1 where it does not say."""
-    av = _av()
     try:
-        with av.open(path) as clip:
+        with _open(path) as clip:
             return max(1, -(-clip.streams.video[0].frames // every))
-    except (av.error.FFmpegError, IndexError):
+    except (DataError, IndexError):
         return 1
 
 
 def frame_rate(path: str) -> float:
     """Frames a second, 25 where the file does not say. Raises `DataError` for what cannot be read."""
-    av = _av()
-    try:
-        with av.open(path) as clip:
-            return float(clip.streams.video[0].average_rate or 25) if clip.streams.video else 25.0
-    except av.error.FFmpegError as error:
-        raise DataError(f"{path}: the clip cannot be read ({error.strerror or error}); check or convert it") from error
+    with _open(path) as clip:
+        return float(clip.streams.video[0].average_rate or 25) if clip.streams.video else 25.0
 
 
-def _av() -> Any:
+@contextmanager
+def _open(path: str) -> Iterator[Any]:
+    """An open clip. FFmpeg follows addresses, also those that stand in a file (a playlist): here it reads this file."""
     try:
         import av
     except ImportError as error:
         raise ValueError("clips need PyAV; pip install 'ifan[video]'") from error
-    return av
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+        raise DataError(f"{path}: expected a file with a clip; got a folder, pipe or device; check the path")
+    try:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as clip:
+            yield clip
+    except av.error.FFmpegError as error:
+        raise DataError(f"{path}: the clip cannot be read ({error.strerror or error}); check or convert it") from error

@@ -42,10 +42,10 @@ def _csv(rows: Sequence[Row]) -> bytes:
     return text.getvalue().encode()
 
 
-def _parquet(tasks: Sequence[TaskConfig]) -> Writer:
+def schema(tasks: Sequence[TaskConfig]) -> Any:
+    """The Arrow schema of rows whose faces were analysed for ``tasks``. Raises ``ValueError`` without pyarrow."""
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError as error:
         raise ValueError("Parquet needs pyarrow; pip install 'ifan[bulk]', or write .jsonl or .csv") from error
 
@@ -67,11 +67,17 @@ def _parquet(tasks: Sequence[TaskConfig]) -> Writer:
     if categories:
         face.append(("classes", pa.struct(categories)))
     kinds = (pa.string(), whole, real, whole, whole, pa.list_(pa.struct(face)), pa.string(), pa.string())
-    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+    return pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+
+
+def _parquet(tasks: Sequence[TaskConfig]) -> Writer:
+    columns = schema(tasks)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     def write(rows: Sequence[Row]) -> bytes:
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(list(rows), schema), buffer)
+        pq.write_table(pa.Table.from_pylist(list(rows), columns), buffer)
         return buffer.getvalue()
 
     return write

@@ -17,6 +17,9 @@ from ifan.cli.info import ENVIRONMENT
 ROOT = Path(__file__).resolve().parents[2]
 
 
+COMMANDS = ("info", "demo", "predict", "serve", "train", "evaluate", "pack", "export", "bench")
+
+
 def test_help_names_every_command_without_torch() -> None:
     """In a process of its own: what an import drags in is what makes a command line slow."""
     code = (
@@ -25,11 +28,11 @@ def test_help_names_every_command_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "heavy: []" in done.stdout
-    for name in ("info", "demo", "predict", "train", "evaluate", "pack", "export", "bench"):
+    for name in COMMANDS:
         assert f" {name} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["info", "demo", "predict", "train", "evaluate", "pack", "export", "bench"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(run, command: str) -> None:
     code, text, _ = run(command, "--help")
     assert code == 0

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ifan.cli.predict import unique_stems
+from ifan.cli.progress import progress
 from ifan.inference.sources import expand
 
 
@@ -184,8 +185,42 @@ def test_full_disk_stops_with_one_line(
     monkeypatch.setattr("os.fsync", full)
     code, _, errors = run("predict", photo, "--out", tmp_path / "out", "--weights", weights)
     assert code == 1
-    assert errors == "error: [Errno 28] No space left on device\n"
+    assert errors == f"error: [Errno 28] No space left on device: '{tmp_path / 'out' / 'alpha_overlay.png'}'\n"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_table_says_how_many_failed_and_goes_on(run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    (photos / "bad.png").write_bytes(b"hello")
+    huge(photos / "huge.png")
+    out = tmp_path / "faces.csv"
+    for _ in range(2):
+        code, text, errors = run("predict", photos, "--crops", "--out", out, "--weights", weights, "--shard", 4)
+        assert code == 1
+        assert text == f"{out}: 9 rows, 7 faces, 3 shards\n"
+        assert errors.splitlines()[0] == "2 of 9 rows failed:"
+        assert "bad.png: not a picture" in errors.splitlines()[1]
+        assert "huge.png: 100000 x 100000 pixels is beyond the limit" in errors.splitlines()[2]
+    (photos / "bad.png").unlink()
+    (photos / "huge.png").unlink()
+    code, text, errors = run("predict", photos, "--crops", "--out", tmp_path / "all.jsonl", "--weights", weights)
+    assert (code, errors) == (0, "")
+    code, _, errors = run("predict", photos, "--out", out, "--weights", weights, "--box", "1,1,9,9")
+    assert code == 1
+    assert "tables go without --box" in errors
+
+
+def test_progress_outside_a_terminal_is_a_line_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((0.0, 30.0, 100.0, 130.0, 200.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with progress() as report:
+        for done, failed in ((500, 0), (530, 0), (600, 1), (650, 1), (700, 2)):
+            report(done, 10_000, failed)
+    assert capsys.readouterr().err.splitlines() == [
+        "600/10000 images, 1 failed, 1.0 images/s, 2:36:40 left",
+        "700/10000 images, 2 failed, 1.0 images/s, 2:35:00 left",
+    ]
 
 
 def test_expand_takes_paths_folders_and_patterns(photos: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from dataset_layouts import palette_png, picture
 from PIL import Image
 
-from ifan.data.images import ImageError, check_header, read_image, read_label_image
+from ifan.data.images import MAX_BYTES, ImageError, check_header, read_image, read_label_image
 
 RGB = picture(0)
 FORMATS = ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"]
@@ -123,3 +124,14 @@ def test_label_map_of_grey_values() -> None:
 def test_label_map_of_colours_is_refused() -> None:
     with pytest.raises(ImageError, match=r"m\.png: expected a label map"):
         read_label_image(encoded(Image.fromarray(RGB), "PNG"), "m.png")
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
+    """A pipe would be waited for, a device read for ever, a huge file fill the memory."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for path in (tmp_path / "pipe.jpg", tmp_path / "folder.jpg", Path("/dev/zero")):
+        assert f"{path}: expected a file with a picture" in error_of(path)
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # takes no room on the disk
+    assert "is beyond the limit of 1073741824" in error_of(tmp_path / "huge.jpg")

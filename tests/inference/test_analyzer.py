@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from PIL import Image
 
 import ifan
 from ifan.data.crop import Crop, crop_image
-from ifan.inference import FACE_MARGIN, Detection, Face, FaceAnalyzer, PhotoResult
+from ifan.inference import FACE_MARGIN, CenterFace, Detection, Face, FaceAnalyzer, PhotoResult
 from ifan.inference.framing import FACE_DROP
 from ifan.network import IFAN
 
@@ -239,11 +240,53 @@ def test_any_detector_frames_the_faces(analyzer: FaceAnalyzer, photo: np.ndarray
     assert len(found([])) == 0
 
 
+def test_batches_are_full_unless_photos_would_wait_too_long(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    """Faces a photo, and after how many photos which batches ran."""
+    analyzer.batch_size = 4
+    for counts, patience, expected in (
+        ((3, 3, 0, 5, 1, 1), None, [(2, 4), (4, 4), (5, 4), (6, 1)]),
+        ((1, 0, 0, 0, 2, 0, 0, 0), 3, [(3, 1), (6, 2)]),
+        ((9, 1, 0, 0), 3, [(1, 4), (1, 4), (4, 2)]),
+    ):
+        ran, taken, real = [], [], analyzer.predictor
+
+        def note(crops: np.ndarray, ran=ran, taken=taken, real=real) -> dict[str, np.ndarray]:
+            ran.append((len(taken), len(crops)))
+            return real(crops)
+
+        prepared = analyzer.prepare([photo] * len(counts), [[BOX] * n for n in counts], ["x"] * len(counts))
+        analyzer.predictor = note
+        found = analyzer.predict((taken.append(0) or (p if p.faces else None) for p in prepared), patience)
+        assert len(list(found)) == sum(counts)
+        assert ran == expected
+        analyzer.predictor = real
+
+
+def test_copies_for_other_processes_find_the_same(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    options = {"iterations": 1, "tasks": ["landmarks"], "batch_size": 3, "margin": 2.0}
+    for detector in (CenterFace(256, min_score=0.6), OneFace(), None):
+        made = FaceAnalyzer(analyzer.network, detector=detector, **options)
+        copied = pickle.loads(pickle.dumps(made))
+        assert (copied.batch_size, copied.margin, copied.iterations) == (3, 2.0, 1)
+        assert type(copied.detector) is type(detector)
+        same(copied([photo, photo], [None, BOX])[1], made(photo, BOX))
+    assert repr(pickle.loads(pickle.dumps(CenterFace(256, 0.6)))) == repr(CenterFace(256, 0.6))
+
+
 def test_runs_spell_the_parsing_map(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
     face = analyzer(photo, BOX)[0]
     runs = face.to_dict(runs=True)["parsing"]["runs"]
     np.testing.assert_array_equal(np.repeat(runs[::2], runs[1::2]).reshape(face.parsing.shape), face.parsing)
     assert "runs" not in face.to_dict()["parsing"]
+
+
+def test_real_supervision_takes_the_faces(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    pytest.importorskip("supervision", reason="supervision is not installed")
+    made = analyzer(photo, [BOX, BOX]).to_supervision()
+    assert len(made) == 2
+    assert made[made.confidence > 0.5].xyxy.tolist() == [list(BOX)] * 2
+    assert made[0].data["landmarks"].shape == (1, 5, 2)
+    assert len(analyzer(photo, []).to_supervision()) == 0
 
 
 def test_supervision_is_optional(analyzer: FaceAnalyzer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

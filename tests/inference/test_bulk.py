@@ -20,8 +20,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ifan.inference import FaceAnalyzer
+from ifan.inference import Detection, FaceAnalyzer
 from ifan.inference.bulk import COMMITS, MANIFEST, predict_bulk
+from ifan.inference.files import alone_in
 
 EXIT_CODE_OF_A_KILL = -signal.SIGKILL
 
@@ -195,12 +196,63 @@ def test_a_shard_without_its_commit_or_of_another_size_is_made_again(analyzer: F
     expected = table(out)
     (out / COMMITS / f"{first.name}.json").unlink()
     second.write_bytes(second.read_bytes()[:100])
-    (out / ".1-0.part").write_bytes(b"left over")
-    kept = third.stat()
-    predict_bulk(analyzer, paths, out, shard_rows=4)
+    for folder in (out, out / COMMITS):
+        (folder / ".1-0.part").write_bytes(b"left over")
+    kept, seen = third.stat(), []
+    predict_bulk(
+        analyzer, paths, out, shard_rows=4, progress=lambda *counts: seen.append((*counts, (out / MANIFEST).exists()))
+    )
     assert table(out) == expected
     assert third.stat() == kept
-    assert not (out / ".1-0.part").exists()
+    assert not list(out.rglob("*.part"))
+    assert seen == [(4, 12, 0, True), *((done, 12, 0, False) for done in range(5, 13))]
+    assert (out / MANIFEST).exists()
+
+
+def test_two_processes_do_not_write_to_one_folder(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl", reason="this system has no such locks")
+    paths, out = photos(tmp_path / "in", 3), tmp_path / "out.jsonl"
+    with alone_in(out), pytest.raises(ValueError, match="another process is writing there"):
+        predict_bulk(analyzer, paths, out)
+    assert predict_bulk(analyzer, paths, out).rows == 3
+
+
+class Nobody:
+    """A detector that says nothing of itself."""
+
+    def detect(self, images: list[np.ndarray]) -> list[list[Detection]]:
+        return [[] for _ in images]
+
+
+def test_a_detector_of_ones_own_can_go_on_too(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    paths, out = photos(tmp_path / "in", 3), tmp_path / "out.jsonl"
+    for _ in range(2):
+        found = predict_bulk(FaceAnalyzer(analyzer.network, detector=Nobody()), paths, out)
+        assert (found.rows, found.faces) == (3, 0)
+    with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
+        predict_bulk(analyzer, paths, out)
+
+
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))" + SCRIPT
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not limit the size of files")
+def test_what_the_system_refuses_to_write_is_one_error(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    """Real refusals, not simulated ones: no file beyond 9 kB, which a shard with a long name in its rows needs."""
+    analyzer.network.save_pretrained(tmp_path / "model")
+    paths, out = photos(tmp_path / "in", 10), tmp_path / "out.jsonl"
+    paths[7] = str(tmp_path / ("no/" * 1200) / "where.png")
+    arguments = [str(tmp_path / "model"), str(out), *paths]
+    stopped = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=False)
+    assert stopped.returncode == 1
+    assert stopped.stderr.splitlines()[-1] == (
+        "OSError: [Errno 27] File too large; finished shards are kept; make room and run the same command again: "
+        f"{str(out)!r}"
+    )
+    assert [row["input"] for row in table(out)] == paths[:5]
+    assert not list(out.rglob("*.part"))
+    predict_bulk(analyzer, paths, out, shard_rows=5)
+    assert [row["input"] for row in table(out)] == paths
 
 
 def test_other_results_are_refused(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
@@ -228,7 +280,7 @@ def test_damaged_weights_stop_instead_of_filling_rows(analyzer: FaceAnalyzer, tm
     analyzer.network.landmark_head.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         predict_bulk(FaceAnalyzer(analyzer.network, detector=None), paths, tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()
+    assert not list((tmp_path / "out.jsonl").iterdir())
 
 
 def test_odd_names_are_told_apart(analyzer: FaceAnalyzer, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ pytest.importorskip("av", reason="clips need the extra video")
 from clips import turn_clip, write_clip
 
 from ifan.inference import FaceAnalyzer
-from ifan.inference.clip import save_clip
+from ifan.inference.clip import analyse_clip, save_clip
 from ifan.inference.sources import count_frames, expand, frames
 
 
@@ -52,6 +53,31 @@ def test_what_is_no_clip_is_one_line(clip: Path, tmp_path: Path) -> None:
             list(frames(str(bad)))
     with pytest.raises(ValueError, match="cannot be read"):
         list(frames(str(tmp_path / "none.mp4")))
+
+
+def test_addresses_pipes_and_playlists_are_not_followed(clip: Path, tmp_path: Path) -> None:
+    playlist = tmp_path / "playlist.mp4"
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{clip}\n#EXT-X-ENDLIST\n")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for bad in (str(playlist), "http://127.0.0.1:9/a.mp4", f"concat:{clip}|{clip}", str(tmp_path / "pipe.mp4")):
+        with pytest.raises(ValueError, match=r"cannot be read|expected a file"):
+            list(frames(bad))
+
+
+def test_odd_names_are_read(clip: Path, tmp_path: Path) -> None:
+    for name in (b"data:two\nlines.mp4", b"caf\xe9%20.mp4"):
+        odd = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+        Path(odd).write_bytes(clip.read_bytes())
+        assert len(list(frames(odd))) == 11
+
+
+def test_large_frames_are_few_at_once(analyzer: FaceAnalyzer, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a clip of 64 x 48 pixels three at a time where 10,000 pixels may be in memory."""
+    sizes, real = [], FaceAnalyzer.analyze
+    monkeypatch.setattr("ifan.inference.clip.PIXELS_AT_ONCE", 10_000)
+    monkeypatch.setattr(FaceAnalyzer, "analyze", lambda self, *a: (sizes.append(len(a[0])), real(self, *a))[1])
+    assert [number for number, _, _ in analyse_clip(analyzer, str(clip))] == list(range(11))
+    assert sizes == [3, 3, 3, 2]
 
 
 def test_folders_give_clips_too(clip: Path) -> None:
