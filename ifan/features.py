@@ -106,10 +106,12 @@ class Features:
 
     @property
     def segments(self) -> list[int]:
+        """Lanes of each task."""
         return list(self.lanes.segments)
 
     @property
     def channels(self) -> int:
+        """Channels of the concatenation."""
         return sum(s.shape[1] for s in self.sources)
 
     def mean_and_variance(self) -> Moments:

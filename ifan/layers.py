@@ -31,6 +31,7 @@ class Reading:
     reduce: MomentsReduce | None
 
     def on(self, lanes: Lanes) -> Reading:
+        """The same way of reading other lanes."""
         return Reading(lanes, self.training, self.reduce)
 
     def shared(self, x: Tensor, batch: int) -> Features:
@@ -96,6 +97,7 @@ class DenseBlock(nn.Module):
         self.convolutions = nn.ModuleList(convolution(c, growth, 3) for c in inputs)
 
     def forward(self, x: Features, reading: Reading) -> Features:
+        """The grown channels only, ``(N, layers * growth, H, W)`` together."""
         layers = [(cast(TaskNorm, n), cast(nn.Conv2d, c)) for n, c in zip(self.norms, self.convolutions, strict=True)]
         if reading.training:  # a layer's moments, of all processes, must be known before the next can begin
             grown = x
@@ -133,6 +135,7 @@ class TransitionDown(nn.Module):
         self.norm, self.convolution = TaskNorm(tasks, c_in), convolution(c_in, c_out, 1)
 
     def forward(self, x: Features, reading: Reading) -> Features:
+        """``(N, C_in, H, W)`` to ``(N, C_out, H / 2, W / 2)``."""
         return reading.fresh(self.convolution(integrate(x, self.norm, pool=2)))
 
 
@@ -145,6 +148,7 @@ class TransitionUp(nn.Module):
         self.b = convolution(channels // 4, channels, 3, glorot=True)
 
     def forward(self, x: Features, reading: Reading) -> Features:
+        """``(N, C_in, H, W)`` to ``(N, channels, 2 H, 2 W)``."""
         x, weight = x.unique(self.a.weight)
         y = ops.transition_up(x.sources, weight, self.b.weight, x.lanes.rows, x.per_sample)
         return reading.fresh(y)
@@ -163,6 +167,7 @@ class ReEncoder(nn.Module):
         )
 
     def forward(self, planes: Tensor) -> list[Tensor]:
+        """Planes ``(B, width, S, S)`` to maps of side S / 4, S / 8 and S / 16."""
         first, *others = (cast(nn.Conv2d, c) for c in self.convolutions)
         x = F.max_pool2d(F.relu(F.conv2d(F.pad(planes, self.padding), first.weight, stride=2)), 2)
         maps = [x]
@@ -188,6 +193,7 @@ class DenseHead(nn.Linear):
         self.norm = TaskNorm(1, inputs, affine=False) if normalise else None
 
     def forward(self, x: Features, reading: Reading) -> Tensor:  # type: ignore[override]
+        """``(N, C, H, W)`` to ``(N, outputs)``."""
         flat = x.concatenated().permute(0, 2, 3, 1).flatten(1)
         if self.norm is not None:
             mean, var = self.norm.statistics(reading.on(x.lanes).fresh(flat[:, :, None, None]))
