@@ -333,13 +333,18 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     predictions, targets, parsing_class_weights, denominators, *ctx.settings = inputs
+    ctx.set_materialize_grads(False)  # what forward made is as large as the logits and receives no gradient
     ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators, output[1], *output[3])
 
 
-def _differentiate(ctx: Any, total: Tensor, losses: Tensor, *_: Any) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, total: Tensor | None, losses: Tensor | None, *_: Any) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     forward = saved[10], list(saved[11:])
-    found = _backward([total, losses], *forward, list(saved[:4]), list(saved[4:8]), *saved[8:10], *ctx.settings)
+    arriving = [
+        saved[10].new_zeros(()) if total is None else total,
+        torch.zeros_like(saved[10]) if losses is None else losses,
+    ]
+    found = _backward(arriving, *forward, list(saved[:4]), list(saved[4:8]), *saved[8:10], *ctx.settings)
     no_sizes: list[None] | None = (
         None if ctx.settings[0] else []
     )  # an empty list is a structure to autograd, a filled one a value

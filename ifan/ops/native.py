@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +49,11 @@ def input_refusal(*tensors: Tensor) -> str | None:
         if x.dtype not in DTYPES:
             return f"an input's dtype is {x.dtype}, not float32, bfloat16 or float16"
     return None
+
+
+def in_dtypes_of(inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Each input's gradient, which the kernels make in float32, in the input's own dtype."""
+    return [gradient.to(value.dtype) for value, gradient in zip(inputs, gradients, strict=True)]
 
 
 def build_note() -> dict[str, str]:
