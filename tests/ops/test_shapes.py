@@ -116,8 +116,8 @@ def test_encode_predictions(
     parsing = random(batch, classes, side, side, dtype=dtype, layout=layout)
     points, heads = random(batch, 2, count, dtype=dtype).detach(), random(batch, sum(sizes), dtype=dtype)
 
-    def run(backend: str, a: Tensor, b: Tensor = heads.detach()) -> Tensor:  # noqa: B008
-        return encode_predictions(a, points, b, sizes, 2, backend=backend)
+    def run(backend: str, a: Tensor, *b: Tensor) -> Tensor:
+        return encode_predictions(a, points, b[0] if b else heads, sizes, 2, backend=backend)
 
     compare(run, [parsing, heads] if sizes else [parsing])
 
