@@ -22,8 +22,8 @@ def convolve(
 ) -> None:
     """Write ``epilogue(conv3x3(relu(norm(x))))`` to ``out``, or without ``norm`` the convolution of ``x`` itself.
 
-    ``weight (O, C, 3, 3)``; float32 ``out (N, O, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``, with planes
-    in one piece.
+    ``weight (O, C, 3, 3)``; float32 ``out (N, O, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``, with
+    planes in one piece.
     """
     if not x.shape[1]:
         out.zero_()

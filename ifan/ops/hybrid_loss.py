@@ -115,12 +115,11 @@ def _check_targets(
     checks.dimensions(NAME, "parsing_target", parsing_target, "(Bp, H, W)")
     expected = (parsing_logits.shape[0], *parsing_target.shape[1:])
     checks.shape(NAME, "parsing_target", parsing_target, expected, "(Bp, H, W)")
-    sizes_of = tuple(parsing_logits.shape[2:]), tuple(parsing_target.shape[1:])
+    coarse, fine = tuple(parsing_logits.shape[2:]), tuple(parsing_target.shape[1:])
     checks.require(
-        sizes_of[0] == sizes_of[1] or 0 not in sizes_of[0] + sizes_of[1],
+        coarse == fine or 0 not in coarse + fine,
         NAME,
-        f"parsing_logits and parsing_target of other size need at least one pixel; got {sizes_of[0]} and {sizes_of[1]}. "
-        "Drop the samples.",
+        f"parsing_logits cannot be resized to parsing_target without a pixel; got {coarse} and {fine}. Drop the samples.",
     )
     checks.shape(NAME, "points_target", points_target, tuple(points.shape), "(Bl, 2, P)")
     checks.shape(NAME, "points_weight", points_weight, (points.shape[0], points.shape[2]), "(Bl, P)")
@@ -280,7 +279,9 @@ def _cpu_backward(
     divisors, parsing, points, classes = made
     arriving = total * predictions[3].float() + of_losses
     factors = iter(torch.where(divisors > 0, arriving / divisors, 0).tolist())
-    found = [value * next(factors) if value.shape[axis] else value.clone() for value, axis in ((parsing, 1), (points, 2))]
+    found = [
+        value * next(factors) if value.shape[axis] else value.clone() for value, axis in ((parsing, 1), (points, 2))
+    ]
     columns = [factor for factor, size in zip(factors, class_sizes, strict=True) for _ in range(size)]
     found += [classes * classes.new_tensor(columns), total * losses]
     return [value.to(like.dtype) for value, like in zip(found, predictions, strict=True)]

@@ -12,7 +12,6 @@ from torch.library import opcheck
 from ifan.ops import backends, encode_predictions
 from ifan.ops.encode_predictions import _forward
 
-
 BUILT = [row.name for row in backends() if row.available and row.name in ("reference", "cpu")]
 BACKENDS = pytest.mark.parametrize("backend", NATIVE)
 
@@ -151,7 +150,9 @@ def planes_and_gradients(
 @pytest.mark.parametrize("size", [1, 5, 33])
 def test_kernel_writes_everything_and_is_no_less_exact_than_eager(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     parsing, points, classes = predictions(batch=3, size=size)
-    exact, eager = (planes_and_gradients(parsing, points, classes, "reference", d) for d in (torch.float64, torch.float32))
+    exact, eager = (
+        planes_and_gradients(parsing, points, classes, "reference", d) for d in (torch.float64, torch.float32)
+    )
     empty, like = Tensor.new_empty, torch.empty_like
     monkeypatch.setattr(Tensor, "new_empty", lambda x, *a, **k: empty(x, *a, **k).fill_(torch.nan))
     monkeypatch.setattr(torch, "empty_like", lambda x, **k: like(x, **k).fill_(torch.nan))

@@ -113,9 +113,7 @@ def kernel(**data: Any) -> HybridLoss:
     return hybrid_loss(**data, backend="cpu")
 
 
-CALLS = pytest.mark.parametrize(
-    "call", [eager, op, pytest.param(kernel, marks=needs_cpu)], ids=["eager", "op", "cpu"]
-)
+CALLS = pytest.mark.parametrize("call", [eager, op, pytest.param(kernel, marks=needs_cpu)], ids=["eager", "op", "cpu"])
 DTYPE = {eager: torch.float64, op: torch.float64, kernel: torch.float32}
 PREDICTIONS = ("parsing_logits", "points", "class_logits", "task_weights")
 
@@ -360,7 +358,9 @@ def test_kernel_upsamples_by_any_ratio_and_writes_everything(
     data["parsing_target"] = torch.randint(0, 5, (2, *fine), dtype=torch.uint8)
     data["parsing_target"][torch.rand(2, *fine) < 0.2] = 255
     options = {"parsing_class_weights": torch.rand(5), "parsing_smoothing": smoothing, "class_smoothing": smoothing}
-    doubled = {n: v.detach().double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in data.items()}
+    doubled = {
+        n: v.detach().double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in data.items()
+    }
     expected = all_gradients(eager, doubled, **options)
     usual = torch.empty_like
     monkeypatch.setattr(torch, "empty_like", lambda x, **k: usual(x, **k).fill_(torch.nan))
@@ -399,7 +399,9 @@ def test_every_instruction_set_gives_the_same_loss() -> None:
 @pytest.mark.parametrize("times", [1, 8])
 def test_kernel_is_no_less_exact_than_eager(times: int) -> None:
     data = large_batch(times=times)
-    doubled = {n: v.detach().double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in data.items()}
+    doubled = {
+        n: v.detach().double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in data.items()
+    }
     exact = all_gradients(eager, doubled)
     for a, b, c in zip(all_gradients(kernel, data), all_gradients(eager, data), exact, strict=True):
         assert_no_worse(a, b, c)
@@ -484,6 +486,7 @@ def test_bad_input_is_refused() -> None:
     wrong[0, 0, 0] = 7
     for change, message in (
         ({"parsing_target": wrong}, "parsing_target must be in 0..4 or 255; got 7"),
+        ({"parsing_target": data["parsing_target"][:, :0]}, "cannot be resized"),
         ({"class_targets": torch.full((4, 2), 3)}, "class_targets[:, 0] must be in 0..2 or -1; got 3"),
         ({"parsing_target": wrong.long()}, "must be torch.uint8"),
         ({"class_targets": data["class_targets"].int()}, "must be torch.int64"),

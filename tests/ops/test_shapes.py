@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 import torch
 from cases import LAYOUTS, VECTOR_ERROR, arrange, gradients, needs_cpu, outputs_of
 from hypothesis import HealthCheck, assume, given, settings
@@ -33,17 +32,18 @@ def random(*shape: int, dtype: torch.dtype, layout: str = "contiguous", positive
 
 
 def compare(run: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
-    """Outputs and gradients of the kernel: the reference's dtypes, and its values in float64 within the dtype's error."""
+    """Outputs and gradients of the kernel have the reference's dtypes, and its float64 values but for rounding."""
     exact = [value.detach().double().requires_grad_() for value in inputs]
-    found, truth, usual = (outputs_of(run(b, *v)) for b, v in (("cpu", inputs), ("reference", exact), ("reference", inputs)))
+    ways = (("cpu", inputs), ("reference", exact), ("reference", inputs))
+    found, truth, usual = (outputs_of(run(backend, *values)) for backend, values in ways)
     low = max((value.dtype for value in inputs), key=lambda dtype: torch.finfo(dtype).eps)
     for actual, expected, eager in zip(found, truth, usual, strict=True):
         assert (actual.shape, actual.dtype) == (expected.shape, eager.dtype)
         assert_close(actual, expected, 1000, low)
     if not any(value.requires_grad for value in found):
         return
-    pairs = zip(gradients(lambda *v: run("cpu", *v), inputs), gradients(lambda *v: run("reference", *v), exact), strict=True)
-    for value, (actual, expected) in zip(inputs, pairs, strict=True):
+    ours, theirs = (gradients(lambda *v, b=b: run(b, *v), values) for b, values in ways[:2])
+    for value, actual, expected in zip(inputs, ours, theirs, strict=True):
         assert (actual.shape, actual.dtype) == (value.shape, value.dtype)
         norm = float(expected.norm())
         assert float((actual.double() - expected).norm()) <= 3 * VECTOR_ERROR[low] * norm + 1e-3 * torch.finfo(low).eps
@@ -123,7 +123,9 @@ def test_encode_predictions(
 
 
 @drawn
-@given(COUNTS, COUNTS, SIDES, SIDES, SIDES, SIDES, COUNTS, COUNTS, st.lists(st.integers(1, 3), max_size=2), DTYPES, LAYOUT)
+@given(
+    COUNTS, COUNTS, SIDES, SIDES, SIDES, SIDES, COUNTS, COUNTS, st.lists(st.integers(1, 3), max_size=2), DTYPES, LAYOUT
+)
 def test_hybrid_loss(
     images: int, classes: int, height: int, width: int, tall: int, wide: int, rows: int, count: int, sizes: list[int],
     dtype: torch.dtype, layout: str,
