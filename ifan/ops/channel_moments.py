@@ -43,13 +43,7 @@ def channel_moments(x: Tensor, segments: Sequence[int], *, backend: str | None =
     return _forward(x, counts, chosen)
 
 
-def _cpu_refusal(x: Tensor) -> str | None:
-    if x.device.type != "cpu":
-        return f"it lies on {x.device}, not on the CPU"
-    return None if x.dtype in NATIVE_DTYPES else f"its dtype is {x.dtype}, not float32 or bfloat16"
-
-
-register_kernel(NAME, "cpu", _cpu_refusal)
+register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
@@ -61,6 +55,7 @@ def _forward(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, 
         found: tuple[Tensor, Tensor] = kernels(backend, NAME).forward(x, segments)
         return found
     mean, var = _empty_moments(x, segments)
+    x = _readable(x)
     native.cpu_module().channel_moments_forward(
         x.data_ptr(),
         NATIVE_DTYPES[x.dtype],
@@ -86,10 +81,12 @@ def _backward(
     if backend == "triton":
         found: Tensor = kernels(backend, NAME).backward(mean_gradient, var_gradient, x, mean, segments)
         return found
-    result = torch.empty_like(x)
     if backend == "reference":
         upstream = [mean_gradient, var_gradient]
-        return result.copy_(gradients(lambda value: reference.channel_moments(value, segments), [x], upstream)[0])
+        found = gradients(lambda value: reference.channel_moments(value, segments), [x], upstream)[0]
+        return torch.empty_like(x).copy_(found)
+    dtype, x = x.dtype, _readable(x)
+    result = torch.empty_like(x)
     values = [value.contiguous() for value in (mean, mean_gradient, var_gradient)]
     native.cpu_module().channel_moments_backward(
         x.data_ptr(),
@@ -102,7 +99,7 @@ def _backward(
         result.stride(),
         torch.get_num_threads(),
     )
-    return result
+    return result.to(dtype)
 
 
 @_backward.register_fake
@@ -123,6 +120,10 @@ def _differentiate(ctx: Any, mean_gradient: Tensor, var_gradient: Tensor) -> tup
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _readable(x: Tensor) -> Tensor:
+    return x if x.dtype in NATIVE_DTYPES else x.float()
 
 
 def _empty_moments(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class Concatenation:
-    """Sources ``(N or R, C_i, H, W)``, float32 on the CPU, as addresses and strides.
+    """Sources ``(N or R, C_i, H, W)`` on the CPU, as addresses and strides of float32.
 
-    Keeps the tensors alive whose addresses it holds; those whose planes do not lie in one piece are copied. With
-    ``differentiate``, ``gradients`` holds an uninitialised ``(N, C_i, H, W)`` for each source.
+    Keeps the tensors alive whose addresses it holds; those of another dtype and those whose planes do not lie in one
+    piece are copied. With ``differentiate``, ``gradients`` holds an uninitialised ``(N, C_i, H, W)`` for each source.
     """
 
     def __init__(
@@ -24,9 +24,9 @@ class Concatenation:
         differentiate: bool = False,
     ) -> None:
         self.sources, self.rows, self.per_sample, self.segments = sources, rows, list(per_sample), list(segments)
-        self.planes = [_with_whole_planes(source) for source in sources]
+        self.planes = [_with_whole_planes(source.float()) for source in sources]
         self.shape = (sum(segments), sum(x.shape[1] for x in sources), *sources[0].shape[2:])
-        self.gradients = [x.new_empty((self.shape[0], *x.shape[1:])) for x in sources] if differentiate else []
+        self.gradients = [x.new_empty((self.shape[0], *x.shape[1:])) for x in self.planes] if differentiate else []
 
     @property
     def arguments(self) -> tuple[list[tuple[int, ...]], int, list[int], tuple[int, ...]]:
@@ -39,11 +39,9 @@ class Concatenation:
         return fields, 0 if self.rows is None else self.rows.data_ptr(), self.segments, self.shape
 
     def source_gradients(self) -> list[Tensor]:
-        """The gradients by source: one with a row a sample collects those of all lanes that read it, in their order."""
+        """The gradients by source, float32: one with a row a sample collects those of its lanes, in their order."""
         return [
-            torch.zeros_like(x, memory_format=torch.contiguous_format).index_add_(0, self.rows, g)
-            if flag and self.rows is not None
-            else g
+            g.new_zeros(x.shape).index_add_(0, self.rows, g) if flag and self.rows is not None else g
             for x, g, flag in zip(self.sources, self.gradients, self.per_sample, strict=True)
         ]
 
@@ -52,6 +50,7 @@ class Normalisation:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` as one scale and one shift a task and channel, ``(T, C)``."""
 
     def __init__(self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> None:
+        weight, bias, mean, var = (value.float() for value in (weight, bias, mean, var))
         self.inverse = torch.rsqrt(var + eps)
         self.scale = (weight * self.inverse).contiguous()
         self.shift = (bias - mean * self.scale).contiguous()
@@ -67,16 +66,6 @@ class Normalisation:
         first, second = torch.stack([part.sum(0) for part in parts]).unbind(2)
         norms = second * self.inverse, first, -first * self.scale, second * self.scale * self.inverse.square() * -0.5
         return tuple(value.float() for value in norms)  # type: ignore[return-value]
-
-
-def cpu_refusal(*tensors: Tensor) -> str | None:
-    """Why the native kernels that read a concatenation cannot take these tensors; ``None`` if they can."""
-    for x in tensors:
-        if x.device.type != "cpu":
-            return f"an input lies on {x.device}, not on the CPU"
-        if x.dtype != torch.float32:
-            return f"an input's dtype is {x.dtype}, not float32"
-    return None
 
 
 def _with_whole_planes(x: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ def convolve(
 ) -> None:
     """Write ``epilogue(conv3x3(relu(norm(x))))`` to ``out``, or without ``norm`` the convolution of ``x`` itself.
 
-    ``weight (O, C, 3, 3)``; ``out (N, O, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``, with planes
-    in one piece.
+    ``weight (O, C, 3, 3)``; float32 ``out (N, O, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``, with
+    planes in one piece.
     """
     if not x.shape[1]:
         out.zero_()
@@ -46,7 +46,7 @@ def convolve(
 def differentiate(
     x: Concatenation, weight: Tensor, gradient: Tensor, norm: Normalisation | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Fill ``x.gradients`` for the ``gradient (N, O, H, W)`` of the convolution, planes in one piece.
+    """Fill ``x.gradients`` for the float32 ``gradient (N, O, H, W)`` of the convolution, planes in one piece.
 
     Returns the weight's gradient and, with ``norm``, the sums ``(N, C, 2)`` that `Normalisation.gradients` reads.
     """
@@ -78,7 +78,7 @@ def differentiate(
 def _packed(weight: Tensor, transposed: bool) -> Tensor:
     """The transformed filters, for the gradient of the inputs if ``transposed``."""
     outputs, inputs = (weight.shape[1], weight.shape[0]) if transposed else weight.shape[:2]
-    filters = weight.new_empty(cpu_module().packed_filters(outputs, inputs))
-    whole = weight.contiguous()
+    whole = weight.float().contiguous()
+    filters = whole.new_empty(cpu_module().packed_filters(outputs, inputs))
     cpu_module().pack_filters(whole.data_ptr(), outputs, inputs, transposed, filters.data_ptr())
     return filters

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks, convolution
+from ifan.ops import checks, convolution, native
 from ifan.ops.channel_moments import _backward as channel_moments_backward
 from ifan.ops.channel_moments import _forward as channel_moments
-from ifan.ops.concatenation import Concatenation, Normalisation, cpu_refusal
+from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
@@ -143,8 +143,9 @@ def _cpu_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     growth = weights[0].shape[0]
     batch_statistics = len(means) == 1
-    grown = sources[0].new_empty((sum(segments), growth * len(weights), *sources[0].shape[2:]))
-    new_mean = means[0].new_empty((len(segments), grown.shape[1] if batch_statistics else 0))
+    shape = sum(segments), growth * len(weights), *sources[0].shape[2:]
+    grown = sources[0].new_empty(shape, dtype=torch.float32)
+    new_mean = grown.new_empty((len(segments), grown.shape[1] if batch_statistics else 0))
     new_var = torch.empty_like(new_mean)
     for layer, weight in enumerate(weights):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
@@ -154,7 +155,7 @@ def _cpu_forward(
         convolution.convolve(x, weight, grown[:, here], norm=norm)
         if batch_statistics:
             new_mean[:, here], new_var[:, here] = channel_moments(grown[:, here], segments, "cpu")
-    return grown, new_mean, new_var
+    return grown.to(checks.promoted(sources)), new_mean, new_var
 
 
 def _statistics(
@@ -174,7 +175,7 @@ def _cuda_refusal(*tensors: Tensor) -> str | None:
     return tasks_refusal(*tensors)
 
 
-register_kernel(NAME, "cpu", cpu_refusal)
+register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", _cuda_refusal)
 
@@ -236,9 +237,9 @@ def _cpu_backward(
     eps: float,
 ) -> list[Tensor]:
     sources, weights, gammas, betas, means, variances = inputs
-    grown, mean, var = outputs
-    to_grown, to_mean, to_var = (value.clone(memory_format=torch.contiguous_format) for value in upstream)
-    found = [[torch.zeros_like(value) for value in group] for group in inputs]
+    grown, mean, var = (value.float() for value in outputs)
+    to_grown, to_mean, to_var = (value.float().clone(memory_format=torch.contiguous_format) for value in upstream)
+    found = [[torch.zeros_like(value, dtype=torch.float32) for value in group] for group in inputs]
     growth, width = weights[0].shape[0], means[0].shape[1]
     for layer in reversed(range(len(weights))):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
@@ -265,7 +266,8 @@ def _cpu_backward(
         if len(means) == 1:
             to_mean[:, before] += of_mean[:, width:]
             to_var[:, before] += of_var[:, width:]
-    return [value for group in found for value in group]
+    flat = ([value for group in groups for value in group] for groups in (inputs, found))
+    return native.in_dtypes_of(*flat)
 
 
 @_backward.register_fake

@@ -167,10 +167,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     parsing, classes = _backward(gradient, *ctx.saved_tensors, ctx.class_sizes, ctx.radius, ctx.backend)
-    no_sizes: list[None] | None = (
-        None if ctx.class_sizes else []
-    )  # an empty list is a structure to autograd, a filled one a value
-    return parsing, None, classes, no_sizes, None, None
+    return parsing, None, classes, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

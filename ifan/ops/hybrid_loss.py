@@ -115,12 +115,11 @@ def _check_targets(
     checks.dimensions(NAME, "parsing_target", parsing_target, "(Bp, H, W)")
     expected = (parsing_logits.shape[0], *parsing_target.shape[1:])
     checks.shape(NAME, "parsing_target", parsing_target, expected, "(Bp, H, W)")
-    sizes_of = tuple(parsing_logits.shape[2:]), tuple(parsing_target.shape[1:])
+    coarse, fine = tuple(parsing_logits.shape[2:]), tuple(parsing_target.shape[1:])
     checks.require(
-        sizes_of[0] == sizes_of[1] or 0 not in sizes_of[0] + sizes_of[1],
+        coarse == fine or 0 not in coarse + fine,
         NAME,
-        f"parsing_logits and parsing_target of other size need at least one pixel; got {sizes_of[0]} and {sizes_of[1]}. "
-        "Drop the samples.",
+        f"parsing_logits cannot be resized to parsing_target without a pixel; got {coarse} and {fine}. Drop the samples.",
     )
     checks.shape(NAME, "points_target", points_target, tuple(points.shape), "(Bl, 2, P)")
     checks.shape(NAME, "points_weight", points_weight, (points.shape[0], points.shape[2]), "(Bl, P)")
@@ -336,13 +335,18 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     predictions, targets, parsing_class_weights, denominators, *ctx.settings = inputs
+    ctx.set_materialize_grads(False)  # what forward made is as large as the logits and receives no gradient
     ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators, output[1], *output[3])
 
 
-def _differentiate(ctx: Any, total: Tensor, losses: Tensor, *_: Any) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, total: Tensor | None, losses: Tensor | None, *_: Any) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     forward = saved[10], list(saved[11:])
-    found = _backward([total, losses], *forward, list(saved[:4]), list(saved[4:8]), *saved[8:10], *ctx.settings)
+    arriving = [
+        saved[10].new_zeros(()) if total is None else total,
+        torch.zeros_like(saved[10]) if losses is None else losses,
+    ]
+    found = _backward(arriving, *forward, list(saved[:4]), list(saved[4:8]), *saved[8:10], *ctx.settings)
     no_sizes: list[None] | None = (
         None if ctx.settings[0] else []
     )  # an empty list is a structure to autograd, a filled one a value

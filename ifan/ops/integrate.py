@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, native
-from ifan.ops.concatenation import Concatenation, Normalisation, cpu_refusal
+from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
@@ -111,7 +111,8 @@ def _forward(
         found: Tensor = kernels(backend, NAME).forward(sources, values, segments, rows, per_sample, pool, eps)
         return found
     height, width = sources[0].shape[2:]
-    out = weight.new_empty((sum(segments), weight.shape[1], height // pool, width // pool))
+    shape = sum(segments), weight.shape[1], height // pool, width // pool
+    out = weight.new_empty(shape, dtype=torch.float32)
     x, norm = Concatenation(sources, segments, rows, per_sample), Normalisation(weight, bias, mean, var, eps)
     native.cpu_module().integrate_forward(
         *x.arguments,
@@ -121,10 +122,10 @@ def _forward(
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out
+    return out.to(checks.promoted(sources))
 
 
-register_kernel(NAME, "cpu", cpu_refusal)
+register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", tasks_refusal)
 
@@ -183,9 +184,9 @@ def _cpu_backward(
     eps: float,
 ) -> list[Tensor]:
     *sources, weight, bias, mean, var = inputs
-    gradient, norm = gradient.contiguous(), Normalisation(weight, bias, mean, var, eps)
+    gradient, norm = gradient.float().contiguous(), Normalisation(weight, bias, mean, var, eps)
     x = Concatenation(sources, segments, rows, per_sample, differentiate=True)
-    sums = weight.new_empty((*x.shape[:2], 2))
+    sums = weight.new_empty((*x.shape[:2], 2), dtype=torch.float32)
     native.cpu_module().integrate_backward(
         *x.arguments,
         pool,
@@ -196,7 +197,7 @@ def _cpu_backward(
         sums.data_ptr(),
         torch.get_num_threads(),
     )
-    return [*x.source_gradients(), *norm.gradients(sums, segments)]
+    return native.in_dtypes_of(inputs, [*x.source_gradients(), *norm.gradients(sums, segments)])
 
 
 @_backward.register_fake

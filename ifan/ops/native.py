@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +78,11 @@ def cuda_refusal() -> str | None:
 def _version(number: int) -> str:
     """13000 as 13.0."""
     return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def in_dtypes_of(inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Each input's gradient, which the kernels make in float32, in the input's own dtype."""
+    return [gradient.to(value.dtype) for value, gradient in zip(inputs, gradients, strict=True)]
 
 
 def build_note() -> dict[str, str]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks, convolution
-from ifan.ops.concatenation import Concatenation, cpu_refusal
+from ifan.ops import checks, convolution, native
+from ifan.ops.concatenation import Concatenation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
@@ -86,10 +86,10 @@ def _forward(
     """The result, and for the backward of the native kernel the phase-shifted maps between the two convolutions."""
     out, shifted = _empty(sources, weight_a, weight_b, rows, per_sample, backend)
     if backend == "cpu":
-        x = Concatenation(sources, [out.shape[0]], rows, per_sample)
+        x, made = Concatenation(sources, [out.shape[0]], rows, per_sample), out.float()
         convolution.convolve(x, weight_a, shifted, "relu_phase_shift")
-        convolution.convolve(_alone(shifted), weight_b, out, "relu")
-        return out, shifted
+        convolution.convolve(_alone(shifted), weight_b, made, "relu")
+        return made.to(out.dtype), shifted
     if backend == "triton":
         found: Tensor = kernels(backend, NAME).forward(sources, weight_a, weight_b, rows, per_sample)
         return found, shifted
@@ -109,7 +109,7 @@ def _empty(
     height, width = sources[0].shape[2:]
     out = weight_b.new_empty((lanes, weight_b.shape[0], 2 * height, 2 * width), dtype=checks.promoted(sources))
     between = (lanes, weight_a.shape[0] // 4, 2 * height, 2 * width) if backend == "cpu" else (0,)
-    return out, out.new_empty(between)
+    return out, out.new_empty(between, dtype=torch.float32)
 
 
 def _alone(x: Tensor, differentiate: bool = False) -> Concatenation:
@@ -117,7 +117,7 @@ def _alone(x: Tensor, differentiate: bool = False) -> Concatenation:
 
 
 _forward.register_fake(_empty)
-register_kernel(NAME, "cpu", cpu_refusal)
+register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
@@ -159,11 +159,11 @@ def _cpu_backward(
     to_a = _phase_shift_backward(_through_relu(between.gradients[0], shifted))
     x = Concatenation(sources, [out.shape[0]], rows, per_sample, differentiate=True)
     of_a, _ = convolution.differentiate(x, weight_a, to_a)
-    return [*x.source_gradients(), of_a, of_b]
+    return native.in_dtypes_of(inputs, [*x.source_gradients(), of_a, of_b])
 
 
 def _through_relu(gradient: Tensor, out: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(gradient.contiguous(), out, 0)
+    return torch.ops.aten.threshold_backward(gradient.float().contiguous(), out.float(), 0)
 
 
 def _phase_shift_backward(gradient: Tensor) -> Tensor:
