@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,14 @@ from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting
 from ifan.config import NetworkConfig
 from ifan.graph import graph
 
-Call = Callable[[Sequence[Tensor], "str | None"], Sequence[Tensor]]
+Call = Callable[[Any, "str | None"], Sequence[Tensor]]
 """(inputs, backend) -> outputs; backend ``plain`` stands for the function in ordinary PyTorch."""
 
 PLAIN = "plain"
-EPSILON = 1e-3
+FUSED: Any = ops
+ORDINARY: Any = plain
+"""Untyped: inputs are passed on starred, which a type checker cannot count."""
+
 FORWARD, BOTH = "forward", "forward+backward"
 
 
@@ -90,7 +93,7 @@ def _problem(operation: Operation, setting: Setting) -> Problem:
 
     def compiled(mode: str) -> Run:
         function = torch.compile(lambda *values: operation.call(values, PLAIN), mode=mode, dynamic=False)
-        return run(None, lambda values, _: cast("Sequence[Tensor]", function(*values)))
+        return run(None, lambda values, _: function(*values))
 
     makers: dict[str, Callable[[], Ready]] = {
         "ifan": lambda: _ours(run),
@@ -175,10 +178,10 @@ def _exported(operation: Operation, inputs: Sequence[Tensor], setting: Setting) 
 
 
 def _moments(lanes: int, channels: int, size: int, work: str) -> Case:
-    def call(values: Sequence[Tensor], backend: str | None) -> Sequence[Tensor]:
+    def call(values: Any, backend: str | None) -> Sequence[Tensor]:
         if backend == PLAIN:
-            return plain.channel_moments(values[0])
-        return ops.channel_moments(values[0], [lanes], backend=backend)
+            return ORDINARY.channel_moments(values[0])
+        return FUSED.channel_moments(values[0], [lanes], backend=backend)
 
     operation = Operation(call, lambda: [_map(lanes, channels, size)], 1, False)
     count = lanes * channels * size**2
@@ -197,11 +200,11 @@ def _map(lanes: int, channels: int, size: int) -> Tensor:
 def _integrate(lanes: int, widths: Sequence[int], size: int, work: str) -> Case:
     split, channels = len(widths), sum(widths)
 
-    def call(values: Sequence[Tensor], backend: str | None) -> Sequence[Tensor]:
+    def call(values: Any, backend: str | None) -> Sequence[Tensor]:
         sources, norm = values[:split], values[split:]
         if backend == PLAIN:
-            return [plain.integrate(sources, *norm, pool=2)]
-        return [ops.integrate(sources, *norm, [lanes], pool=2, backend=backend)]
+            return [ORDINARY.integrate(sources, *norm, pool=2)]
+        return [FUSED.integrate(sources, *norm, [lanes], pool=2, backend=backend)]
 
     def make() -> list[Tensor]:
         return [*(_map(lanes, width, size) for width in widths), *_norms(channels)]
@@ -214,13 +217,13 @@ def _integrate(lanes: int, widths: Sequence[int], size: int, work: str) -> Case:
 def _integrate_with_moments(lanes: int, widths: Sequence[int], size: int) -> Case:
     split, channels = len(widths), sum(widths)
 
-    def call(values: Sequence[Tensor], backend: str | None) -> Sequence[Tensor]:
+    def call(values: Any, backend: str | None) -> Sequence[Tensor]:
         sources, norm = values[:split], values[split:]
         if backend == PLAIN:
-            return [plain.integrate_with_moments(sources, *norm, pool=2)]
-        moments = [ops.channel_moments(source, [lanes], backend=backend) for source in sources]
+            return [ORDINARY.integrate_with_moments(sources, *norm, pool=2)]
+        moments = [FUSED.channel_moments(source, [lanes], backend=backend) for source in sources]
         mean, var = (torch.cat(parts, 1) for parts in zip(*moments, strict=True))
-        return [ops.integrate(sources, *norm, mean, var, [lanes], pool=2, backend=backend)]
+        return [FUSED.integrate(sources, *norm, mean, var, [lanes], pool=2, backend=backend)]
 
     def make() -> list[Tensor]:
         return [*(_map(lanes, width, size) for width in widths), *_norms(channels, 2)]
@@ -236,12 +239,12 @@ def _dense(lanes: int, channels: int, size: int, layers: int, growth: int, work:
     weights = [torch.randn(growth, w, 3, 3, generator=generator).div(3 * w**0.5).requires_grad_() for w in widths]
     norms = [norm for w in widths for norm in _norms(w)]
 
-    def call(values: Sequence[Tensor], backend: str | None) -> Sequence[Tensor]:
+    def call(values: Any, backend: str | None) -> Sequence[Tensor]:
         source, kernels, norm = values[0], values[1 : 1 + layers], values[1 + layers :]
         groups = [norm[i::4] for i in range(4)]
         if backend == PLAIN:
-            return [plain.dense_block(source, kernels, *groups)]
-        return [ops.dense_block([source], kernels, *groups, [lanes], backend=backend)[0]]
+            return [ORDINARY.dense_block(source, kernels, *groups)]
+        return [FUSED.dense_block([source], kernels, *groups, [lanes], backend=backend)[0]]
 
     operation = Operation(call, lambda: [_map(lanes, channels, size), *weights, *norms], 1, False, exported=True)
     flop = 2 * 9 * growth * sum(widths) * lanes * size**2
@@ -254,11 +257,11 @@ def _transition(lanes: int, channels: int, size: int, work: str) -> Case:
     shapes = ((width, channels, 3, 3), (width, width // 4, 3, 3))
     weights = [torch.randn(s, generator=generator).div(3 * s[1] ** 0.5).requires_grad_() for s in shapes]
 
-    def call(values: Sequence[Tensor], backend: str | None) -> Sequence[Tensor]:
+    def call(values: Any, backend: str | None) -> Sequence[Tensor]:
         source, a, b = values
         if backend == PLAIN:
-            return [plain.transition_up(source, a, b)]
-        return [ops.transition_up([source], a, b, backend=backend)]
+            return [ORDINARY.transition_up(source, a, b)]
+        return [FUSED.transition_up([source], a, b, backend=backend)]
 
     operation = Operation(call, lambda: [_map(lanes, channels, size), *weights], 1, False, exported=True)
     flop = 2 * 9 * width * lanes * (channels * size**2 + width // 4 * 4 * size**2)
@@ -269,9 +272,9 @@ def _transition(lanes: int, channels: int, size: int, work: str) -> Case:
 def _encode(batch: int, size: int, work: str) -> Case:
     classes, points, kinds = 9, 5, 7
 
-    def call(values: Sequence[Tensor], backend: str | None) -> Sequence[Tensor]:
+    def call(values: Any, backend: str | None) -> Sequence[Tensor]:
         backend = "reference" if backend == PLAIN else backend
-        return [ops.encode_predictions(*values, [kinds], backend=backend)]
+        return [FUSED.encode_predictions(*values, [kinds], backend=backend)]
 
     def make() -> list[Tensor]:  # points in the middle of pixels: no rounding at a half
         centre = torch.randint(0, size, (batch, 2, points)).float() / size - 0.5
@@ -285,12 +288,12 @@ def _encode(batch: int, size: int, work: str) -> Case:
 def _loss(batch: int, classes: int, size: int, labels: int) -> Case:
     targets_from, kinds, points = 3, 7, 5
 
-    def call(values: Sequence[Tensor], backend: str | None) -> Sequence[Tensor]:
+    def call(values: Any, backend: str | None) -> Sequence[Tensor]:
         logits, where, scores = values[:targets_from]
         target, aims, weight, ids, shares = values[targets_from:]
         backend = "reference" if backend == PLAIN else backend
         arguments = (logits, target, where, aims, weight, scores, ids, [kinds], shares)
-        return [ops.hybrid_loss(*arguments, backend=backend).total]
+        return [FUSED.hybrid_loss(*arguments, backend=backend).total]
 
     def make() -> list[Tensor]:
         target = torch.randint(0, classes, (batch, labels, labels), dtype=torch.uint8)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -158,7 +159,7 @@ def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Settin
         if dtype == "float32":
             engine = Engine(network)
         elif "precision" in inspect.signature(Engine).parameters:
-            engine = Engine(network, precision="bf16")
+            engine = cast(Any, Engine)(network, precision="bf16")
         else:
             raise Missing("the engine of this version has no bfloat16 mode")
         return Ready(lambda i: outputs(_listed(engine(images[i % 2]))), "engine")
@@ -187,14 +188,14 @@ def _compiled(
 ) -> Run:
     """One compiled function an iteration instead of all in one: the same arithmetic, a third of the compile time."""
     model = FeedbackGraph(network).to(setting.device)
-    share, iterate = (torch.compile(f, mode=mode, dynamic=False) for f in (model.image_share, model.iterate))
-    draw = torch.compile(model.draw, mode=mode, dynamic=False)
+    parts: list[Any] = [model.image_share, model.iterate, model.draw]
+    share, iterate, draw = (torch.compile(part, mode=mode, dynamic=False) for part in parts)
 
     @torch.inference_mode()
     def run(i: int) -> list[Tensor]:
         with _autocast(setting.device, dtype):
-            image, planes = share(images[i % 2]), model.first
-            found = iterate(image, planes.expand(image.shape[0], -1, -1, -1).contiguous())  # type: ignore[operator]
+            image, planes = share(images[i % 2]), cast(Tensor, model.first)
+            found = iterate(image, planes.expand(image.shape[0], -1, -1, -1).contiguous())
             for _ in range(model.iterations - 1):
                 found = iterate(image, draw(found))
             return outputs([value.float() for value in found])
@@ -217,7 +218,7 @@ def _exported(network: IFAN, setting: Setting) -> Path:
 
 def _autocast(device: str, dtype: str) -> contextlib.AbstractContextManager[None]:
     if dtype == "bfloat16":
-        return torch.autocast(device, torch.bfloat16)  # type: ignore[return-value]
+        return torch.autocast(device, torch.bfloat16)
     return contextlib.nullcontext()
 
 
@@ -251,12 +252,15 @@ def _training(config: Config, samples: int, setting: Setting) -> Problem:
 
 
 def _trainee(config: Config, samples: int, setting: Setting, backend: str) -> _Trainee:
+    from ifan.data import FaceDataset
     from ifan.data.mixture import Batch
     from ifan.data.toy import ToyFaces
     from ifan.training import Trainer
 
     kinds = {"mtfl": "landmarks", "celebamask": "parsing", "fer2013": "emotion"}
-    sets = {name: ToyFaces(samples, seed=i, size=64, tasks=[task]) for i, (name, task) in enumerate(kinds.items())}
+    sets: dict[str, FaceDataset] = {
+        name: ToyFaces(samples, seed=i, size=64, tasks=[task]) for i, (name, task) in enumerate(kinds.items())
+    }
     training = replace(
         config.training, batch_size=samples, shares=dict.fromkeys(sets, 1.0), iterations=(1.0,), precision="fp32"
     )

@@ -48,8 +48,9 @@ def dense_block(
 ) -> Tensor:
     """`ifan.ops.dense_block` with running statistics, ``(1, C)`` each: the grown channels."""
     grown: list[Tensor] = []
-    for weight, *norm in zip(weights, gammas, betas, means, variances, strict=True):
-        grown.append(F.conv2d(integrate([x, *grown], *norm), weight.to(x.dtype), padding=1))
+    for weight, gamma, beta, mean, var in zip(weights, gammas, betas, means, variances, strict=True):
+        normalised = integrate([x, *grown], gamma, beta, mean, var)
+        grown.append(F.conv2d(normalised, weight.to(x.dtype), padding=1))
     return torch.cat(grown, 1)
 
 
