@@ -82,7 +82,7 @@ def _open(path: str) -> Iterator[Any]:
     try:
         import av
     except ImportError as error:
-        raise ValueError("clips need PyAV; pip install 'ifan[video]'") from error
+        raise ValueError("clips need PyAV; pip install av") from error
     if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
         raise DataError(f"{path}: expected a file with a clip; got a folder, pipe or device; check the path")
     try:

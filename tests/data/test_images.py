@@ -79,7 +79,7 @@ def test_exif_rotation_is_applied() -> None:
 
 def test_files_that_are_none(tmp_path: Path) -> None:
     assert "does not exist" in error_of(tmp_path / "none.jpg")
-    assert "cannot read" in error_of(tmp_path)
+    assert "expected a file with a picture" in error_of(tmp_path)
     assert "empty" in error_of(b"")
     assert "not a picture" in error_of(b"hello, this is text")
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")

@@ -9,9 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
-pytest.importorskip("av", reason="clips need the extra video")
-
 from clips import turn_clip, write_clip
 
 from ifan.inference import FaceAnalyzer
