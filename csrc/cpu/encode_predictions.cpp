@@ -108,9 +108,9 @@ void backward_classes(const EncodeBackward& call, int64_t lane, int64_t planes) 
     double most = size ? logits[0] : 0, sum = 0, dot = 0;
     for (int64_t k = 1; k < size; ++k) most = logits[k] > most ? static_cast<double>(logits[k]) : most;
     for (int64_t k = 0; k < size; ++k) {
-      const double e = exp(logits[k] - most), of_plane = plane_sum(g + k * pixels, call.size);
-      sum += e, dot += e * of_plane;
-      out[k] = static_cast<float>(of_plane);
+      const double e = exp(logits[k] - most);
+      out[k] = static_cast<float>(plane_sum(g + k * pixels, call.size));
+      sum += e, dot += e * out[k];
     }
     for (int64_t k = 0; k < size; ++k) out[k] = static_cast<float>(exp(logits[k] - most) / sum * (out[k] - dot / sum));
     g += size * pixels, logits += size, out += size;

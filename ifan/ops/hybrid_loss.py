@@ -119,7 +119,7 @@ def _check_targets(
     checks.require(
         coarse == fine or 0 not in coarse + fine,
         NAME,
-        f"parsing_logits cannot be resized to parsing_target without a pixel; got {coarse} and {fine}. Drop the samples.",
+        f"parsing_logits cannot be resized to parsing_target without pixels; got {coarse} and {fine}. Drop the rows.",
     )
     checks.shape(NAME, "points_target", points_target, tuple(points.shape), "(Bl, 2, P)")
     checks.shape(NAME, "points_weight", points_weight, (points.shape[0], points.shape[2]), "(Bl, P)")
