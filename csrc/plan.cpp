@@ -37,7 +37,7 @@ class RecordedPlan {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     ConvolutionForward call{inputs->x, read(scale), read(shift), read(filters), outputs, epilogue_of(epilogue),
                             written(out), out_lane_stride, 1};
-    if (IFAN_PICK(fits_small_maps)(shape[0], shape[2], shape[3]))
+    if (IFAN_PICK(fits_small_maps)(shape[2], shape[3]))
       record("small_convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(small_convolution_forward)(c); });
     else
       record("convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(convolution_forward)(c); });
@@ -180,7 +180,7 @@ void pack_taps(Address weight, int64_t outputs, int64_t products, Address filter
   IFAN_PICK(pack_taps)({read(weight), outputs, products, written(filters)});
 }
 
-bool fits_small_maps(int64_t lanes, int64_t height, int64_t width) { return IFAN_PICK(fits_small_maps)(lanes, height, width); }
+bool fits_small_maps(int64_t height, int64_t width) { return IFAN_PICK(fits_small_maps)(height, width); }
 
 int64_t packed_small_filters(int64_t outputs, int64_t inputs) { return IFAN_PICK(packed_small_filters)(outputs, inputs); }
 

@@ -101,9 +101,8 @@ void run(Context& context) {
 
 }  // namespace
 
-bool fits_small_maps(int64_t lanes, int64_t height, int64_t width) {
-  return 2 * lanes * ((height + 3) / 4) * ((width + 3) / 4) <= kWidth;
-}
+// Whatever the number of maps: what is computed for one shall not depend on the others.
+bool fits_small_maps(int64_t height, int64_t width) { return 2 * ((height + 3) / 4) * ((width + 3) / 4) <= kWidth; }
 
 int64_t packed_small_filters(int64_t outputs, int64_t inputs) { return 9 * inputs * vectors(outputs) * kWidth; }
 

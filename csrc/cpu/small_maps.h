@@ -7,7 +7,7 @@ namespace ifan {
 
 #define IFAN_DECLARE_SMALL_MAPS(ISA)                                                          \
   namespace ISA {                                                                             \
-  bool fits_small_maps(int64_t lanes, int64_t height, int64_t width); /* faster than tiles */ \
+  bool fits_small_maps(int64_t height, int64_t width); /* faster than tiles, for one map */   \
   int64_t packed_small_filters(int64_t outputs, int64_t inputs);      /* floats */            \
   void pack_small_filters(const FilterPacking& call);                                         \
   bool small_convolution_forward(const ConvolutionForward& call); /* false: out of memory */  \

@@ -202,9 +202,9 @@ class _Weights:
     def address(self, key: Any, make: Callable[[], Tensor]) -> int:
         return cast(Tensor, self.keep(key, lambda: make().detach().float().contiguous())).data_ptr()
 
-    def filters(self, key: Any, weight: Tensor, lanes: int, side: int) -> int:
-        """A 3x3 convolution's weight as `Plan.convolution` reads it for that many maps of that side."""
-        small = cpu_module().fits_small_maps(lanes, side, side)
+    def filters(self, key: Any, weight: Tensor, side: int) -> int:
+        """A 3x3 convolution's weight as `Plan.convolution` reads it for maps of that side."""
+        small = cpu_module().fits_small_maps(side, side)
 
         def pack() -> Tensor:
             module, whole = cpu_module(), weight.contiguous()
@@ -572,7 +572,7 @@ class _Recorder:
         epilogue: str,
         norm: tuple[int, int] = (0, 0),
     ) -> None:
-        filters = self.weights.filters(key, weight, lanes.total, sources[0].side)
+        filters = self.weights.filters(key, weight, sources[0].side)
         self.plan.convolution(*lanes.read(sources), *norm, filters, weight.shape[0], epilogue, out.address, out.stride)
 
     def _pointwise(self, lanes: _Lanes, sources: Sequence[View], key: Any, weight: Tensor, out: View) -> None:

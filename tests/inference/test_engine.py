@@ -97,10 +97,7 @@ def test_tasks_of_the_last_iteration_can_be_chosen() -> None:
     for name, pick in (("parsing", 0), ("landmarks", 1), ("emotion", 2)):
         found = Engine(model, 2, [name])(images)
         for i, (one, all_) in enumerate(zip(outputs(found), outputs(everything), strict=True)):
-            if i == pick:  # fewer lanes may run on another kernel
-                assert float((one - all_).abs().max()) < TOLERANCE * float(all_.abs().max())
-            else:
-                assert one.shape[0] == 0
+            assert torch.equal(one, all_) if i == pick else one.shape[0] == 0
         assert {n: len(r) for n, r in found.rows.items() if len(r)} == {name: 2}
 
 
@@ -113,7 +110,7 @@ def test_many_faces_run_in_slices_and_one_alone_gives_the_same(monkeypatch: pyte
     for i in range(7):
         alone = engine(images[i : i + 1])
         for one, all_ in zip(outputs(alone), outputs(together), strict=True):
-            assert float((one[0] - all_[i]).abs().max()) < TOLERANCE * float(all_.abs().max())
+            assert torch.equal(one[0], all_[i])  # to the bit: what is found in a face does not depend on the others
     assert outputs(engine(images[:0]))[0].shape == (0, 9, 32, 32)
 
 

@@ -36,14 +36,14 @@ def main() -> None:
     torch.manual_seed(0)
     engine = Engine(IFAN(NetworkConfig(size=SIZE)).eval(), 2)
     nothing = cpu_module().Plan()
-    found: dict[str, dict[str, int]] = {"no steps": count(lambda: nothing.run(1))}
+    found: dict[str, dict[str, int]] = {"no steps": count(lambda: cpu_module().run_plans([nothing], 1))}
     for faces in (1, 3):
         images = torch.randint(0, 256, (faces, 3, SIZE, SIZE), dtype=torch.uint8)
         out = engine(images)
         outputs = [out.parsing_logits, out.points, *out.class_logits.values()]
         large = sum(value.nbytes for value in outputs if value.nbytes >= 1024)
         (plan,) = engine._plans[faces, False, cpu_module().features()["isa"]]
-        found[f"plan {faces}"] = count(lambda p=plan: p.plan.run(1))
+        found[f"plan {faces}"] = count(lambda p=plan: cpu_module().run_plans([p.plan], 1))
         found[f"call {faces}"] = count(lambda x=images: engine(x))
         found[f"outputs {faces}"] = {"large_bytes": large}
     print(json.dumps(found))

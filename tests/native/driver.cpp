@@ -3,8 +3,8 @@
 //   driver [--threads N] [--callers N] [--only-run] [case ...]
 //
 // Compiled for one instruction set (-DIFAN_ISA): under valgrind for instruction counts, with a sanitizer, or for another
-// processor under an emulator. Prints a line a case; exits 1 if one is wrong. --only-run leaves the comparison out; with --callers, several threads
-// call the kernels at once.
+// processor under an emulator. Prints a line a case; exits 1 if one is wrong. --only-run leaves the comparison out; with
+// --callers, several threads call the kernels at once.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -16,8 +16,10 @@
 #include "channel_moments.h"
 #include "convolution.h"
 #include "direct.h"
+#include "encode_predictions.h"
 #include "feedback.h"
 #include "integrate.h"
+#include "small_maps.h"
 #include "values.h"
 
 #if __has_include(<valgrind/callgrind.h>)
@@ -142,14 +144,22 @@ Values packed(const Values& weight, int64_t outputs, int64_t inputs, bool transp
   return filters;
 }
 
-double convolution_forward(bool normalise, Epilogue epilogue) {
-  Sample s(31, 38, 21, 37);
+Values packed_small(const Values& weight, int64_t outputs, int64_t inputs) {
+  Values filters = unwritten(kernels::packed_small_filters(outputs, inputs));
+  const FilterPacking call{weight.data(), outputs, inputs, false, filters.data()};
+  run([&] { return kernels::pack_small_filters(call), true; });
+  return filters;
+}
+
+double convolution_forward(bool normalise, Epilogue epilogue, bool small = false) {
+  Sample s(31, 38, small ? 8 : 21, small ? 7 : 37);
   const int64_t outputs = 28, pixels = s.pixels();
-  const Values weight = draw(outputs * s.total * 9), filters = packed(weight, outputs, s.total, false);
+  const Values weight = draw(outputs * s.total * 9);
+  const Values filters = small ? packed_small(weight, outputs, s.total) : packed(weight, outputs, s.total, false);
   Values out = unwritten(s.lanes * outputs * pixels);
   ConvolutionForward call{s.read, nullptr, nullptr, filters.data(), outputs, epilogue, out.data(), outputs * pixels, threads};
   if (normalise) call.scale = s.scale.data(), call.shift = s.shift.data();
-  run([&] { return kernels::convolution_forward(call); });
+  run([&] { return small ? kernels::small_convolution_forward(call) : kernels::convolution_forward(call); });
   if (!compare) return 0;
   Exact exact(out.size(), 0), input(pixels);
   for (int64_t lane = 0; lane < s.lanes; ++lane)
@@ -251,7 +261,7 @@ double encode_planes() {
   const Values logits[2] = {draw(lanes * 7, -3, 3), draw(lanes * 2, -3, 3)};
   const float* heads[2] = {logits[0].data(), logits[1].data()};
   Values out = unwritten(lanes * planes * pixels);
-  const EncodePlanes call{parsing.data(), places.data(), heads, sizes, lanes, classes, points, 2, size, 5, out.data(), threads};
+  const EncodePlanes call{parsing.data(), places.data(), heads, sizes, sizes, lanes, classes, points, 2, size, 5, out.data(), threads};
   run([&] { return kernels::encode_planes(call); });
   Exact exact(out.size());
   const auto softmax = [](const float* from, int64_t step, int64_t count, int64_t k) {
@@ -294,6 +304,8 @@ const Case cases[] = {
     {"convolution_forward", kWinograd, [] { return convolution_forward(false, Epilogue::relu); }},
     {"convolution_forward_normalised", kWinograd, [] { return convolution_forward(true, Epilogue::none); }},
     {"convolution_forward_shifted", kWinograd, [] { return convolution_forward(false, Epilogue::relu_phase_shift); }},
+    {"small_convolution_normalised", kSum, [] { return convolution_forward(true, Epilogue::none, true); }},
+    {"small_convolution_shifted", kSum, [] { return convolution_forward(false, Epilogue::relu_phase_shift, true); }},
     {"convolution_backward", kWinograd, [] { return convolution_backward(false); }},
     {"convolution_backward_normalised", kWinograd, [] { return convolution_backward(true); }},
     {"direct_convolution", kSum, direct_convolution},
