@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-proof clean
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,6 +27,21 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=fullfunc,param:case --benchmark-columns=median,iqr,rounds
+
+# The Triton kernels without a GPU, by the installed version and by the oldest supported one: interpreted under
+# line and branch coverage, then every launch compiled for every GPU family.
+OLD_TRITON := build/triton-3.6.0
+PROOF := -m coverage run --branch --source=kernels -m pytest tests/kernels -m ""
+$(OLD_TRITON)/.installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --upgrade --target $(OLD_TRITON) triton==3.6.0 "numpy<2.4"
+	touch $@
+
+gpu-proof: $(STAMP) $(OLD_TRITON)/.installed
+	for path in "" $(abspath $(OLD_TRITON)); do \
+	  export PYTHONPATH=$$path COVERAGE_FILE=build/.coverage; \
+	  TRITON_INTERPRET=1 $(BIN)/python $(PROOF) && $(BIN)/python -m coverage report --show-missing --fail-under=95 \
+	  && $(BIN)/python -m benchmarks.gpu_compile || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build out *.egg-info ifan/*.so ifan/_build.json
