@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test lint bench gpu-proof clean
+.PHONY: demo test lint bench gpu-proof gpu-check clean
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,7 +31,7 @@ bench: $(STAMP)
 # The Triton kernels without a GPU, by the installed version and by the oldest supported one: interpreted under
 # line and branch coverage, then every launch compiled for every GPU family.
 OLD_TRITON := build/triton-3.6.0
-PROOF := -m coverage run --branch --source=kernels -m pytest tests/kernels -m ""
+PROOF := -m coverage run --branch --source=kernels -m pytest tests/kernels -m "" -k "not network"
 $(OLD_TRITON)/.installed: $(STAMP)
 	$(BIN)/python -m pip install --quiet --upgrade --target $(OLD_TRITON) triton==3.6.0 "numpy<2.4"
 	touch $@
@@ -42,6 +42,11 @@ gpu-proof: $(STAMP) $(OLD_TRITON)/.installed
 	  TRITON_INTERPRET=1 $(BIN)/python $(PROOF) && $(BIN)/python -m coverage report --show-missing --fail-under=95 \
 	  && $(BIN)/python -m benchmarks.gpu_compile || exit 1; \
 	done
+
+# On a machine with a GPU, with its own Python: needs torch, triton and the CUDA toolkit, and no network.
+gpu-check:
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m benchmarks.gpu_check
 
 clean:
 	rm -rf $(VENV) build out *.egg-info ifan/*.so ifan/_build.json
