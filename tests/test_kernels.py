@@ -10,12 +10,40 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+LEAST_COVERAGE = 95
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install triton")
+
+TESTS = ["-m", "pytest", "tests/kernels", "-x", "-p", "no:cacheprovider"]
+
+
+def needs(module: str, name: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(module) is None
+    return pytest.mark.skipif(missing, reason=f"{name} is not installed: pip install {module}")
+
+
+def run(arguments: list[str], **variables: str) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"} | variables
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+
+
+@needs("triton", "Triton")
 @pytest.mark.timeout(600)
 def test_triton_kernels_in_the_interpreter() -> None:
-    folder = Path(__file__).parent / "kernels"
-    command = [sys.executable, "-m", "pytest", str(folder), "-x", "-p", "no:cacheprovider"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, cwd=folder.parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+    run(TESTS)
+
+
+@needs("triton", "Triton")
+@needs("coverage", "coverage")
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_coverage_of_the_kernels(tmp_path: Path) -> None:
+    """Interpreted kernels are Python, so their lines and branches are counted like any other's."""
+    file = str(tmp_path / "coverage")
+    run(
+        ["-m", "coverage", "run", "--branch", "--source=kernels", *TESTS, "-m", "", "-k", "not network"],
+        COVERAGE_FILE=file,
+    )
+    run(["-m", "coverage", "report", "--show-missing", f"--fail-under={LEAST_COVERAGE}"], COVERAGE_FILE=file)

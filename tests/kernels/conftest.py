@@ -3,9 +3,17 @@ in a process of their own."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
 
-collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ops"))
+
+if INTERPRETED:
+    from triton.runtime.interpreter import interpreter_builder
+
+    # Its checks of integer overflow cost half the time and are thrown away; the checker makes them count.
+    interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)

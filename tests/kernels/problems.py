@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from cases import arrange, leaf, outputs_of
+from samples import arrange, leaf, outputs_of
 from torch import Tensor
 
 from ifan import ops
@@ -36,7 +36,7 @@ def results(problem: Problem, backend: str, inputs: Sequence[Tensor]) -> list[Te
     """Outputs, then gradients for a random upstream gradient, one after another."""
     outputs = outputs_of(problem.run(backend, *inputs))
     generator = torch.Generator().manual_seed(1)
-    pairs = [(y, torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)) for y in outputs]
+    pairs = [(y, torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y)) for y in outputs]
     pairs = [(y, g) for y, g in pairs if y.requires_grad and y.numel()]
     outputs_used, upstream = zip(*pairs, strict=True)
     gradients = torch.autograd.grad(outputs_used, list(inputs), upstream, materialize_grads=True)

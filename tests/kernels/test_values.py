@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import LAYOUTS, VECTOR_ERROR
 from checker import checked
-from problems import PROBLEMS, Problem, results
+from problems import PROBLEMS, QUICK, Problem, results
 from tolerances import assert_close
 from torch import Tensor
 from torch.library import opcheck
@@ -19,6 +19,8 @@ from ifan.ops.hybrid_loss import _forward as loss_op
 from ifan.ops.integrate import _forward as integrate_op
 
 FEW = ("integrate", "channel_moments", "encode_predictions", "hybrid_loss-finer", "transition_up")
+
+ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in PROBLEMS]
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def assert_same(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype,
             assert_close(actual, wanted, terms)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", ALL)
 def test_values_and_gradients(name: str, poisoned: None) -> None:
     problem = PROBLEMS[name]()
     inputs = problem.arranged(torch.float32)
@@ -62,7 +64,7 @@ def test_values_and_gradients(name: str, poisoned: None) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", [*FEW[:-1], pytest.param(FEW[-1], marks=pytest.mark.full)])
 def test_layouts(name: str, layout: str) -> None:
     problem = PROBLEMS[name]()
     inputs = problem.arranged(torch.float32, layout)
@@ -79,7 +81,7 @@ def test_low_precision_is_computed_in_float32(name: str, dtype: torch.dtype) -> 
     assert_same(found, exact(problem, inputs), dtype)
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", ALL)
 def test_memory_is_used_rightly_and_results_repeat(name: str) -> None:
     problem = PROBLEMS[name]()
     inputs = problem.arranged(torch.float32)

@@ -1,0 +1,83 @@
+"""Every Triton kernel compiles for each GPU family without spills, within its registers, with wide accesses."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("Triton is not installed: pip install triton", allow_module_level=True)
+
+from benchmarks import gpu_compile
+
+QUICK = {"sm_90": ["bf16"], "gfx942": ["fp32"]}
+KERNELS = 18
+
+
+@pytest.fixture
+def one() -> gpu_compile.Row:
+    return next(iter(gpu_compile.survey(["sm_90"], ["bf16"], once=True)))
+
+
+@pytest.mark.parametrize("family", QUICK)
+def test_each_kernel_once(family: str) -> None:
+    rows = list(gpu_compile.survey([family], QUICK[family], once=True))
+    assert len({row.launched.kernel.__name__ + row.launched.kernel.__module__ for row in rows}) == KERNELS
+    assert [fault for row in rows for fault in row.faults()] == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("case", gpu_compile.CASES)
+@pytest.mark.parametrize("family", gpu_compile.TARGETS)
+def test_every_launch(family: str, case: str) -> None:
+    assert [fault for row in gpu_compile.survey([family], [case]) for fault in row.faults()] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spills": 3}, "3 spills"),
+        ({"stack": 24}, "a stack frame of 24 bytes"),
+        ({"registers": 200}, "200 registers, more than 128"),
+        ({"wide": 0}, "0 16-byte accesses, fewer than 4"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_gate_refuses(one: gpu_compile.Row, change: dict[str, Any], message: str) -> None:
+    broken = dataclasses.replace(one, found=dataclasses.replace(one.found, **change))
+    assert one.faults() == []
+    assert [fault.endswith(message) for fault in broken.faults()] == [True]
+
+
+def test_a_kernel_short_of_registers_spills(one: gpu_compile.Row) -> None:
+    """The machine code is read rightly: too few registers show as spills and a stack frame."""
+    launches = iter_launches("sm_90", "bf16", "hybrid_loss")
+    launched = next(one for one in launches if one.kernel.__name__ == "cross_entropy_kernel")
+    options = (*launched.options, ("maxnreg", 32))
+    found = gpu_compile.build(dataclasses.replace(launched, options=options), gpu_compile.TARGETS["sm_90"])
+    assert found.registers <= 32
+    assert found.spills > 0
+    assert found.stack > 0
+
+
+def test_section_of_a_version_is_replaced(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n## Triton 0.0\n\nold\n", encoding="utf-8")
+    for text in ("first", "second"):
+        gpu_compile.write_section(page, text)
+    written = page.read_text(encoding="utf-8")
+    assert "old" in written
+    assert "second" in written
+    assert "first" not in written
+
+
+def iter_launches(family: str, case: str, op: str) -> Iterator[gpu_compile.Launch]:
+    with gpu_compile.recorded(family) as launches:
+        gpu_compile.operations(*gpu_compile.CASES[case])[op]()
+    yield from launches
