@@ -116,7 +116,7 @@ def poisoned() -> Iterator[None]:
 
 
 @every_operation
-# The same examples every time: where a value lies within rounding of a ReLU's kink, the gradient is another one in double.
+# The same examples every time: within rounding of a ReLU's kink the gradient is another one in double.
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(1, 19), st.integers(1, 37), st.sampled_from(LAYOUTS), st.sampled_from(DTYPES), st.integers(0, 9))
 def test_any_shape_and_layout(
