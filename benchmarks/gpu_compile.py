@@ -300,7 +300,7 @@ class Row:
         for name in ("CHANNELS", "PIXELS"):
             values *= self.launched.constants[(names.index(name),)]
         threads = self.found.warps * TARGETS[self.family].warp_size
-        return tensors * values * dtype.itemsize // (16 * threads)
+        return tensors * (values * dtype.itemsize // (16 * threads))
 
 
 def survey(families: Sequence[str], cases: Sequence[str], once: bool = False) -> Iterator[Row]:

@@ -10,6 +10,7 @@ over lanes and pixels, which are added in order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import triton
@@ -105,10 +106,14 @@ def promoted(sources: Sequence[Tensor]) -> torch.dtype:
 
 
 def _tile(sources: Sequence[Tensor]) -> tuple[Config, int, int]:
-    """The configuration with its pixels and depth, both halved for float32, which takes twice the registers."""
+    """The configuration with its pixels and depth; float32 takes twice the registers, so half of both and one stage.
+
+    Triton 3.6 multiplies no matrix less than 16 deep.
+    """
     config = config_of(sources[0].device)
-    share = 2 if promoted(sources) == torch.float32 else 1
-    return config, config.pixels // share, config.depth // share
+    if promoted(sources) != torch.float32:
+        return config, config.pixels, config.depth
+    return replace(config, stages=1), config.pixels // 2, max(config.depth // 2, 16)
 
 
 def _dot_type(sources: Sequence[Tensor]) -> tl.dtype:

@@ -127,7 +127,7 @@ def _cross_entropy(
 ) -> Tensor:
     """Writes the gradient ``(N, K, H, W)`` of the weighted sum; returns the sums and counts of the programs."""
     batch, classes, height, width = logits.shape
-    tiles = whole_tile(logits, height * width)
+    tiles = whole_tile(logits, height * width, share=2)
     blocks = triton.cdiv(height * width, tiles["PIXELS"])
     partial = logits.new_empty((batch * blocks, 2), dtype=torch.float32)
     launch(
