@@ -112,14 +112,17 @@ class NetworkConfig:
 
     @property
     def parsing(self) -> TaskConfig | None:
+        """The parsing task; ``None`` without one."""
         return next((t for t in self.tasks if t.kind == "parsing"), None)
 
     @property
     def landmarks(self) -> TaskConfig | None:
+        """The landmark task; ``None`` without one."""
         return next((t for t in self.tasks if t.kind == "landmarks"), None)
 
     @property
     def classifications(self) -> tuple[TaskConfig, ...]:
+        """The classification tasks, in their order."""
         return tuple(t for t in self.tasks if t.kind == "classification")
 
 

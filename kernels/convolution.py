@@ -99,6 +99,7 @@ def weight_gradient(
 
 
 def promoted(sources: Sequence[Tensor]) -> torch.dtype:
+    """The dtype that all sources promote to."""
     dtype = sources[0].dtype
     for source in sources[1:]:
         dtype = torch.promote_types(dtype, source.dtype)

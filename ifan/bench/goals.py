@@ -55,6 +55,7 @@ class Verdict:
 
     @property
     def failed(self) -> bool:
+        """Short of its floor, or not measured."""
         return self.state in (SHORT, UNMEASURED)
 
 

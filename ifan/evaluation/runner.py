@@ -115,6 +115,7 @@ class Subset:
 
     @property
     def tasks(self) -> frozenset[str]:
+        """Those of the whole dataset."""
         return self.dataset.tasks
 
     def __len__(self) -> int:
@@ -124,6 +125,7 @@ class Subset:
         return self.dataset[self._place(index)]
 
     def labels_of(self, index: int) -> dict[str, int]:
+        """Class ids by task of sample ``index``, without reading its picture."""
         return self.dataset.labels_of(self._place(index))
 
     def _place(self, index: int) -> int:

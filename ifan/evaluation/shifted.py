@@ -38,6 +38,7 @@ class Shifted:
 
     @property
     def tasks(self) -> frozenset[str]:
+        """Those of the dataset."""
         return self.dataset.tasks
 
     def __len__(self) -> int:
@@ -52,6 +53,7 @@ class Shifted:
         return replace(sample, box=(cx - half, cy - half, cx + half, cy + half))
 
     def labels_of(self, index: int) -> dict[str, int]:
+        """Class ids by task of sample ``index``, without reading its picture."""
         return self.dataset.labels_of(self.order[index])
 
     def _profiles(self) -> list[int]:

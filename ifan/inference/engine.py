@@ -45,12 +45,15 @@ class View:
 
     @property
     def field(self) -> tuple[int, int, int, int, int, int]:
+        """The view as a kernel reads it: address, channels, strides of rows and planes, a row a sample, no gradient."""
         return self.address, self.channels, self.stride, self.side**2, int(self.per_sample), 0
 
     def rows_from(self, row: int) -> View:
+        """The rows from ``row`` on."""
         return replace(self, address=self.address + 4 * row * self.stride)
 
     def channels_from(self, first: int, count: int) -> View:
+        """``count`` channels from ``first`` on."""
         return replace(self, address=self.address + 4 * first * self.side**2, channels=count)
 
 
@@ -61,12 +64,14 @@ class Arena:
         self.base, self.top, self.size = base, 0, 0
 
     def take(self, floats: int) -> int:
+        """The address of so many new floats."""
         at = self.base + 4 * self.top
         self.top += -(-floats // 16) * 16 + 80  # planes of neighbouring tensors shall not share cache sets
         self.size = max(self.size, self.top)
         return at
 
     def maps(self, rows: int, channels: int, side: int, per_sample: bool = False) -> View:
+        """New planes ``(rows, channels, side, side)``."""
         stride = channels * side**2
         return View(self.take(rows * stride), channels, side, stride, per_sample)
 

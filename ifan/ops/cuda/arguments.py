@@ -45,5 +45,6 @@ class Norm:
 
     @property
     def fields(self) -> tuple[int, int, int, int, float]:
+        """Addresses of the four values, ``(T, C)`` each, and epsilon, as the kernels take them."""
         weight, bias, mean, var = (value.data_ptr() for value in self.values)
         return weight, bias, mean, var, self.eps
