@@ -17,8 +17,10 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 demo: $(STAMP)
 	$(BIN)/ifan demo --out out/demo
 
+# The operations in a process of their own, without what other tests load into theirs (emulated CUDA, OpenVINO, ...).
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/ops
+	$(BIN)/python -m pytest tests/ops
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
