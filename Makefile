@@ -17,11 +17,8 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 demo: $(STAMP)
 	$(BIN)/ifan demo --out out/demo
 
-# The operations in a process of their own: after all other tests in one process, with two threads, they have died of a
-# segmentation fault whose cause is not known yet.
 test: $(STAMP)
-	$(BIN)/python -m pytest --ignore tests/ops
-	$(BIN)/python -m pytest tests/ops
+	$(BIN)/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

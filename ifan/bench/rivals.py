@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import signal
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +95,7 @@ def onnxruntime(graph: Path, inputs: Sequence[Sequence[Tensor]], threads: int) -
 
 def openvino(graph: Path, inputs: Sequence[Sequence[Tensor]], threads: int, precision: str = "f32") -> Ready:
     """OpenVINO on the CPU in that precision (``f32`` or ``bf16``)."""
-    ov = _optional("openvino")
+    core = openvino_core()
     settings = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
@@ -102,7 +104,6 @@ def openvino(graph: Path, inputs: Sequence[Sequence[Tensor]], threads: int, prec
         "ENABLE_HYPER_THREADING": True,
         "ENABLE_CPU_PINNING": False,
     }
-    core = ov.Core()
     model = core.read_model(graph)
     model.reshape({value: list(example.shape) for value, example in zip(model.inputs, inputs[0], strict=True)})
     request = core.compile_model(model, "CPU", settings).create_infer_request()
@@ -113,6 +114,17 @@ def openvino(graph: Path, inputs: Sequence[Sequence[Tensor]], threads: int, prec
         return [torch.from_numpy(tensor.data) for tensor in request.output_tensors]
 
     return Ready(run, precision)
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO's runtime, one for the whole process.
+
+    Its CPU plugin gives the thread that loads it an alternate signal stack, and puts the one before it back when it
+    goes. Of two plugins that overlap, the later one would put back that of the first, no longer mapped by then, and
+    the next signal that Python handles (SIGCHLD, where data workers are used) would end the process.
+    """
+    return _optional("openvino").Core()
 
 
 def _optional(package: str) -> ModuleType:

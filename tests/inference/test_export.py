@@ -10,6 +10,7 @@ import torch
 from test_engine import CONFIGS, SMALL, assert_equal, faces, network, outputs, reference
 from torch import Tensor
 
+from ifan.bench.rivals import openvino_core
 from ifan.cli.main import main
 from ifan.config import PAPER_TASKS, NetworkConfig, TaskConfig
 from ifan.inference.export import FeedbackGraph, export
@@ -94,20 +95,20 @@ def test_onnx_runtime_gives_the_networks_outputs(exported: tuple[IFAN, Path, Pat
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_openvino_gives_the_networks_outputs(exported: tuple[IFAN, Path, Path], batch: int) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     model, loop, iteration = exported
     images = faces(batch, 32)
     first, second = reference(model, images, 2)
     feeds = ((loop, [images.numpy()]), (iteration, [images.numpy(), model.encode(first, batch).numpy()]))
     for path, feed in feeds:
-        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         found = compiled(feed)
         assert_parity([torch.from_numpy(found[output].copy()) for output in compiled.outputs], outputs(second))
 
 
 def test_openvino_file(exported: tuple[IFAN, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """``ifan export`` to OpenVINO's own format, from a saved model."""
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     model, _, _ = exported
     model.save_pretrained(tmp_path / "model")
     target = tmp_path / "new" / "face.xml"
@@ -115,7 +116,7 @@ def test_openvino_file(exported: tuple[IFAN, Path, Path], tmp_path: Path, capsys
         main(["export", str(target), "--weights", str(tmp_path / "model"), "--iterations", "1"])
     assert not stopped.value.code
     assert "images (N, 3, 32, 32) uint8 RGB -> parsing_logits, points" in capsys.readouterr().out
-    compiled = openvino.Core().compile_model(target, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(target, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     images = faces(3, 32)
     found = compiled([images.numpy()])
     expected = outputs(reference(model, images, 1)[-1])
