@@ -68,10 +68,15 @@ def encode_predictions(classes: int = 3) -> Problem:
 
 
 def hybrid_loss(
-    finer: float = 1, kind: str = "wing", weighted: bool = True, all_masked: bool = False, smoothing: float = 0.1
+    finer: float = 1,
+    kind: str = "wing",
+    weighted: bool = True,
+    all_masked: bool = False,
+    smoothing: float = 0.1,
+    ignored: float = 0.3,
 ) -> Problem:
     labels = torch.randint(0, 5, (2, int(6 * finer), int(4 * finer)), dtype=torch.uint8)
-    labels[torch.rand(labels.shape) < 0.3] = 255
+    labels[torch.rand(labels.shape) < ignored] = 255
     weight = torch.rand(3, 4) + 0.1
     weight[0, :2] = 0
     target = torch.rand(3, 2, 4) - 0.5
