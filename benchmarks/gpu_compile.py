@@ -26,7 +26,6 @@ import torch
 import triton
 from ifan.kernels import (
     channel_moments,
-    configs,
     dense_block,
     encode_predictions,
     hybrid_loss,
@@ -84,13 +83,8 @@ class Found:
 def recorded(family: str) -> Iterator[list[Launch]]:
     """Collect launches, as they would be on a GPU of ``family``, instead of starting them."""
     found: list[Launch] = []
-    before = configs.family_of
-    configs.family_of = lambda _device: family  # type: ignore[assignment]
-    try:
-        with watched(lambda started: found.append(specialised(started))):
-            yield found
-    finally:
-        configs.family_of = before  # type: ignore[assignment]
+    with watched(lambda started: found.append(specialised(started)), family=family):
+        yield found
 
 
 def specialised(started: Started) -> Launch:

@@ -1,8 +1,8 @@
 """Bytes and FLOP of every Triton kernel as formulas of what its launch is given: shapes, sizes, tiles and grid.
 
 `cost` of a `Started` launch. Tests hold the formulas against the loads and stores that the interpreter executes, byte
-for byte (`tests/kernels/test_cost.py`), and against the compiler's own code (`tests/test_gpu_cost.py`), so that a kernel
-that begins to read something twice fails a test. `benchmarks.roofline` predicts times from them.
+for byte (`tests/kernels/test_cost.py`), and against the compiler's own code (`tests/test_gpu_cost.py`), so that a
+kernel that begins to read something twice fails a test. `benchmarks.roofline` predicts times from them.
 
 Where a label decides what is loaded, every pixel counts as labelled. Names in formulas: e bytes a value, N lanes, C
 channels or classes, values = those of a whole map. FLOP of the vector units: each addition, multiplication, division,
@@ -74,11 +74,15 @@ class Started:
 
 
 @contextmanager
-def watched(before: Callable[[Started], None], run: bool = False) -> Iterator[None]:
-    """Call ``before`` with every launch inside the block; without ``run``, in place of the launch."""
+def watched(before: Callable[[Started], None], run: bool = False, family: str | None = None) -> Iterator[None]:
+    """Call ``before`` with every launch inside the block; without ``run``, in place of the launch.
+
+    Tiles are those of ``family``, where it is given, whatever the device.
+    """
+    import ifan.kernels.configs as configs
     import ifan.kernels.launch as module
 
-    original = module.start
+    original, family_of = module.start, configs.family_of
 
     def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         before(Started(kernel, grid, arguments, options))
@@ -86,10 +90,12 @@ def watched(before: Callable[[Started], None], run: bool = False) -> Iterator[No
             original(kernel, grid, arguments, options)
 
     module.start = start  # type: ignore[assignment]
+    if family is not None:
+        configs.family_of = lambda _device: family
     try:
         yield
     finally:
-        module.start = original
+        module.start, configs.family_of = original, family_of
 
 
 def cost(launch: Started) -> Cost:
@@ -154,7 +160,7 @@ def _fusion_forward(a: Any) -> Cost:
 
 
 def _fusion_backward(a: Any) -> Cost:
-    """With the pool each arriving value is loaded for both columns that it reaches; the map's rows are in one program."""
+    """With the pool an arriving value is loaded once for each of its two columns, and serves both rows."""
     lanes, channels = _by_tile(a)
     items = lanes * a.channels * a.out_height * a.width
     values, e = items * a.POOL, a.gradient.element_size()
@@ -252,7 +258,7 @@ def _fine(a: Any) -> Cost:
 
 
 def _gather(a: Any) -> Cost:
-    """Every pixel that reads a logit is upsampled again for it: `reads` of them, `steps` with those that fall outside."""
+    """Every pixel that reads a logit is upsampled again for it: ``reads``, or ``steps`` with those outside the map."""
     reads = a.grid[0] * readers(a.height, a.fine_height, a.reach_y) * readers(a.width, a.fine_width, a.reach_x)
     logits, fine = a.grid[0] * a.height * a.width, a.grid[0] * a.fine_height * a.fine_width
     steps, (loaded, weights) = logits * a.reach_y * a.reach_x, _weights(a.class_weights, reads)
