@@ -17,10 +17,8 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
-import triton
 from torch import Tensor
 
-cdiv = triton.cdiv
 Formula = Callable[[Any], "Cost"]
 
 
@@ -51,6 +49,11 @@ class Cost:
 
 
 NOTHING = Cost(launches=0)
+
+
+def cdiv(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
+    return -(-a // b)
 
 
 @dataclass(frozen=True, slots=True)

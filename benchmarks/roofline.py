@@ -328,7 +328,8 @@ def draw(path: Path, device: GPU) -> None:
     for name, steps in named:
         work = total(steps)
         flop, found = work.flop + work.products, predict(steps, device, True)
-        axes.loglog(flop / work.moved, flop / found.kernels / 1e12, "o", label=name, markersize=5)
+        style = {"marker": "*", "color": "black"} if name.startswith("network") else {"marker": "o"}
+        axes.loglog(flop / work.moved, flop / found.kernels / 1e12, linestyle="", label=name, markersize=6, **style)
     axes.set_xlabel("FLOP a byte moved")
     axes.set_ylabel("TFLOP/s inside the kernels")
     axes.set_title(f"{device.name}: predicted from bytes and FLOP, not measured")

@@ -78,9 +78,10 @@ def hybrid_loss(
     labels = torch.randint(0, 5, (2, int(6 * finer), int(4 * finer)), dtype=torch.uint8)
     labels[torch.rand(labels.shape) < ignored] = 255
     weight = torch.rand(3, 4) + 0.1
-    weight[0, :2] = 0
     target = torch.rand(3, 2, 4) - 0.5
-    target[0, :, :2] = torch.nan
+    if ignored:
+        weight[0, :2] = 0
+        target[0, :, :2] = torch.nan
     classes = torch.tensor([[0, -1], [1, 3], [-1, -1], [2, 0]])
     if all_masked:
         labels.fill_(255)
