@@ -2,37 +2,25 @@
 
     python -m benchmarks.roofline --write            # docs/kernels/roofline.md and its picture
 
-Operations and network run on tensors without memory (PyTorch's ``meta`` device). Launches of our kernels are priced by
-`benchmarks.gpu_cost`, every operation of PyTorch between them by the bytes of its inputs and outputs and, for
-convolutions and matrix products, PyTorch's own count of FLOP. A launch takes the longest of what it moves at the
-memory's peak, what it loads and stores at the first-level caches', what it computes at the vector units' and what it
-multiplies at the tensor cores'; and each launch costs a fixed time beside.
+`benchmarks.gpu_trace` says what would be launched and what each launch moves and computes. A launch takes the longest
+of what it moves at the memory's peak, what it loads and stores at the first-level caches', what it computes at the
+vector units' and what it multiplies at the tensor cores'; and each launch costs a fixed time beside.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from benchmarks.gpu_cost import NOTHING, Cost, cost, distinct, watched
+from benchmarks.gpu_cost import Cost
+from benchmarks.gpu_trace import Step, network_steps, operation_steps, total
 from ifan.bench import cases
 from ifan.bench.problem import Case
-from ifan.config import NetworkConfig
-from ifan.network import IFAN
-from ifan.ops import dispatch, use_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, PICTURE = ROOT / "docs" / "kernels" / "roofline.md", ROOT / "docs" / "images" / "roofline.png"
@@ -40,7 +28,6 @@ OVERHEAD = 2e-6
 """Seconds from the end of one launch to the full speed of the next, inside a CUDA graph: an assumption."""
 CACHE_WIDTH = 128
 """Bytes a clock that a multiprocessor's first-level cache delivers: one access of 4 bytes by a warp; an assumption."""
-OPS = ("encode_predictions", "channel_moments", "integrate", "dense_block", "transition_up", "hybrid_loss")
 BATCH = 64
 
 
@@ -72,14 +59,6 @@ GPUS = (
     GPU("H100 SXM", "sm_90", 3.35e12, 67e12, 989.4e12, 128),
     GPU("H200 SXM", "sm_90", 4.8e12, 67e12, 989.4e12, 128),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One launch: the operation it belongs to, or PyTorch's name, and what it costs."""
-
-    op: str
-    work: Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,111 +94,6 @@ def predict(steps: Sequence[Step], device: GPU, half: bool) -> Prediction:
     return Prediction(found, OVERHEAD * total(steps).launches)
 
 
-def total(steps: Sequence[Step]) -> Cost:
-    """The sum of the launches."""
-    return sum((step.work for step in steps), NOTHING)
-
-
-class Trace(TorchDispatchMode):
-    """Collects what would be launched on a GPU; runs the bodies of our operations rather than their fakes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[Step] = []
-        self.op = ""
-        self.bodies = {}
-        for name in OPS:
-            module = import_module(f"ifan.ops.{name}")
-            self.bodies[f"ifan::{name}"] = module._forward._init_fn
-            self.bodies[f"ifan::{name}_backward"] = module._backward._init_fn
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = func.name().split(".")[0], kwargs or {}
-        if name in self.bodies:
-            before, self.op = self.op, name.removeprefix("ifan::").removesuffix("_backward")
-            with self:
-                found = self.bodies[name](*args, **kwargs)
-            self.op = before
-            return found
-        found = func(*args, **kwargs)
-        work = cost_of_torch(func, args, kwargs, found)
-        if work.launches:
-            self.steps.append(Step(self.op or _kind(name), work))
-        return found
-
-
-def _kind(name: str) -> str:
-    products = ("convolution", "mm", "addmm")
-    return "PyTorch: convolutions, linear" if name.removeprefix("aten::") in products else "PyTorch: other"
-
-
-FREE = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view", "lift_fresh"}
-OVERWRITES = {"fill_", "zero_", "copy_"}
-
-
-def cost_of_torch(func: Any, args: Any, kwargs: Any, found: Any) -> Cost:
-    """One launch that reads its inputs and writes its outputs; nothing for views and allocations."""
-    name = func.name().removeprefix("aten::").split(".")[0]
-    returns = func._schema.returns
-    view = any(value.alias_info is not None and not value.alias_info.is_write for value in returns)
-    if view or name in FREE:
-        return NOTHING
-    inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    outputs = [x for x in tree_leaves(found) if isinstance(x, Tensor)]
-    read, written = distinct(*inputs[name in OVERWRITES :]), distinct(*outputs)
-    count = flop_registry.get(func.overloadpacket)
-    products = int(count(*args, **kwargs, out_val=found)) if count else 0
-    return Cost(read, written, read, written, 0, products) if read + written else NOTHING
-
-
-@contextmanager
-def traced(family: str) -> Iterator[list[Step]]:
-    """Collect the launches of what runs inside on ``meta`` tensors, with backend ``triton`` and the family's tiles."""
-    trace, refusals = Trace(), dict(dispatch._KERNELS)
-    for op in OPS:
-        dispatch.register_kernel(op, "triton", lambda *_: None)
-    try:
-        with (
-            use_backend("triton"),
-            watched(lambda launch: trace.steps.append(Step(trace.op, cost(launch))), family=family),
-            trace,
-        ):
-            yield trace.steps
-    finally:
-        dispatch._KERNELS.update(refusals)
-
-
-@lru_cache
-def network_steps(family: str, batch: int, iterations: int) -> Sequence[Step]:
-    """Inference of all tasks of the paper's network at 128 px in bfloat16."""
-    config = NetworkConfig(size=128)
-    with torch.device("meta"):
-        model = IFAN(config).to(torch.bfloat16).eval()
-        images = torch.empty(batch, 3, 128, 128, dtype=torch.uint8)
-    with torch.no_grad(), traced(family) as steps:
-        model(images, iterations=iterations)
-    return tuple(steps)
-
-
-@lru_cache
-def operation_steps(family: str, case: Case, dtype: torch.dtype) -> Sequence[Step]:
-    """An operation as the benchmarks call it, its maps in ``dtype``."""
-    made: cases.Operation = case.build.args[0]  # type: ignore[attr-defined]
-    with torch.device("meta"):
-        values = [x.detach().to("meta") for x in made.make()]
-    kinds = [dtype if x.dim() == 4 and x.dtype == torch.float32 and x.shape[2] > 3 else x.dtype for x in values]
-    values = [x.to(kind).requires_grad_(x.is_floating_point()) for x, kind in zip(values, kinds, strict=True)]
-    with traced(family) as steps:
-        if not made.backward:
-            with torch.no_grad():
-                made.call(values, "triton")
-        else:
-            outputs = [x for x in made.call(values, "triton") if x.requires_grad]
-            upstream = [torch.empty_like(x) for x in outputs]
-            torch.autograd.grad(outputs, [x for x in values if x.requires_grad], upstream, allow_unused=True)
-    return tuple(steps)
-
-
 def chosen() -> list[Case]:
     """The operations that the goals name, and those that they do not name."""
     goals = (ROOT / "benchmarks" / "goals.yaml").read_text(encoding="utf-8")
@@ -231,20 +105,29 @@ def chosen() -> list[Case]:
 def operations_table() -> str:
     """A line an operation and type."""
     lines = [
-        "| operation | pass | type | moved, MB | loads and stores, MB | vector, MFLOP | products, GFLOP | launches | "
-        + " | ".join(f"{device.name}, us" for device in GPUS)
-        + " | limit on H100 |",
-        "|---" * (9 + len(GPUS)) + "|",
+        "| operation | backend | pass | type | moved, MB | loads and stores, MB | vector, MFLOP | products, GFLOP "
+        "| launches | " + " | ".join(f"{device.name}, us" for device in GPUS) + " | limit on H100 |",
+        "|---" * (10 + len(GPUS)) + "|",
     ]
     for case in chosen():
-        for dtype in (torch.bfloat16, torch.float32):
-            steps = {device.family: operation_steps(device.family, case, dtype) for device in GPUS}
-            found = {device.name: predict(steps[device.family], device, dtype != torch.float32) for device in GPUS}
-            name = f"{case.op} {case.shape}".replace("->", " to ")
-            cells = [name, case.work, TYPES[dtype], *_counts(total(steps["sm_90"]))]
-            cells += [f"{1e6 * each.kernels:.1f} + {1e6 * each.launching:.0f}" for each in found.values()]
-            lines.append("| " + " | ".join([*cells, found["H100 SXM"].limit]) + " |")
+        for backend, dtype in ((b, d) for b in ("triton", "cuda") for d in TYPES):
+            if backend == "triton" or _has_cuda(case, dtype):
+                lines.append(_operation_line(case, backend, dtype))
     return "\n".join(lines) + "\n"
+
+
+def _has_cuda(case: Case, dtype: torch.dtype) -> bool:
+    return case.op in ("integrate", "hybrid_loss") or (case.op == "dense_block" and dtype != torch.float32)
+
+
+def _operation_line(case: Case, backend: str, dtype: torch.dtype) -> str:
+    found, name = [], f"{case.op} {case.shape}".replace("->", " to ")
+    for device in GPUS:
+        steps = operation_steps(device.family, case, backend, dtype)
+        found.append(predict(steps, device, dtype != torch.float32))
+    cells = [name, backend, case.work, TYPES[dtype], *_counts(total(operation_steps("sm_90", case, backend, dtype)))]
+    cells += [f"{1e6 * each.kernels:.1f} + {1e6 * each.launching:.0f}" for each in found]
+    return "| " + " | ".join([*cells, found[1].limit]) + " |"
 
 
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -321,7 +204,7 @@ def draw(path: Path, device: GPU) -> None:
     axes.axhline(device.vector / 1e12, color="#7f8c8d", linestyle="--", linewidth=1)
     axes.annotate("vector units, float32", (0.11, device.vector / 1e12 * 1.15), fontsize=8, color="#7f8c8d")
     named = [
-        (f"{case.op} {case.shape}, {case.work}", operation_steps(device.family, case, torch.bfloat16))
+        (f"{case.op} {case.shape}, {case.work}", operation_steps(device.family, case, "triton", torch.bfloat16))
         for case in chosen()
     ]
     named.append((f"network, batch {BATCH}, 3 passes", network_steps(device.family, BATCH, 3)))
