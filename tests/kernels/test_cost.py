@@ -9,7 +9,7 @@ import problems
 import pytest
 import torch
 from counter import Counted, counted
-from problems import PROBLEMS, QUICK, Problem
+from problems import PROBLEMS, SMALL, Problem
 from test_mutants import mutant
 
 from benchmarks import gpu_cost
@@ -19,12 +19,12 @@ LABELLED = {
     for finer, weighted in ((1, True), (2, True), (2.5, False))
 }
 SEVERAL_TILES = {
-    "integrate-64": partial(problems.integrate, 1, 64),
-    "integrate-pooled-64": partial(problems.integrate, 2, 64),
+    "integrate-48": partial(problems.integrate, 1, 48),
+    "integrate-pooled-66": partial(problems.integrate, 2, 66),
     "channel_moments-64x65": partial(problems.channel_moments, 64, 65),
 }
-CASES = PROBLEMS | LABELLED | SEVERAL_TILES
-SLOW = set(PROBLEMS) - set(QUICK)
+CASES = PROBLEMS | SMALL | LABELLED | SEVERAL_TILES
+SLOW = {name for name in CASES if name.startswith(("dense_block", "transition_up", "integrate-pooled-66"))}
 BY_LABEL = {f"hybrid_loss.{name}_kernel" for name in ("cross_entropy", "fine", "gather")}
 """Kernels that load less where a pixel is not labelled."""
 
@@ -86,7 +86,7 @@ AGAIN = [
         "away = tl.where(inside, tl.load(source, mask=inside, other=0.0).to(tl.float32) - mean[:, None], 0.0)",
     ),
     (
-        "transition_up",
+        "transition",
         "convolution",
         "value = tl.load(base + place, mask=inside, other=0.0)",
         "value = (tl.load(base + place, mask=inside, other=0.0) + tl.load(base + place, mask=inside, other=0.0)) * 0.5",
