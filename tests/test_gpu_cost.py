@@ -26,6 +26,8 @@ BORDER = 0.05
 TAPPED = {"convolution.convolution_kernel", "convolution.weight_kernel", "hybrid_loss.gather_kernel"}
 SMALL_TERMS = 0.01
 """FLOP once a channel or a program, which the formulas leave out."""
+FOLDED = {"hybrid_loss.points_kernel": 0.1}
+"""Triton 3.6 folds two operations a point less than 3.9."""
 TILES = {"channels": "CHANNELS", "pixels": "PIXELS", "outputs": "OUTPUTS"} | dict.fromkeys(
     ("entries", "count", "size"), "BLOCK"
 )
@@ -68,7 +70,7 @@ def faults(code: str, launch: Started) -> list[str]:
     for name, tolerance in (
         ("loaded", BORDER if launch.name in TAPPED else 0),
         ("stored", 0),
-        ("flop", SMALL_TERMS),
+        ("flop", FOLDED.get(launch.name, SMALL_TERMS)),
         ("products", 0),
     ):
         actual, expected = getattr(program, name) * programs, getattr(wanted, name)
@@ -96,6 +98,7 @@ def test_code_with_one_more_access_is_caught() -> None:
 
 def test_loops_and_products_are_counted_by_their_bounds() -> None:
     code = """
+      tt.func public @kernel(%p: !tt.ptr<bf16> {tt.divisibility = 16 : i32} loc("p"(#loc)), %n: i32 loc("n"(#loc))) {
       %c0_i32 = arith.constant 0 : i32
       %c9_i32 = arith.constant 9 : i32
       %start = tt.get_program_id x : i32
@@ -112,7 +115,7 @@ def test_loops_and_products_are_counted_by_their_bounds() -> None:
       }
       tt.store %q, %v : !tt.ptr<f32>
     """
-    found = cost_of_a_program(code, Started(SimpleNamespace(arg_names=["n"]), (4,), (2,), {}))
+    found = cost_of_a_program(code, Started(None, (4,), (1.0, (1, None, 2)), {}))
     assert found == Cost(loaded=5 * 64, stored=4, flop=5 * 16, products=5 * 256)
 
 

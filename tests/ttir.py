@@ -20,7 +20,7 @@ FLOATING = re.compile(r"(?:arith\.(?:add|sub|mul|div|maxnum|minnum|maximum|minim
 
 def cost_of_a_program(code: str, launch: Started) -> Cost:
     """Bytes with nothing masked, and FLOP, of program 0."""
-    scalars = dict(_integers(launch.values))
+    scalars = dict(_arguments(code, launch))
     found, times, reduction = dict.fromkeys(("loaded", "stored", "flop", "products"), 0), [1], False
     for raw in code.splitlines():
         line = raw.split(" loc(")[0].strip()
@@ -47,18 +47,20 @@ def cost_of_a_program(code: str, launch: Started) -> Cost:
     return Cost(**found)
 
 
-def _integers(values: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """Arguments as the code names them; parts of tuples by their number."""
+def _arguments(code: str, launch: Started) -> Iterator[tuple[str, int]]:
+    """The function's integer arguments by the names the code has for them; 1 and ``None`` are constants in it."""
 
-    def walk(name: str, value: Any) -> Iterator[tuple[str, int]]:
+    def walk(value: Any) -> Iterator[Any]:
         if isinstance(value, tuple):
-            for index, part in enumerate(value):
-                yield from walk(f"{name}.{index}", part)
-        elif isinstance(value, int):
-            yield name, value
+            for part in value:
+                yield from walk(part)
+        elif value is not None and not (isinstance(value, int) and value == 1):
+            yield value
 
-    for name, value in values.items():
-        yield from walk(f"%{name}", value)
+    names = re.findall(r"(%[\w.]+): ", next(line for line in code.splitlines() if "tt.func public" in line))
+    for name, value in zip(names, walk(launch.arguments), strict=True):
+        if isinstance(value, int):
+            yield name, value
 
 
 def _evaluate(line: str, scalars: dict[str, int], grid: tuple[int, ...]) -> None:
