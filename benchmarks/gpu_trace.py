@@ -9,7 +9,7 @@ FLOP.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks import cuda_cost, gpu_cost
 from benchmarks.gpu_cost import NOTHING, Cost, cdiv, distinct, watched
+from ifan import ops
 from ifan.bench import cases
 from ifan.bench.problem import Case
 from ifan.config import NetworkConfig
@@ -123,10 +124,11 @@ class CudaModule:
 def traced(family: str, backend: str) -> Iterator[list[Step]]:
     """Collect the launches of what runs inside on ``meta`` tensors, with the backend's kernels and family's tiles."""
     trace, refusals = Trace(), dict(dispatch._KERNELS)
-    missing, module, address = gpu.cuda_missing, native.cuda_module, Tensor.data_ptr
+    missing, module, address, autocast = gpu.cuda_missing, native.cuda_module, Tensor.data_ptr, torch.autocast
     dispatch._KERNELS.update(dict.fromkeys(refusals, lambda *_: None))
     gpu.cuda_missing, native.cuda_module = (lambda: None), (lambda: CudaModule(trace))  # type: ignore[assignment]
-    Tensor.data_ptr = lambda _: 256  # type: ignore[method-assign]  # an address there is none of; aligned, and not null
+    Tensor.data_ptr = lambda _: 256  # type: ignore[method-assign]  # there is none; aligned, and not null
+    torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment,misc]  # meta tensors know none
     try:
         with (
             use_backend(backend),
@@ -137,17 +139,38 @@ def traced(family: str, backend: str) -> Iterator[list[Step]]:
     finally:
         dispatch._KERNELS.update(refusals)
         gpu.cuda_missing, native.cuda_module, Tensor.data_ptr = missing, module, address  # type: ignore[method-assign]
+        torch.autocast = autocast  # type: ignore[misc]
+
+
+def _network(batch: int) -> tuple[IFAN, Tensor]:
+    """The paper's network at 128 px with weights in bfloat16, and images."""
+    with torch.device("meta"):
+        model = IFAN(NetworkConfig(size=128)).to(torch.bfloat16)
+        return model, torch.empty(batch, 3, 128, 128, dtype=torch.uint8)
 
 
 @lru_cache
-def network_steps(family: str, batch: int, iterations: int) -> Sequence[Step]:
-    """Inference of all tasks of the paper's network at 128 px in bfloat16."""
-    config = NetworkConfig(size=128)
+def inference_steps(family: str, backend: str, batch: int, iterations: int) -> Sequence[Step]:
+    """Inference of all tasks."""
+    model, images = _network(batch)
+    with torch.no_grad(), traced(family, backend) as steps:
+        model.eval()(images, iterations=iterations)
+    return tuple(steps)
+
+
+@lru_cache
+def training_steps(family: str, backend: str, batch: int) -> Sequence[Step]:
+    """Forward and backward of a batch labelled for all tasks, three iterations; without the optimiser."""
+    model, images = _network(batch)
     with torch.device("meta"):
-        model = IFAN(config).to(torch.bfloat16).eval()
-        images = torch.empty(batch, 3, 128, 128, dtype=torch.uint8)
-    with torch.no_grad(), traced(family, "triton") as steps:
-        model(images, iterations=iterations)
+        labels = torch.empty(batch, 128, 128, dtype=torch.uint8)
+        points, weights, classes = torch.empty(batch, 2, 5), torch.empty(batch, 5), torch.zeros(batch, 1).long()
+        shares = torch.ones(3)
+    with traced(family, backend) as steps:
+        found = model.train()(images)[-1]
+        logits = torch.cat(list(found.class_logits.values()), 1)
+        targets = found.points, points, weights, logits, classes, list(model.class_sizes), shares
+        ops.hybrid_loss(found.parsing_logits, labels, *targets).total.backward()
     return tuple(steps)
 
 

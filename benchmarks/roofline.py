@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from ifan.kernels.configs import CONFIGS
 
 from benchmarks.gpu_cost import Cost
-from benchmarks.gpu_trace import Step, network_steps, operation_steps, total
+from benchmarks.gpu_trace import Step, inference_steps, operation_steps, total, training_steps
 from ifan.bench import cases
 from ifan.bench.problem import Case
 
@@ -42,6 +43,11 @@ class GPU:
     vector: float
     tensor: float
     units: int
+
+    @property
+    def tiles(self) -> str:
+        """The first family with the same tiles: what is launched on both is traced once."""
+        return next(family for family, config in CONFIGS.items() if config == CONFIGS[self.family])
 
     def seconds(self, work: Cost, half: bool) -> dict[str, float]:
         """Time of one launch by each limit; float32 products run on the vector units, as they ask for IEEE."""
@@ -123,9 +129,15 @@ def _has_cuda(case: Case, dtype: torch.dtype) -> bool:
 def _operation_line(case: Case, backend: str, dtype: torch.dtype) -> str:
     found, name = [], f"{case.op} {case.shape}".replace("->", " to ")
     for device in GPUS:
-        steps = operation_steps(device.family, case, backend, dtype)
+        steps = operation_steps(device.tiles, case, backend, dtype)
         found.append(predict(steps, device, dtype != torch.float32))
-    cells = [name, backend, case.work, TYPES[dtype], *_counts(total(operation_steps("sm_90", case, backend, dtype)))]
+    cells = [
+        name,
+        backend,
+        case.work,
+        TYPES[dtype],
+        *_counts(total(operation_steps(GPUS[1].tiles, case, backend, dtype))),
+    ]
     cells += [f"{1e6 * each.kernels:.1f} + {1e6 * each.launching:.0f}" for each in found]
     return "| " + " | ".join([*cells, found[1].limit]) + " |"
 
@@ -143,25 +155,43 @@ def _counts(work: Cost) -> list[str]:
     ]
 
 
+def _works(family: str, backend: str) -> dict[str, tuple[int, Sequence[Step]]]:
+    """Faces and launches of what the network's table shows."""
+    return {
+        f"inference, {BATCH} faces, 1 pass": (BATCH, inference_steps(family, backend, BATCH, 1)),
+        f"inference, {BATCH} faces, 3 passes": (BATCH, inference_steps(family, backend, BATCH, 3)),
+        "training step, 12 faces": (12, training_steps(family, backend, 12)),
+    }
+
+
 def network_table() -> str:
-    """A line a GPU: one pass of the feedback loop, and three."""
+    """A line a GPU and piece of work: the kernels beside the same function in PyTorch's own operations."""
     lines = [
-        "| GPU | passes | moved, GB | products, TFLOP | launches | kernels, ms | with launches, ms | faces a second |",
-        "|---" * 8 + "|",
+        "| GPU | work | moved, GB | products, TFLOP | launches | time, ms | faces a second "
+        "| eager: moved, GB | launches | time, ms | eager / ours |",
+        "|---" * 11 + "|",
     ]
     for device in GPUS:
-        for passes in (1, 3):
-            steps = network_steps(device.family, BATCH, passes)
-            work, found = total(steps), predict(steps, device, True)
-            cells = f"{work.moved / 1e9:.1f} | {work.products / 1e12:.2f} | {work.launches} | {1e3 * found.kernels:.2f}"
-            rate = BATCH / found.total
-            lines.append(f"| {device.name} | {passes} | {cells} | {1e3 * found.total:.2f} | {rate:,.0f} |")
+        eager = _works(device.tiles, "reference")
+        for name, (faces, steps) in _works(device.tiles, "triton").items():
+            found, other = (predict(each, device, True) for each in (steps, eager[name][1]))
+            mine, theirs = total(steps), total(eager[name][1])
+            cells = [
+                *(device.name, name, f"{mine.moved / 1e9:.1f}", f"{mine.products / 1e12:.2f}", str(mine.launches)),
+                *(_time(found), f"{faces / found.total:,.0f}", f"{theirs.moved / 1e9:.1f}", str(theirs.launches)),
+                *(_time(other), f"{other.total / found.total:.1f}"),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _time(found: Prediction) -> str:
+    return f"{1e3 * found.kernels:.2f} + {1e3 * found.launching:.2f}"
 
 
 def parts_table(device: GPU) -> str:
     """Three passes on one GPU by operation."""
-    steps = network_steps(device.family, BATCH, 3)
+    steps = inference_steps(device.tiles, "triton", BATCH, 3)
     whole = predict(steps, device, True).total
     lines = [
         "| part | launches | moved, GB | loads and stores, GB | products, TFLOP | time, ms | share | by limit, ms |",
@@ -204,10 +234,10 @@ def draw(path: Path, device: GPU) -> None:
     axes.axhline(device.vector / 1e12, color="#7f8c8d", linestyle="--", linewidth=1)
     axes.annotate("vector units, float32", (0.11, device.vector / 1e12 * 1.15), fontsize=8, color="#7f8c8d")
     named = [
-        (f"{case.op} {case.shape}, {case.work}", operation_steps(device.family, case, "triton", torch.bfloat16))
+        (f"{case.op} {case.shape}, {case.work}", operation_steps(device.tiles, case, "triton", torch.bfloat16))
         for case in chosen()
     ]
-    named.append((f"network, batch {BATCH}, 3 passes", network_steps(device.family, BATCH, 3)))
+    named.append((f"network, batch {BATCH}, 3 passes", inference_steps(device.tiles, "triton", BATCH, 3)))
     for name, steps in named:
         work = total(steps)
         flop, found = work.flop + work.products, predict(steps, device, True)

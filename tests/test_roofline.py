@@ -88,7 +88,7 @@ def test_a_launch_takes_as_long_as_its_slowest_part() -> None:
 
 
 def test_three_passes_cost_three_times_one_but_for_the_image() -> None:
-    one, three = (gpu_trace.total(gpu_trace.network_steps("sm_90", 64, passes)) for passes in (1, 3))
+    one, three = (gpu_trace.total(gpu_trace.inference_steps("sm_90", "triton", 64, passes)) for passes in (1, 3))
     assert 2.5 < three.launches / one.launches < 3.1
     # The first pass reads one row of planes for all faces, later ones a row each.
     assert 3 < three.products / one.products < 3.3
