@@ -87,6 +87,21 @@ def test_compiled_code_moves_and_computes_what_the_formulas_say(case: str) -> No
     assert [f for one in launches for f in faults(gpu_compile.compiled(one, target).asm["ttir"], one.started)] == []
 
 
+@pytest.mark.parametrize("case", ["bf16", pytest.param("fp32", marks=pytest.mark.full)])
+def test_machine_code_moves_whole_maps_by_16_bytes_and_once(case: str) -> None:
+    """Of pointwise kernels; labels and a channel's values, up to 2 %, come in smaller pieces."""
+    target, checked = gpu_compile.TARGETS["sm_90"], 0
+    for launch in first_launches(case):
+        module, kernel = launch.started.name.split(".")
+        if (module, kernel) in gpu_compile.WIDE:
+            found, wanted = gpu_compile.build(launch, target), gpu_cost.FORMULAS[launch.started.name]
+            work = wanted(whole_tiles(launch.started))
+            threads = math.prod(launch.started.grid) * found.warps * target.warp_size
+            assert found.wide * 16 * threads == pytest.approx(work.loaded + work.stored, rel=0.02), launch.started.name
+            checked += 1
+    assert checked == len(gpu_compile.WIDE)
+
+
 def test_code_with_one_more_access_is_caught() -> None:
     launch = next(first_launches("bf16"))
     code = gpu_compile.compiled(launch, gpu_compile.TARGETS["sm_90"]).asm["ttir"]
