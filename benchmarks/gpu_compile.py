@@ -36,7 +36,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.gpu_cost import Started, watched
+from benchmarks.launches import Started, watched
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

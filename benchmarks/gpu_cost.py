@@ -11,13 +11,14 @@ maximum, exponential or logarithm of a value is one; what happens once a channel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
+
+from benchmarks.launches import Started
 
 Formula = Callable[[Any], "Cost"]
 
@@ -54,51 +55,6 @@ NOTHING = Cost(launches=0)
 def cdiv(a: int, b: int) -> int:
     """``a / b``, rounded up."""
     return -(-a // b)
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """One launch, as `ifan.kernels.launch.start` is told of it."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """Arguments and constants by name."""
-        return dict(zip(self.kernel.arg_names, self.arguments, strict=False)) | self.options
-
-    @property
-    def name(self) -> str:
-        """File and kernel, as the formulas are named: ``integrate.forward_kernel``."""
-        return f"{self.kernel.fn.__module__.rsplit('.', 1)[1]}.{self.kernel.__name__}"
-
-
-@contextmanager
-def watched(before: Callable[[Started], None], run: bool = False, family: str | None = None) -> Iterator[None]:
-    """Call ``before`` with every launch inside the block; without ``run``, in place of the launch.
-
-    Tiles are those of ``family``, where it is given, whatever the device.
-    """
-    import ifan.kernels.configs as configs
-    import ifan.kernels.launch as module
-
-    original, family_of = module.start, configs.family_of
-
-    def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        before(Started(kernel, grid, arguments, options))
-        if run:
-            original(kernel, grid, arguments, options)
-
-    module.start = start  # type: ignore[assignment]
-    if family is not None:
-        configs.family_of = lambda _device: family
-    try:
-        yield
-    finally:
-        module.start, configs.family_of = original, family_of
 
 
 def cost(launch: Started) -> Cost:

@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import cuda_cost, gpu_cost
-from benchmarks.gpu_cost import NOTHING, Cost, cdiv, distinct, watched
+from benchmarks.gpu_cost import NOTHING, Cost, cdiv, distinct
+from benchmarks.launches import watched
 from ifan import ops
 from ifan.bench import cases
 from ifan.bench.problem import Case
@@ -126,8 +127,8 @@ def traced(family: str, backend: str) -> Iterator[list[Step]]:
     trace, refusals = Trace(), dict(dispatch._KERNELS)
     missing, module, address, autocast = gpu.cuda_missing, native.cuda_module, Tensor.data_ptr, torch.autocast
     dispatch._KERNELS.update(dict.fromkeys(refusals, lambda *_: None))
-    gpu.cuda_missing, native.cuda_module = (lambda: None), (lambda: CudaModule(trace))  # type: ignore[assignment]
-    Tensor.data_ptr = lambda _: 256  # type: ignore[method-assign]  # there is none; aligned, and not null
+    gpu.cuda_missing, native.cuda_module = (lambda: None), (lambda: CudaModule(trace))  # type: ignore[assignment,return-value]
+    Tensor.data_ptr = lambda _: 256  # type: ignore[assignment,method-assign]  # there is none; aligned, and not null
     torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment,misc]  # meta tensors know none
     try:
         with (

@@ -218,8 +218,8 @@ def written(page: str) -> str:
         "parts": lambda: parts_table(GPUS[1]),
     }
     for name, make in tables.items():
-        pattern, text = rf"(?s)(<!-- {name} -->\n).*(<!-- /{name} -->)", make()
-        page = re.sub(pattern, lambda match, text=text: match[1] + text + match[2], page)
+        first, last = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        page = page[: page.index(first)] + first + make() + page[page.index(last) :]
     return page
 
 

@@ -19,7 +19,8 @@ from ttir import cost_of_a_program
 
 from benchmarks import gpu_compile, gpu_cost
 from benchmarks.gpu_compile import Launch
-from benchmarks.gpu_cost import Cost, Started
+from benchmarks.gpu_cost import Cost
+from benchmarks.launches import Started
 
 BORDER = 0.05
 """What the masks of taps outside the map take off 32 x 32 pixels: 1 - (94 / 96)^2 is 4 %."""

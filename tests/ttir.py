@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu_cost import Cost, Started
+from benchmarks.gpu_cost import Cost
+from benchmarks.launches import Started
 
 BITS = re.compile(r"[a-z]+(\d+)")
 ARITHMETIC = {"addi", "subi", "muli", "divsi", "remsi"}

@@ -11,13 +11,14 @@ import numpy as np
 import triton.runtime.interpreter as interpreter
 
 from benchmarks import gpu_cost
+from benchmarks.launches import Started, watched
 
 
 @dataclass(eq=False)
 class Counted:
     """Bytes one launch moved: all of them, and the addresses, one a byte-sized element each."""
 
-    launch: gpu_cost.Started
+    launch: Started
     total: dict[str, int] = field(default_factory=lambda: {"load": 0, "store": 0})
     touched: dict[str, list[tuple[int, np.ndarray]]] = field(default_factory=lambda: {"load": [], "store": []})
 
@@ -72,7 +73,7 @@ def counted() -> Iterator[list[Counted]]:
 
     builder.create_masked_load, builder.create_masked_store = counted_load, counted_store
     try:
-        with gpu_cost.watched(lambda launch: found.append(Counted(launch)), run=True):
+        with watched(lambda launch: found.append(Counted(launch)), run=True):
             yield found
     finally:
         builder.create_masked_load, builder.create_masked_store = load, store

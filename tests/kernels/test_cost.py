@@ -13,6 +13,7 @@ from problems import PROBLEMS, SMALL, Problem
 from test_mutants import mutant
 
 from benchmarks import gpu_cost
+from benchmarks.launches import watched
 
 LABELLED = {
     f"hybrid_loss-labelled-{finer}": partial(problems.hybrid_loss, finer, weighted=weighted, ignored=0)
@@ -59,7 +60,7 @@ def test_the_memory_layout_changes_no_byte(layout: str) -> None:
 def test_every_kernel_has_a_formula_and_is_counted() -> None:
     names: set[str] = set()
     for problem in (make() for name, make in CASES.items() if name not in SLOW):
-        with gpu_cost.watched(lambda launch: names.add(launch.name)):
+        with watched(lambda launch: names.add(launch.name)):
             problems.results(problem, "triton", problem.arranged(torch.bfloat16))
     assert names == set(gpu_cost.FORMULAS)
 
