@@ -51,7 +51,7 @@ def _moments_backward(m: ModuleType, axis: int) -> Any:
 
 
 def _join(m: ModuleType, axis: int) -> Any:
-    parts, found = far(0, 3, 16, dtype=torch.float32), torch.zeros(2, 16)
+    parts, found = far(0, 3, 16), torch.zeros(2, 16)
     m.launch(m.join_kernel, (1,), parts, parts, *found, FAR, 3, 1, 1, PIXELS=16, num_warps=4)
     return found
 
