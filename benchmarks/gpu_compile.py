@@ -26,17 +26,17 @@ import torch
 import triton
 from ifan.kernels import (
     channel_moments,
-    configs,
     dense_block,
     encode_predictions,
     hybrid_loss,
     integrate,
-    launch,
     transition_up,
 )
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from benchmarks.launches import Started, watched
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -57,6 +57,7 @@ class Launch:
     constants: dict[Any, Any]
     aligned: frozenset[tuple[int, ...]]
     options: tuple[tuple[str, Any], ...]
+    started: Started
     constant_planes: bool = False
     """Whether the first tensor's pixel strides are 0: it is read once a plane, not once a pixel."""
 
@@ -82,20 +83,13 @@ class Found:
 def recorded(family: str) -> Iterator[list[Launch]]:
     """Collect launches, as they would be on a GPU of ``family``, instead of starting them."""
     found: list[Launch] = []
-    before = launch.start, configs.family_of
-
-    def record(kernel: Any, _grid: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        found.append(specialised(kernel, arguments, options))
-
-    launch.start, configs.family_of = record, lambda _device: family  # type: ignore[assignment]
-    try:
+    with watched(lambda started: found.append(specialised(started)), family=family):
         yield found
-    finally:
-        launch.start, configs.family_of = before  # type: ignore[assignment]
 
 
-def specialised(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Launch:
+def specialised(started: Started) -> Launch:
     """Triton's own rules: an integer 1 and ``None`` are constants, multiples of 16 and aligned pointers are marked."""
+    kernel, arguments, options = started.kernel, started.arguments, started.options
     names = kernel.arg_names
     constants: dict[Any, Any] = {(names.index(n),): v for n, v in options.items() if n in names}
     aligned: set[tuple[int, ...]] = set()
@@ -122,14 +116,19 @@ def specialised(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]
     rest = tuple(sorted((n, v) for n, v in options.items() if n not in names))
     given = dict(zip(names, arguments, strict=False))
     planes = given.get("stride_h") == 0 and given.get("stride_w") == 0
-    return Launch(kernel, signature, constants, frozenset(aligned), rest, planes)
+    return Launch(kernel, signature, constants, frozenset(aligned), rest, started, planes)
+
+
+def compiled(launched: Launch, target: GPUTarget) -> Any:
+    """What Triton makes of a launch for ``target``; its ``asm`` holds each stage's code."""
+    attributes = {path: [["tt.divisibility", 16]] for path in launched.aligned}
+    source = ASTSource(launched.kernel, launched.signature, constexprs=launched.constants, attrs=attributes)
+    return triton.compile(source, target=target, options=dict(launched.options))
 
 
 def build(launched: Launch, target: GPUTarget) -> Found:
     """Compile for ``target`` and read the machine code."""
-    attributes = {path: [["tt.divisibility", 16]] for path in launched.aligned}
-    source = ASTSource(launched.kernel, launched.signature, constexprs=launched.constants, attrs=attributes)
-    built = triton.compile(source, target=target, options=dict(launched.options))
+    built = compiled(launched, target)
     return _read_cuda(built) if target.backend == "cuda" else _read_hip(built)
 
 

@@ -68,14 +68,20 @@ def encode_predictions(classes: int = 3) -> Problem:
 
 
 def hybrid_loss(
-    finer: float = 1, kind: str = "wing", weighted: bool = True, all_masked: bool = False, smoothing: float = 0.1
+    finer: float = 1,
+    kind: str = "wing",
+    weighted: bool = True,
+    all_masked: bool = False,
+    smoothing: float = 0.1,
+    ignored: float = 0.3,
 ) -> Problem:
     labels = torch.randint(0, 5, (2, int(6 * finer), int(4 * finer)), dtype=torch.uint8)
-    labels[torch.rand(labels.shape) < 0.3] = 255
+    labels[torch.rand(labels.shape) < ignored] = 255
     weight = torch.rand(3, 4) + 0.1
-    weight[0, :2] = 0
     target = torch.rand(3, 2, 4) - 0.5
-    target[0, :, :2] = torch.nan
+    if ignored:
+        weight[0, :2] = 0
+        target[0, :, :2] = torch.nan
     classes = torch.tensor([[0, -1], [1, 3], [-1, -1], [2, 0]])
     if all_masked:
         labels.fill_(255)
@@ -146,3 +152,26 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "transition_up": transition_up,
 }
 QUICK = [name for name in PROBLEMS if not name.startswith(("dense_block-running", "hybrid_loss-odd"))]
+
+
+def small_transition() -> Problem:
+    """A transition up of one lane."""
+    values = [leaf(1, 2, 3, 2), leaf(4, 2, 3, 3), leaf(2, 1, 3, 3)]
+    return Problem(values, 1, lambda backend, x, a, b: ops.transition_up([x], a, b, backend=backend))
+
+
+def small_block() -> Problem:
+    """A dense block of two layers with batch statistics, whose two lanes read one sample."""
+    weights = [leaf(1, 2 + layer, 3, 3) for layer in range(2)]
+    norms = [leaf(1, 2 + layer) for _ in range(2) for layer in range(2)]
+    moments = [leaf(1, 2), leaf(1, 2, positive=True)]
+
+    def run(backend: str, x: Tensor, *v: Tensor) -> Any:
+        groups = v[:2], v[2:4], v[4:6], v[6:7], v[7:]
+        return ops.dense_block([x], *groups, [2], torch.zeros(2, dtype=torch.int64), [True], backend=backend)
+
+    return Problem([leaf(1, 2, 3, 2), *weights, *norms, *moments], 1, run)
+
+
+SMALL = {"transition": small_transition, "block": small_block}
+"""Convolutions that the interpreter runs in tenths of a second."""
