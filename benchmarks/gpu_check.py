@@ -3,9 +3,9 @@
     make gpu-check
 
 Every operation, forward and backward, in float32, float16 and bfloat16 against float64; 100 equal runs; the network
-against the reference; compute-sanitizer's memcheck and racecheck; the time beside eager PyTorch and torch.compile. All
-goes to ``build/gpu_check.json``. Only where nothing failed is ``ifan/_gpu_check.json`` written, by which backend
-``auto`` takes the kernels.
+against the reference, and its CUDA graphs against it; compute-sanitizer's memcheck and racecheck; the time beside eager
+PyTorch and torch.compile. All goes to ``build/gpu_check.json``. Only where nothing failed is ``ifan/_gpu_check.json``
+written, by which backend ``auto`` takes the kernels.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,9 @@ def repetition(device: str, names: list[str] | None = None, runs: int = RUNS) ->
 
 def network(device: str) -> list[str]:
     """Outputs (inference) and gradients (training) of a small network, kernels against the reference."""
-    try:
-        from ifan.config import NetworkConfig
-        from ifan.network import IFAN
-    except ImportError as error:
-        return [f"the network cannot be imported ({error}): pip install huggingface_hub PyYAML"]
     from ifan.ops import use_backend
 
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = IFAN(NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, iterations=1))
-        images = torch.randint(0, 256, (2, 3, 32, 32)).float()
-    faults = []
+    (model, images), faults = _small_network(device), []
     for training in (False, True):
         model.eval().requires_grad_(training)
         found = {}
@@ -103,6 +95,41 @@ def network(device: str) -> list[str]:
         if not worst < 1e-3:
             faults.append(f"network, {'training' if training else 'inference'}: relative error {worst:.3g}, above 1e-3")
     return faults
+
+
+def graphs(device: str, replaced: Any = None) -> list[str]:
+    """Whether replayed CUDA graphs give what the network gives, for the operations' backends and both precisions;
+    ``replaced`` stands for `ifan.inference.cuda_graph.CudaDevice` where there is no GPU."""
+    from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
+    from ifan.ops import use_backend
+
+    (network, _), faults = _small_network(device), []
+    for backend in ("reference", "triton"):
+        for model in (network.eval(), in_bfloat16(network).eval()):
+            name, bound = f"graphs, {backend}, {model.stem.weight.dtype}", 1e-4 if model is network else 3e-2
+            with use_backend(backend), torch.inference_mode():
+                runner = GraphRunner(model, 1, device=replaced)
+                for count in (3, 4, 2):
+                    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, device=device)
+                    found = [v for _ in range(2) for v in vars_of(runner(images))]
+                    wanted = 2 * vars_of(model(images, None, 1)[-1])
+                    pairs = [(a.float(), b.float()) for a, b in zip(found, wanted, strict=True)]
+                    error = max(float((a - b).norm() / b.norm().clamp_min(1e-6)) for a, b in pairs)
+                    if not error < bound:
+                        faults.append(f"{name}, {count} faces: relative error {error:.3g}, above {bound:g}")
+            if runner.failed:
+                faults.append(f"{name}: could not be recorded")
+    return faults
+
+
+def _small_network(device: str) -> tuple[Any, torch.Tensor]:
+    from ifan.config import NetworkConfig
+    from ifan.network import IFAN
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = IFAN(NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, iterations=1))
+        return model, torch.randint(0, 256, (2, 3, 32, 32)).float()
 
 
 def vars_of(predictions: Any) -> list[torch.Tensor]:
@@ -159,10 +186,29 @@ def timings(device: str) -> list[dict[str, Any]]:
             "triton": lambda call=call: call("triton"),
         }
         rows.append({"op": name, **{f"{kind} ms": _median(step(run)) for kind, run in runs.items()}})
-    return rows
+    return [*rows, _inference_row(device)]
 
 
-def _median(run: Callable[[], None], repeats: int = 50) -> float:
+@torch.inference_mode()
+def _inference_row(device: str, faces: int = 32) -> dict[str, Any]:
+    """Median milliseconds of three iterations on 32 faces of 128 pixels, bfloat16: the network alone and replayed."""
+    from ifan.config import NetworkConfig
+    from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
+    from ifan.network import IFAN
+    from ifan.ops import use_backend
+
+    model = in_bfloat16(IFAN(NetworkConfig()).eval()).to(device)
+    images = torch.randint(0, 256, (faces, 3, 128, 128), dtype=torch.uint8, device=device)
+    row: dict[str, Any] = {"op": f"network, {faces} faces"}
+    for backend, name in (("reference", "eager"), ("triton", "triton")):
+        runner = GraphRunner(model)
+        with use_backend(backend):
+            row[f"{name} ms"] = _median(partial(model, images))
+            row[f"{name}, graph ms"] = _median(partial(runner, images))
+    return row
+
+
+def _median(run: Callable[[], Any], repeats: int = 50) -> float:
     times = []
     for index in range(repeats + 5):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -189,6 +235,7 @@ STEPS: dict[str, Callable[[], list[str]]] = {
     "values": lambda: values("cuda"),
     "repetition": lambda: repetition("cuda"),
     "network": lambda: network("cuda"),
+    "graphs": lambda: graphs("cuda"),
     "memcheck": lambda: sanitizer("memcheck"),
     "racecheck": lambda: sanitizer("racecheck"),
 }
@@ -211,7 +258,7 @@ def check(report: Path, record: Path, gpu: str) -> list[str]:
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if not faults:
-        record.write_text(json.dumps({"triton": gpu}) + "\n", encoding="utf-8")
+        record.write_text(json.dumps({"triton": gpu, "graphs": gpu}) + "\n", encoding="utf-8")
     return faults
 
 
