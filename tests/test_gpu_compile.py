@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from waiting import pretended_gpu
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed: pip install triton", allow_module_level=True)
 
 from benchmarks import gpu_compile
+from ifan.ops import native
 
 QUICK = {"sm_90": ["bf16"], "gfx942": ["fp32"]}
 KERNELS = 18
+CALLS = list(gpu_compile.operations(*gpu_compile.CASES["bf16"]))
 
 
 @pytest.fixture
@@ -75,6 +81,38 @@ def test_section_of_a_version_is_replaced(tmp_path: Path) -> None:
     assert "old" in written
     assert "second" in written
     assert "first" not in written
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_host_code_waits_for_nothing(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands around the Triton kernels may be part of a CUDA graph: no wait, no copy from or to the host."""
+    monkeypatch.setattr(gpu_compile.launch, "start", lambda *_: launched.append(1))
+    monkeypatch.setattr(gpu_compile.configs, "family_of", lambda _: "sm_90")
+    launched: list[int] = []
+    with torch.device("meta"):
+        call = gpu_compile.operations(*gpu_compile.CASES["bf16"])[op]
+    with pretended_gpu():
+        call()
+    assert launched
+
+
+@pytest.mark.parametrize("op", [op for op in CALLS if op.startswith(("integrate", "hybrid_loss", "dense_block"))])
+def test_host_code_of_cuda_waits_for_nothing(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for those in CUDA C++."""
+    try:
+        native.cuda_module()
+    except ImportError as error:
+        pytest.skip(f"native module: {error}")
+    started: list[str] = []
+    for name in ("integrate", "hybrid_loss", "dense_block"):
+        module = importlib.import_module(f"ifan.ops.cuda.{name}")
+        monkeypatch.setattr(module, "call", lambda name, *_: started.append(name))
+        monkeypatch.setattr(gpu_compile, name, module)
+    with torch.device("meta"):
+        call = gpu_compile.operations(*gpu_compile.CASES["bf16"])[op]
+    with pretended_gpu(), contextlib.suppress(NotImplementedError):  # dense_block has no backward
+        call()
+    assert started
 
 
 def iter_launches(family: str, case: str, op: str) -> Iterator[gpu_compile.Launch]:
