@@ -46,7 +46,7 @@ def test_the_record_is_written_only_when_nothing_failed(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(gpu_check, "STEPS", {"good": list})
     assert gpu_check.check(report, record, "a GPU") == []
-    assert json.loads(record.read_text()) == {"triton": "a GPU"}
+    assert json.loads(record.read_text()) == {"triton": "a GPU", "graphs": "a GPU"}
     monkeypatch.setattr(gpu_check, "STEPS", {"good": list, "values": lambda: ["wrong"], "broken": broken})
     assert gpu_check.check(report, record, "a GPU") == ["wrong", "broken: RuntimeError: launch failed"]
     assert not record.exists(), "an earlier pass does not outlive a failure"
