@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,14 @@ def network(device: str) -> list[str]:
     return faults
 
 
-def graphs(device: str, replaced: Any = None) -> list[str]:
+def graphs(device: str, backends: Sequence[str] = ("reference", "triton"), replaced: Any = None) -> list[str]:
     """Whether replayed CUDA graphs give what the network gives, for the operations' backends and both precisions;
     ``replaced`` stands for `ifan.inference.cuda_graph.CudaDevice` where there is no GPU."""
     from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
     from ifan.ops import use_backend
 
     (network, _), faults = _small_network(device), []
-    for backend in ("reference", "triton"):
+    for backend in backends:
         for model in (network.eval(), in_bfloat16(network).eval()):
             name, bound = f"graphs, {backend}, {model.stem.weight.dtype}", 1e-4 if model is network else 3e-2
             with use_backend(backend), torch.inference_mode():

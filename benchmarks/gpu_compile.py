@@ -24,19 +24,12 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
 import triton
-from ifan.kernels import (
-    channel_moments,
-    configs,
-    dense_block,
-    encode_predictions,
-    hybrid_loss,
-    integrate,
-    launch,
-    transition_up,
-)
+from ifan.kernels import channel_moments, configs, encode_predictions, launch, transition_up
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from ifan.ops.gpu import kernels
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -44,6 +37,9 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+CUDA = ("integrate", "hybrid_loss", "dense_block")
+"""Operations that backend ``cuda`` has."""
+
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8", torch.int64: "i64"}
 
@@ -175,27 +171,33 @@ def _tool(name: str, *arguments: str, data: bytes) -> str:
         return subprocess.run([TOOLS / name, *arguments, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def operations(dtype: torch.dtype, size: int, layout: torch.memory_format) -> dict[str, Callable[[], Any]]:
-    """Every operation, forward and backward, on shapes of the network: 12 growth channels, 11 classes, 5 points."""
+def operations(
+    dtype: torch.dtype, size: int, layout: torch.memory_format, batch: int = 1, backend: str = "triton"
+) -> dict[str, Callable[[], Any]]:
+    """Every operation, forward and backward, on shapes of the network: 12 growth channels, 11 classes, 5 points, and
+    three lanes times ``batch``. Backend ``cuda`` has some of them, and no backward of ``dense_block``."""
+    integrate, hybrid_loss, dense_block = (kernels(backend, op) for op in CUDA)
 
     def maps(lanes: int, channels: int, side: int = size) -> Tensor:
         return torch.empty(lanes, channels, side, side, dtype=dtype, memory_format=layout)
 
-    lanes, tasks, segments = 3, 2, [2, 1]
+    lanes, tasks, segments = 3 * batch, 2, [2 * batch, batch]
     rows = torch.zeros(lanes, dtype=torch.int64)
-    sources, flags = [maps(lanes, 64), maps(2, 32)], [False, True]
+    sources, flags = [maps(lanes, 64), maps(2 * batch, 32)], [False, True]
     norm = [torch.zeros(tasks, 96) for _ in range(4)]
     weights = [torch.empty(12, 96 + 12 * layer, 3, 3) for layer in range(2)]
     norms = [[torch.empty(tasks, 96 + 12 * layer) for layer in range(2)] for _ in range(2)]
     first = [[torch.empty(tasks, 96)] for _ in range(2)]
     block = (weights, *norms, *first, segments, rows, flags, 1e-3)
     up = (torch.empty(128, 96, 3, 3), torch.empty(32, 32, 3, 3), rows, flags)
-    logits, points, classes = maps(2, 11), torch.empty(2, 2, 5, dtype=dtype), torch.empty(2, 7, dtype=dtype)
+    faces = 2 * batch
+    logits, points = maps(faces, 11), torch.empty(faces, 2, 5, dtype=dtype)
+    classes = torch.empty(faces, 7, dtype=dtype)
     predictions = [logits, points, classes, torch.ones(3)]
 
     def targets(side: int) -> list[Tensor]:
-        labels = torch.empty(2, side, side, dtype=torch.uint8)
-        return [labels, torch.empty(2, 2, 5), torch.empty(2, 5), torch.zeros(2, 1, dtype=torch.int64)]
+        labels = torch.empty(faces, side, side, dtype=torch.uint8)
+        return [labels, torch.empty(faces, 2, 5), torch.empty(faces, 5), torch.zeros(faces, 1, dtype=torch.int64)]
 
     def loss(side: int) -> None:
         settings = [0.1, 0.1, 0.1, 0.02]
@@ -213,7 +215,8 @@ def operations(dtype: torch.dtype, size: int, layout: torch.memory_format) -> di
 
     def grow() -> None:
         grown = dense_block.forward(sources, *block)
-        dense_block.backward(grown, grown, sources, *block)
+        if backend == "triton":
+            dense_block.backward(grown, grown, sources, *block)
 
     def rise() -> None:
         out = transition_up.forward(sources, *up)
@@ -234,8 +237,10 @@ def operations(dtype: torch.dtype, size: int, layout: torch.memory_format) -> di
         "encode_predictions": draw,
         "hybrid_loss": lambda: loss(size),
         "hybrid_loss, finer labels": lambda: loss(2 * size),
+        "dense_block": grow,
+        "transition_up": rise,
     }
-    return calls | {"dense_block": grow, "transition_up": rise}
+    return calls if backend == "triton" else {op: call for op, call in calls.items() if op.split(",")[0] in CUDA}
 
 
 BUDGET = {"convolution_kernel": 255, "gather_kernel": 168}

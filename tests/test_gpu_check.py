@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from pretended_gpu import FakeDevice
 
 from benchmarks import gpu_check
+from ifan.network import Predictions
+
+BARE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"huggingface_hub", "yaml", "cv2", "safetensors", "typer", "rich", "av", "pyarrow"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import torch
+from benchmarks import gpu_check
+from ifan.network import IFAN
+from pretended_gpu import FakeDevice
+
+assert gpu_check.graphs("cpu", ["reference"], FakeDevice()) == []
+for call in (IFAN.from_pretrained, IFAN().save_pretrained):
+    try:
+        call("folder")
+    except ImportError as error:
+        assert "pip install huggingface_hub" in str(error)
+    else:
+        raise AssertionError("nothing was missing")
+if sys.argv[1:]:
+    assert gpu_check.values("cpu", ["channel_moments"]) == []
+    assert gpu_check.repetition("cpu", ["channel_moments"], runs=2) == []
+print("passed on", sorted(name for name in sys.modules if name.startswith("ifan.inference.")))
+"""
+"""The check on a machine that has what the GPU machine has; with an argument, the kernels' values as well."""
 
 CLEAN = {
     "memcheck": "========= ERROR SUMMARY: 0 errors",
@@ -35,6 +71,34 @@ def test_summary_of_compute_sanitizer(tool: str) -> None:
 def test_a_missing_sanitizer_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert "not on PATH" in gpu_check.sanitizer("memcheck")[0]
+
+
+def test_it_needs_nothing_but_torch_and_triton() -> None:
+    triton = ["triton"] if importlib.util.find_spec("triton") else []
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", BARE, *triton]
+    done = subprocess.run(
+        command, cwd=gpu_check.ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == "passed on ['ifan.inference.cuda_graph', 'ifan.inference.engine']\n"
+
+
+def test_graphs_that_differ_from_the_network_are_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_check.graphs("cpu", ["reference"], FakeDevice()) == []
+
+    class Stale(FakeDevice):
+        def capture(self, work: Callable[[], Predictions]) -> tuple[Predictions, Callable[[], None]]:
+            return super().capture(work)[0], lambda: None
+
+    class Refusing(FakeDevice):
+        def capture(self, work: Callable[[], Predictions]) -> tuple[Predictions, Callable[[], None]]:
+            raise RuntimeError("not permitted")
+
+    assert "relative error" in gpu_check.graphs("cpu", ["reference"], Stale())[0]
+    with pytest.warns(RuntimeWarning, match="not permitted"):
+        faults = gpu_check.graphs("cpu", ["reference"], Refusing())
+    assert faults == [f"graphs, reference, {dtype}: could not be recorded" for dtype in (torch.float32, torch.bfloat16)]
 
 
 def test_the_record_is_written_only_when_nothing_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from pretended_gpu import FakeDevice, pretended_gpu
 from torch import Tensor
-from waiting import pretended_gpu
 
 from ifan import ops
 from ifan.config import NetworkConfig
@@ -23,34 +23,6 @@ from ifan.ops import dispatch
 
 SIZE = 32
 CONFIG = NetworkConfig(size=SIZE, iterations=2, growth=4, block_layers=2, stem_channels=8, up_channels=16)
-
-
-class FakeDevice:
-    """Streams and graphs of a GPU on the CPU: a replay runs the recorded work again, into the same results."""
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-        self.recorded: list[Predictions] = []
-        self.busy = threading.Lock()
-
-    def aside(self, work: Callable[[], Predictions], images: Tensor) -> Predictions:
-        assert self.busy.acquire(blocking=False), "two callers at once"
-        try:
-            return work()
-        finally:
-            self.busy.release()
-
-    def capture(self, work: Callable[[], Predictions]) -> tuple[Predictions, Callable[[], None]]:
-        self.log.append("capture")
-        held = work()
-        self.recorded.append(held)
-
-        def replay() -> None:
-            self.log.append("replay")
-            for target, value in zip(tensors(held), tensors(work()), strict=True):
-                target.copy_(value)
-
-        return held, replay
 
 
 @pytest.fixture

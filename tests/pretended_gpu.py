@@ -1,8 +1,10 @@
-"""What a CUDA graph may hold: no wait for the GPU, no copy to or from it, no shape that depends on data."""
+"""A GPU that is not there: its graphs replayed on the CPU, and what these may hold: no wait, no copy to or from the
+host, no shape that depends on data. Needs nothing but PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +14,39 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ifan.inference.cuda_graph import tensors
+from ifan.network import Predictions
+
 WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
 COPIES = (torch.tensor, torch.as_tensor, torch.from_numpy, torch.asarray, Tensor.new_tensor, Tensor.numpy)
+
+
+class FakeDevice:
+    """Streams and graphs of a GPU on the CPU: a replay runs the recorded work again, into the same results."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.recorded: list[Predictions] = []
+        self.busy = threading.Lock()
+
+    def aside(self, work: Callable[[], Predictions], images: Tensor) -> Predictions:
+        assert self.busy.acquire(blocking=False), "two callers at once"
+        try:
+            return work()
+        finally:
+            self.busy.release()
+
+    def capture(self, work: Callable[[], Predictions]) -> tuple[Predictions, Callable[[], None]]:
+        self.log.append("capture")
+        held = work()
+        self.recorded.append(held)
+
+        def replay() -> None:
+            self.log.append("replay")
+            for target, value in zip(tensors(held), tensors(work()), strict=True):
+                target.copy_(value)
+
+        return held, replay
 
 
 class NothingWaits(TorchDispatchMode):
