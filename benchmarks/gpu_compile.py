@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,19 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import torch
 import triton
-from ifan.kernels import channel_moments, configs, encode_predictions, launch, transition_up
+from ifan.kernels import (
+    channel_moments,
+    configs,
+    dense_block,
+    encode_predictions,
+    hybrid_loss,
+    integrate,
+    launch,
+    transition_up,
+)
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from ifan.ops.gpu import kernels
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -37,11 +45,10 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-CUDA = ("integrate", "hybrid_loss", "dense_block")
-"""Operations that backend ``cuda`` has."""
-
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8", torch.int64: "i64"}
+CUDA = ("integrate", "hybrid_loss", "dense_block")
+"""Operations that backend ``cuda`` has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,21 +183,23 @@ def operations(
 ) -> dict[str, Callable[[], Any]]:
     """Every operation, forward and backward, on shapes of the network: 12 growth channels, 11 classes, 5 points, and
     three lanes times ``batch``. Backend ``cuda`` has some of them, and no backward of ``dense_block``."""
-    integrate, hybrid_loss, dense_block = (kernels(backend, op) for op in CUDA)
+    modules: Sequence[Any] = (integrate, hybrid_loss, dense_block)
+    if backend == "cuda":
+        modules = [import_module(f"ifan.ops.cuda.{op}") for op in CUDA]
+    fusing, judging, growing = modules
 
     def maps(lanes: int, channels: int, side: int = size) -> Tensor:
         return torch.empty(lanes, channels, side, side, dtype=dtype, memory_format=layout)
 
-    lanes, tasks, segments = 3 * batch, 2, [2 * batch, batch]
+    faces, lanes, tasks, segments = 2 * batch, 3 * batch, 2, [2 * batch, batch]
     rows = torch.zeros(lanes, dtype=torch.int64)
-    sources, flags = [maps(lanes, 64), maps(2 * batch, 32)], [False, True]
+    sources, flags = [maps(lanes, 64), maps(faces, 32)], [False, True]
     norm = [torch.zeros(tasks, 96) for _ in range(4)]
     weights = [torch.empty(12, 96 + 12 * layer, 3, 3) for layer in range(2)]
     norms = [[torch.empty(tasks, 96 + 12 * layer) for layer in range(2)] for _ in range(2)]
     first = [[torch.empty(tasks, 96)] for _ in range(2)]
     block = (weights, *norms, *first, segments, rows, flags, 1e-3)
     up = (torch.empty(128, 96, 3, 3), torch.empty(32, 32, 3, 3), rows, flags)
-    faces = 2 * batch
     logits, points = maps(faces, 11), torch.empty(faces, 2, 5, dtype=dtype)
     classes = torch.empty(faces, 7, dtype=dtype)
     predictions = [logits, points, classes, torch.ones(3)]
@@ -201,22 +210,22 @@ def operations(
 
     def loss(side: int) -> None:
         settings = [0.1, 0.1, 0.1, 0.02]
-        for kind in hybrid_loss.KINDS:
+        for kind in judging.KINDS:
             weights = torch.ones(11) if kind == "l2" else None
-            *_, made = hybrid_loss.forward(predictions, targets(side), weights, None, [7], settings, kind)
-        hybrid_loss.backward([torch.ones(()), torch.ones(3)], predictions, torch.ones(3), made, [7])
+            *_, made = judging.forward(predictions, targets(side), weights, None, [7], settings, kind)
+        judging.backward([torch.ones(()), torch.ones(3)], predictions, torch.ones(3), made, [7])
 
     moments = (maps(lanes, 64), segments)
     gradients = torch.empty(tasks, 64), torch.empty(tasks, 64)
 
     def fusion(pool: int) -> None:
         arguments = (sources, norm, segments, rows, flags, pool, 1e-3)
-        integrate.backward(integrate.forward(*arguments), *arguments)
+        fusing.backward(fusing.forward(*arguments), *arguments)
 
     def grow() -> None:
-        grown = dense_block.forward(sources, *block)
+        grown = growing.forward(sources, *block)
         if backend == "triton":
-            dense_block.backward(grown, grown, sources, *block)
+            growing.backward(grown, grown, sources, *block)
 
     def rise() -> None:
         out = transition_up.forward(sources, *up)
@@ -237,10 +246,9 @@ def operations(
         "encode_predictions": draw,
         "hybrid_loss": lambda: loss(size),
         "hybrid_loss, finer labels": lambda: loss(2 * size),
-        "dense_block": grow,
-        "transition_up": rise,
     }
-    return calls if backend == "triton" else {op: call for op, call in calls.items() if op.split(",")[0] in CUDA}
+    calls |= {"dense_block": grow, "transition_up": rise}
+    return {op: call for op, call in calls.items() if backend == "triton" or op.split(",")[0] in CUDA}
 
 
 BUDGET = {"convolution_kernel": 255, "gather_kernel": 168}

@@ -20,7 +20,7 @@ from ifan.features import Features, Lanes, MomentsReduce
 from ifan.graph import graph
 from ifan.hub import PyTorchModelHubMixin
 from ifan.layers import DenseBlock, DenseHead, Reading, ReEncoder, TransitionDown, TransitionUp, convolution
-from ifan.ranges import span
+from ifan.ranges import ranged, span
 
 BGR_MEAN = (103.939, 116.779, 123.68)
 
@@ -142,18 +142,15 @@ class IFAN(
         passes = self.config.iterations if iterations is None else iterations
         self._check(images, passes)
         batch, everything = images.shape[0], Lanes.all_tasks(images.shape[0], self.config, images.device)
-        with span("image share of the stem"):
+        with span("stem of the image"):
             image_share = F.conv2d(self.preprocess(images), self.stem.weight[:, :3], padding=3)
         planes, out = self.first_planes(), []
-        for i in range(1, passes):
+        for _ in range(passes - 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.feedback_gradient):
-                with span(f"iteration {i}"):
-                    predictions = self.iterate(image_share, planes, everything, training=False)
-                with span("encode"):
-                    planes = self.encode(predictions, batch)
+                predictions = self.iterate(image_share, planes, everything, training=False)
+                planes = self.encode(predictions, batch)
             out.append(predictions)
-        with span(f"iteration {passes}"):
-            return [*out, self.iterate(image_share, planes, lanes or everything, self.training)]
+        return [*out, self.iterate(image_share, planes, lanes or everything, self.training)]
 
     def preprocess(self, images: Tensor) -> Tensor:
         """RGB 0 to 255 to BGR minus the means of the release, times ``image_scale``, in the network's dtype."""
@@ -168,6 +165,7 @@ class IFAN(
         parsing, classes = self.mean_parsing.clamp_min(tiny).log(), self.mean_classes.clamp_min(tiny).log()
         return self._draw(parsing[None], self.mean_points[None], classes[None]).to(self.stem.weight.dtype)
 
+    @ranged("encode")
     def encode(self, predictions: Predictions, batch: int) -> Tensor:
         """Draw predictions of all tasks for all samples as planes, ``(B, K + P + sum of C, S, S)``."""
         parsing, points, config = predictions.parsing_logits, predictions.points, self.config
@@ -181,6 +179,7 @@ class IFAN(
         radius = self.config.point_radius
         return ops.encode_predictions(parsing_logits, points, class_logits, list(self.class_sizes), radius)
 
+    @ranged("iteration")
     def iterate(self, image_share: Tensor, planes: Tensor, lanes: Lanes, training: bool = False) -> Predictions:
         """One pass from planes to predictions.
 

@@ -46,13 +46,15 @@ def _span(name: str) -> Iterator[None]:
         yield
 
 
-def operation(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Decorator of an operation: its calls are ranges ``ifan.<its name>``."""
-    name = f"ifan.{function.__name__}"
+def ranged(name: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """Decorator: the function's calls are ranges called ``name``."""
 
-    @functools.wraps(function)
-    def named(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
-        with span(name):
-            return function(*arguments, **options)
+    def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+        @functools.wraps(function)
+        def named(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+            with span(name):
+                return function(*arguments, **options)
 
-    return named
+        return named
+
+    return decorate

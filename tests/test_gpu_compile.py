@@ -84,8 +84,8 @@ def test_section_of_a_version_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("op", CALLS)
 def test_host_code_waits_for_nothing(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands around the Triton kernels may be part of a CUDA graph: no wait, no copy from or to the host."""
-    monkeypatch.setattr(gpu_compile.launch, "start", lambda *_: launched.append(1))
-    monkeypatch.setattr(gpu_compile.configs, "family_of", lambda _: "sm_90")
+    monkeypatch.setattr("ifan.kernels.launch.start", lambda *_: launched.append(1))
+    monkeypatch.setattr("ifan.kernels.configs.family_of", lambda _: "sm_90")
     launched: list[int] = []
     with torch.device("meta"):
         call = gpu_compile.operations(*gpu_compile.CASES["bf16"])[op]

@@ -4,7 +4,7 @@
 replaced; `make gpu-check` tests the rest where there is a GPU.
 
 The network itself is recorded, so what it shares between tasks and iterations is shared here too. Weights are read
-where they lie: values loaded into them later count, moving them elsewhere needs a new runner.
+where they lie: values copied into them later count; after training or moving the network it needs a new runner.
 """
 
 from __future__ import annotations
