@@ -38,22 +38,40 @@ NO_GPU = (
 )
 
 
-def values(device: str, names: list[str] | None = None) -> list[str]:
+def values(device: str, names: Sequence[str] | None = None, backend: str = "triton") -> list[str]:
     """Results and gradients that are further from the reference in float64 than their dtype allows."""
     problems, samples = _problems(device)
     faults = []
     for name in names or list(problems.PROBLEMS):
-        for dtype in DTYPES:
+        inference = backend == "cuda" and name.startswith("dense_block")  # no backward, no float32
+        results = _outputs if inference else problems.results
+        for dtype in DTYPES[inference:]:
             problem = problems.PROBLEMS[name]()
             inputs = problem.arranged(dtype)
-            found = problems.results(problem, "triton", inputs)
+            found = results(problem, backend, inputs)
             exact = [x.detach().double().requires_grad_() for x in inputs]
             bound = samples.VECTOR_ERROR[dtype] * (1 if dtype == torch.float32 else 2)
-            for index, (x, wanted) in enumerate(zip(found, problems.results(problem, "reference", exact), strict=True)):
+            for index, (x, wanted) in enumerate(zip(found, results(problem, "reference", exact), strict=True)):
                 error, norm = float((x.double() - wanted).norm()), float(wanted.norm())
                 if not error <= bound * norm:
-                    faults.append(f"{name}, {dtype}, result {index}: error {error:.3g} of {norm:.3g}, above {bound:g}")
+                    where = f"{name}, {backend}, {dtype}, result {index}"
+                    faults.append(f"{where}: error {error:.3g} of {norm:.3g}, above {bound:g}")
     return faults
+
+
+@torch.no_grad()
+def _outputs(problem: Any, backend: str, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    found = problem.run(backend, *inputs)
+    return [x for x in found if x.numel()] if isinstance(found, tuple) else [found]
+
+
+def cuda_values(device: str) -> list[str]:
+    """The same for the kernels in CUDA C++, where they were built: what they have of the operations."""
+    from ifan.ops.native import cuda_refusal
+
+    problems, _ = _problems(device)
+    names = [n for n in problems.PROBLEMS if n.startswith(("integrate", "hybrid_loss", "dense_block"))]
+    return [] if cuda_refusal() else values(device, names, "cuda")
 
 
 def repetition(device: str, names: list[str] | None = None, runs: int = RUNS) -> list[str]:
@@ -233,6 +251,7 @@ def _problems(device: str) -> tuple[Any, Any]:
 
 STEPS: dict[str, Callable[[], list[str]]] = {
     "values": lambda: values("cuda"),
+    "cuda values": lambda: cuda_values("cuda"),
     "repetition": lambda: repetition("cuda"),
     "network": lambda: network("cuda"),
     "graphs": lambda: graphs("cuda"),
@@ -243,6 +262,8 @@ STEPS: dict[str, Callable[[], list[str]]] = {
 
 def check(report: Path, record: Path, gpu: str) -> list[str]:
     """Run every step, write the report, and the record only if nothing failed; the faults."""
+    from ifan.ops.native import cuda_refusal
+
     steps, faults = {}, []
     record.unlink(missing_ok=True)
     for name, step in STEPS.items():
@@ -254,11 +275,18 @@ def check(report: Path, record: Path, gpu: str) -> list[str]:
         steps[name] = {"faults": found, "seconds": round(time.perf_counter() - start, 1)}
         print(f"{name}: {len(found)} faults, {steps[name]['seconds']} s", flush=True)
         faults += found
-    made = {"gpu": gpu, "torch": torch.__version__, "steps": steps, "timings": [] if faults else timings("cuda")}
+    made = {
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "without cuda": cuda_refusal(),
+        "steps": steps,
+        "timings": [] if faults else timings("cuda"),
+    }
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if not faults:
-        record.write_text(json.dumps({"triton": gpu, "graphs": gpu}) + "\n", encoding="utf-8")
+        passed = ["triton", "graphs", *([] if cuda_refusal() else ["cuda"])]
+        record.write_text(json.dumps(dict.fromkeys(passed, gpu)) + "\n", encoding="utf-8")
     return faults
 
 
@@ -268,7 +296,7 @@ def main() -> None:
         print(NO_GPU, file=sys.stderr)
         raise SystemExit(2)
     if "--values" in sys.argv:
-        raise SystemExit("\n".join(values("cuda")) or 0)
+        raise SystemExit("\n".join(values("cuda") + cuda_values("cuda")) or 0)
     from ifan.ops.gpu import RECORD
 
     faults = check(REPORT, RECORD, torch.cuda.get_device_name())

@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pretended_gpu import FakeDevice
 
 from benchmarks import gpu_check
+from ifan import ops
 from ifan.network import Predictions
 
 BARE = """
@@ -28,6 +30,7 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 import torch
 from benchmarks import gpu_check
+from ifan import ops
 from ifan.network import IFAN
 from pretended_gpu import FakeDevice
 
@@ -101,8 +104,57 @@ def test_graphs_that_differ_from_the_network_are_faults(monkeypatch: pytest.Monk
     assert faults == [f"graphs, reference, {dtype}: could not be recorded" for dtype in (torch.float32, torch.bfloat16)]
 
 
+@pytest.mark.parametrize(("scale", "faults"), [(1.0, 0), (1.1, 2)], ids=["right", "wrong"])
+def test_kernels_without_a_backward_are_checked_forward(
+    monkeypatch: pytest.MonkeyPatch, scale: float, faults: int
+) -> None:
+    """Backend ``cuda`` replaced by the reference times a number."""
+    whole = ops.dense_block
+
+    def replaced(*arguments: Any, backend: str) -> tuple[torch.Tensor, ...]:
+        grown, mean, var = whole(*arguments, backend="reference")
+        assert backend == "reference" or not torch.is_grad_enabled()
+        return grown * (scale if backend == "cuda" else 1), mean, var
+
+    monkeypatch.setattr(ops, "dense_block", replaced)
+    before = torch.get_default_device()
+    try:
+        found = gpu_check.values("cpu", ["dense_block-running"], "cuda")
+    finally:
+        torch.set_default_device(before)
+    assert len(found) == faults
+    assert all(fault.startswith("dense_block-running, cuda, torch.") for fault in found)
+
+
+@pytest.mark.parametrize("refusal", [None, "nvcc was not found"])
+def test_the_kernels_in_cuda_are_checked_where_they_were_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refusal: str | None
+) -> None:
+    asked: list[str] = []
+
+    def values(device: str, names: list[str], backend: str) -> list[str]:
+        asked.extend([backend, *names])
+        return ["wrong"]
+
+    monkeypatch.setattr("ifan.ops.native.cuda_refusal", lambda: refusal)
+    monkeypatch.setattr(gpu_check, "values", values)
+    monkeypatch.setattr(gpu_check, "timings", lambda _: [])
+    monkeypatch.setattr(gpu_check, "STEPS", {})
+    before = torch.get_default_device()
+    try:
+        assert gpu_check.cuda_values("cpu") == ([] if refusal else ["wrong"])
+    finally:
+        torch.set_default_device(before)
+    assert not (refusal and asked)
+    assert {name.split("-")[0] for name in asked} <= {"cuda", "integrate", "hybrid_loss", "dense_block"}
+    gpu_check.check(tmp_path / "report.json", tmp_path / "record.json", "a GPU")
+    assert ("cuda" in json.loads((tmp_path / "record.json").read_text())) == (refusal is None)
+    assert json.loads((tmp_path / "report.json").read_text())["without cuda"] == refusal
+
+
 def test_the_record_is_written_only_when_nothing_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report, record = tmp_path / "out" / "report.json", tmp_path / "record.json"
+    monkeypatch.setattr("ifan.ops.native.cuda_refusal", lambda: "nvcc was not found")
     monkeypatch.setattr(gpu_check, "timings", lambda _: [])
 
     def broken() -> list[str]:
