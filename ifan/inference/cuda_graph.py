@@ -52,6 +52,8 @@ class CudaDevice:
     Replays follow one another on that stream and results are copied out before the next, so graphs may share memory.
     """
 
+    _recording = threading.Lock()  # PyTorch allows one recording at a time in a process
+
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
@@ -71,7 +73,7 @@ class CudaDevice:
     def capture(self, work: Callable[[], Predictions]) -> tuple[Predictions, Callable[[], object]]:
         """See `Device`. Other threads may go on allocating memory meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+        with self._recording, torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
             found = work()
         return found, graph.replay
 
