@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test lint bench gpu-proof gpu-compile-oldest gpu-interpret-oldest gpu-check clean instruction-counts sanitize
+.PHONY: demo test lint bench gpu-proof gpu-interpret-oldest gpu-check clean instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,8 +37,8 @@ sanitize: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=fullfunc,param:case --benchmark-columns=median,iqr,rounds
 
-# What make test leaves of the proof of the Triton kernels without a GPU: every launch compiled for every GPU family; by
-# the oldest supported version each kernel once a family and case, and the interpreter's tests under coverage. Use -j2.
+# What make test leaves of the proof of the Triton kernels without a GPU: every launch compiled for every GPU family, by the
+# installed version and by the oldest supported one, and with that the interpreter's tests under coverage. Use -j2.
 FAMILIES := sm_80 sm_90 sm_100 gfx942
 OLD_TRITON := build/triton-3.6.0
 $(OLD_TRITON)/.installed: $(STAMP)
@@ -49,13 +49,13 @@ $(OLD_TRITON)/.installed: $(STAMP)
 $(FAMILIES:%=gpu-compile-%): gpu-compile-%: $(STAMP)
 	$(BIN)/python -m benchmarks.gpu_compile --families $*
 
-gpu-compile-oldest: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m benchmarks.gpu_compile --once
+$(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.installed
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m benchmarks.gpu_compile --families $*
 
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
 	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/test_kernels.py
 
-gpu-proof: gpu-compile-oldest gpu-interpret-oldest $(FAMILIES:%=gpu-compile-%)
+gpu-proof: gpu-interpret-oldest $(FAMILIES:%=gpu-compile-%) $(FAMILIES:%=gpu-compile-oldest-%)
 
 # On a machine with a GPU, with its own Python: needs torch, triton and the CUDA toolkit, and no network.
 gpu-check:

@@ -154,11 +154,11 @@ def _through(ready: Ready, outputs: Outputs) -> Ready:
 
 def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Setting, outputs: Outputs) -> Ready:
     """The native engine; on a GPU the CUDA graphs of the network with the ops' fastest backends."""
+    model = network if dtype == "float32" else in_bfloat16(network)
 
     @torch.inference_mode()
     def steps(i: int) -> list[Tensor]:
-        with _autocast(setting.device, dtype):
-            return outputs([value.float() for value in _listed(network(images[i % 2])[-1])])
+        return outputs([value.float() for value in _listed(model(images[i % 2])[-1])])
 
     if setting.device == "cpu":
         from ifan.inference.engine import Engine
@@ -172,7 +172,7 @@ def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Settin
         return Ready(lambda i: outputs(_listed(engine(images[i % 2]))), "engine", steps=steps)
     if setting.ranges:
         return Ready(steps, "network, part by part")
-    runner = GraphRunner(network if dtype == "float32" else in_bfloat16(network))
+    runner = GraphRunner(model)
 
     def run(i: int) -> list[Tensor]:
         return outputs([value.float() for value in _listed(runner(images[i % 2]))])
