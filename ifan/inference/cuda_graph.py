@@ -167,10 +167,10 @@ class GraphRunner:
         images = torch.zeros(bucket, 3, size, size, dtype=torch.uint8, device=where)
         for _ in range(WARM_UPS):
             self._network(images, passes)
-        while len(self._graphs) >= self.most_graphs:
-            self._graphs.popitem(last=False)
         found, replay = self.device.capture(lambda: self._network(images, passes))
         self._graphs[key] = _Graph(images, found, replay)
+        while len(self._graphs) > self.most_graphs:  # after recording, which waited for the replays of those that go
+            self._graphs.popitem(last=False)
         return self._graphs[key]
 
     def _network(self, images: Tensor, passes: int) -> Predictions:
