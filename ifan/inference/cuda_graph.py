@@ -124,7 +124,7 @@ class GraphRunner:
     @torch.inference_mode()
     def __call__(self, images: Tensor, iterations: int | None = None) -> Predictions:
         """The last iteration's predictions for ``images (N, 3, S, S)`` uint8 RGB on the network's device, a row a
-        sample; ``iterations`` if not the runner's."""
+        sample; ``iterations`` if not the runner's. Autocast changes nothing."""
         passes = self.iterations if iterations is None else iterations
         size, where = self.config.size, self.network.stem.weight.device
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size) or images.device != where:
@@ -175,7 +175,10 @@ class GraphRunner:
 
     def _network(self, images: Tensor, passes: int) -> Predictions:
         lanes = Lanes.for_tasks(images.shape[0], self.config, self.tasks, images.device)
-        return self.network(images, lanes, passes)[-1]
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # its cache of cast weights must not outlive a recording
+            return self.network(images, lanes, passes)[-1]
 
 
 def tensors(predictions: Predictions) -> list[Tensor]:

@@ -99,6 +99,13 @@ def test_a_recording_for_each_number_of_iterations_and_backend(network: IFAN) ->
     assert device.log.count("capture") == 3
 
 
+def test_autocast_changes_nothing(network: IFAN) -> None:
+    runner = GraphRunner(network, device=FakeDevice())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = runner(faces(1))
+    assert_equal(found, eager(network, faces(1)))
+
+
 def test_tasks_of_the_last_iteration(network: IFAN) -> None:
     found = GraphRunner(network, tasks=["landmarks"], device=FakeDevice())(faces(2))
     assert_equal(found, eager(network, faces(2), tasks=["landmarks"]))
