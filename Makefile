@@ -47,10 +47,10 @@ $(OLD_TRITON)/.installed: $(STAMP)
 	touch $@
 
 $(FAMILIES:%=gpu-compile-%): gpu-compile-%: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu_compile --families $*
+	$(BIN)/python -m benchmarks.gpu_compile --families $* --check docs/kernels/gpu_compile.md
 
 $(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m benchmarks.gpu_compile --families $*
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m benchmarks.gpu_compile --families $* --check docs/kernels/gpu_compile.md
 
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
 	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/test_kernels.py

@@ -365,6 +365,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--once", action="store_true", help="each kernel's first launch only")
     parser.add_argument("--write", type=Path, help="page whose section of this Triton version is replaced")
+    parser.add_argument("--check", type=Path, help="page whose section of this Triton version must say the same")
     arguments = parser.parse_args()
     rows = list(survey(arguments.families, arguments.cases, arguments.once))
     if arguments.write:
@@ -372,8 +373,26 @@ def main() -> None:
     else:
         print(table(rows))
     faults = [fault for row in rows for fault in row.faults()]
+    if arguments.check:
+        faults += differences(arguments.check.read_text(encoding="utf-8"), table(rows))
     print(*faults, sep="\n")
     raise SystemExit(1 if faults else 0)
+
+
+def differences(page: str, text: str) -> list[str]:
+    """Cells of a table that the page's section of this Triton version does not hold; none where it has no section."""
+    section = re.search(rf"(?ms)^## Triton {re.escape(triton.__version__)}$(.*?)(?=^## |\Z)", page)
+    if section is None:
+        return []
+    known, command = _cells(section.group(1)), "python -m benchmarks.gpu_compile --write docs/kernels/gpu_compile.md"
+    different = [" ".join(place) for place, cell in _cells(text).items() if known.get(place) != cell]
+    return [f"the page says otherwise of {', '.join(different)}. To fix: {command}"] if different else []
+
+
+def _cells(text: str) -> dict[tuple[str, str, str], str]:
+    """Kernel, case and family of each cell of a table."""
+    head, _, *lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {(line[0], line[1], family): cell for line in lines for family, cell in zip(head[2:], line[2:], strict=True)}
 
 
 def write_section(page: Path, text: str) -> None:

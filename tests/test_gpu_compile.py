@@ -81,6 +81,16 @@ def test_section_of_a_version_is_replaced(tmp_path: Path) -> None:
     assert "first" not in written
 
 
+def test_page_that_says_otherwise_is_a_fault(one: gpu_compile.Row) -> None:
+    text = gpu_compile.table([one])
+    page = f"# Title\n\n## Triton {gpu_compile.triton.__version__}\n\n{text}\n## Triton 0.0\n\n| kernel |\n|---|\n"
+    assert gpu_compile.differences(page, text) == []
+    assert gpu_compile.differences("# Title\n", text) == []
+    registers = str(one.found.registers)
+    (fault,) = gpu_compile.differences(page.replace(f"| {registers} /", "| 999 /"), text)
+    assert fault.startswith(f"the page says otherwise of {one.name} {one.case} {one.family}. To fix: python -m")
+
+
 @pytest.mark.parametrize("op", CALLS)
 def test_host_code_waits_for_nothing(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands around the Triton kernels may be part of a CUDA graph: no wait, no copy from or to the host."""
