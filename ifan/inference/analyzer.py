@@ -28,7 +28,7 @@ def load(name_or_path: str | Path | None = None, device: str | torch.device = "c
     Args:
         name_or_path: weights that ship with the package by name, or a folder with ``config.json`` and
             ``model.safetensors``; ``None`` = the default weights.
-        device: where the network runs.
+        device: where the network runs; on a GPU from CUDA graphs, also with ``precision="bf16"``.
         options: further arguments of `FaceAnalyzer`.
 
     Raises:
@@ -61,10 +61,10 @@ class FaceAnalyzer:
         batch_size: most faces that run at once.
         margin: how much wider than a face's box its crop is, see `FACE_MARGIN`; faces with points scale with it.
         tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
-        precision: of the convolutions, ``"fp32"`` or, on a GPU, ``"bf16"``.
+        precision: ``"fp32"``, or on a CPU with AVX512_BF16 ``"bf16"``: faster, errors in docs/kernels/engine.md.
 
     Raises:
-        ValueError: unknown task or precision, unusable device, a number out of range.
+        ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
     """
 
     def __init__(

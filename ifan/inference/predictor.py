@@ -39,7 +39,7 @@ class NetworkPredictor:
         precision: of the convolutions, ``"fp32"`` or, on a GPU, ``"bf16"``.
 
     Raises:
-        ValueError: unknown task or precision, unusable device, a number out of range.
+        ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
     """
 
     def __init__(
@@ -55,21 +55,21 @@ class NetworkPredictor:
         self.config, self.iterations = network.config, iterations
         self.device = _usable(device)
         self.network = network.to(self.device).eval()
+        self.tasks = tuple(self.config.task(name) for name in (tasks or [t.name for t in self.config.tasks]))
+        self._engine = self._make_engine(precision)
+
+    def _make_engine(self, precision: str) -> Engine | GraphRunner | None:
+        weight, names = self.network.stem.weight, [t.name for t in self.tasks]
         if precision not in ("fp32", "bf16") or (precision == "bf16" and self.device.type != "cuda"):
             raise ValueError(f'precision: expected "fp32", or on a GPU "bf16"; got {precision!r} on {self.device}')
-        if precision == "bf16":
-            self.network = in_bfloat16(self.network)
-        self.tasks = tuple(self.config.task(name) for name in (tasks or [t.name for t in self.config.tasks]))
-        self._engine = self._make_engine()
-
-    def _make_engine(self) -> Engine | GraphRunner | None:
-        weight = self.network.stem.weight
         if self.device.type == "cuda":
-            return GraphRunner(self.network, self.iterations, [t.name for t in self.tasks])
+            return GraphRunner(
+                in_bfloat16(self.network) if precision == "bf16" else self.network, self.iterations, names
+            )
         native = current_backend() in ("auto", "cpu") and cpu_refusal() is None
         if self.device.type != "cpu" or weight.dtype != torch.float32 or not native:
             return None
-        return Engine(self.network, self.iterations, [t.name for t in self.tasks])
+        return Engine(self.network, self.iterations, names)
 
     @torch.inference_mode()
     def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:

@@ -230,17 +230,19 @@ def test_what_waits_is_noticed(work: Callable[[Tensor], Any]) -> None:
             work(x)
 
 
-def test_the_predictor_of_a_gpu_uses_the_runner(network: IFAN, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_predictor_of_a_gpu_uses_the_runner(network: IFAN, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "CudaDevice", lambda device: FakeDevice())
     predictor, crops = NetworkPredictor(network), faces(3).numpy()
     predictor.device = torch.device("cuda")
-    runner = predictor._make_engine()
+    runner = predictor._make_engine(precision)
     assert isinstance(runner, GraphRunner)
     predictor.device, predictor._engine = torch.device("cpu"), runner
     found = predictor(crops)
-    padded = eager(network, torch.cat([faces(3), torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)]))
+    model = network if precision == "fp32" else in_bfloat16(network)
+    padded = eager(model, torch.cat([faces(3), torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)]))
     assert torch.equal(torch.from_numpy(found["landmarks"]), padded.points[:3])
-    assert torch.equal(torch.from_numpy(found["parsing"]), padded.parsing_logits[:3].softmax(1))
+    assert torch.equal(torch.from_numpy(found["parsing"]), padded.parsing_logits[:3].float().softmax(1))
 
 
 def test_precision_of_the_predictor(network: IFAN) -> None:
