@@ -3,9 +3,9 @@
     make gpu-check
 
 Every operation, forward and backward, in float32, float16 and bfloat16 against float64; 100 equal runs; the network
-against the reference; compute-sanitizer's memcheck and racecheck; the time beside eager PyTorch and torch.compile. All
-goes to ``build/gpu_check.json``. Only where nothing failed is ``ifan/_gpu_check.json`` written, by which backend
-``auto`` takes the kernels.
+against the reference, and its CUDA graphs against it; compute-sanitizer's memcheck and racecheck; the time beside eager
+PyTorch and torch.compile. All goes to ``build/gpu_check.json``. Only where nothing failed is ``ifan/_gpu_check.json``
+written, by which backend ``auto`` takes the kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +38,40 @@ NO_GPU = (
 )
 
 
-def values(device: str, names: list[str] | None = None) -> list[str]:
+def values(device: str, names: Sequence[str] | None = None, backend: str = "triton") -> list[str]:
     """Results and gradients that are further from the reference in float64 than their dtype allows."""
     problems, samples = _problems(device)
     faults = []
     for name in names or list(problems.PROBLEMS):
-        for dtype in DTYPES:
+        inference = backend == "cuda" and name.startswith("dense_block")  # no backward, no float32
+        results = _outputs if inference else problems.results
+        for dtype in DTYPES[inference:]:
             problem = problems.PROBLEMS[name]()
             inputs = problem.arranged(dtype)
-            found = problems.results(problem, "triton", inputs)
+            found = results(problem, backend, inputs)
             exact = [x.detach().double().requires_grad_() for x in inputs]
             bound = samples.VECTOR_ERROR[dtype] * (1 if dtype == torch.float32 else 2)
-            for index, (x, wanted) in enumerate(zip(found, problems.results(problem, "reference", exact), strict=True)):
+            for index, (x, wanted) in enumerate(zip(found, results(problem, "reference", exact), strict=True)):
                 error, norm = float((x.double() - wanted).norm()), float(wanted.norm())
                 if not error <= bound * norm:
-                    faults.append(f"{name}, {dtype}, result {index}: error {error:.3g} of {norm:.3g}, above {bound:g}")
+                    where = f"{name}, {backend}, {dtype}, result {index}"
+                    faults.append(f"{where}: error {error:.3g} of {norm:.3g}, above {bound:g}")
     return faults
+
+
+@torch.no_grad()
+def _outputs(problem: Any, backend: str, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    found = problem.run(backend, *inputs)
+    return [x for x in found if x.numel()] if isinstance(found, tuple) else [found]
+
+
+def cuda_values(device: str) -> list[str]:
+    """The same for the kernels in CUDA C++, where they were built: what they have of the operations."""
+    from ifan.ops.native import cuda_refusal
+
+    problems, _ = _problems(device)
+    names = [n for n in problems.PROBLEMS if n.startswith(("integrate", "hybrid_loss", "dense_block"))]
+    return [] if cuda_refusal() else values(device, names, "cuda")
 
 
 def repetition(device: str, names: list[str] | None = None, runs: int = RUNS) -> list[str]:
@@ -73,18 +92,9 @@ def repetition(device: str, names: list[str] | None = None, runs: int = RUNS) ->
 
 def network(device: str) -> list[str]:
     """Outputs (inference) and gradients (training) of a small network, kernels against the reference."""
-    try:
-        from ifan.config import NetworkConfig
-        from ifan.network import IFAN
-    except ImportError as error:
-        return [f"the network cannot be imported ({error}): pip install huggingface_hub PyYAML"]
     from ifan.ops import use_backend
 
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = IFAN(NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, iterations=1))
-        images = torch.randint(0, 256, (2, 3, 32, 32)).float()
-    faults = []
+    (model, images), faults = _small_network(device), []
     for training in (False, True):
         model.eval().requires_grad_(training)
         found = {}
@@ -103,6 +113,41 @@ def network(device: str) -> list[str]:
         if not worst < 1e-3:
             faults.append(f"network, {'training' if training else 'inference'}: relative error {worst:.3g}, above 1e-3")
     return faults
+
+
+def graphs(device: str, backends: Sequence[str] = ("reference", "triton"), replaced: Any = None) -> list[str]:
+    """Whether replayed CUDA graphs give what the network gives, for the operations' backends and both precisions;
+    ``replaced`` stands for `ifan.inference.cuda_graph.CudaDevice` where there is no GPU."""
+    from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
+    from ifan.ops import use_backend
+
+    (network, _), faults = _small_network(device), []
+    for backend in backends:
+        for model in (network.eval(), in_bfloat16(network).eval()):
+            name, bound = f"graphs, {backend}, {model.stem.weight.dtype}", 1e-4 if model is network else 3e-2
+            with use_backend(backend), torch.inference_mode():
+                runner = GraphRunner(model, 1, device=replaced)
+                for count in (3, 4, 2):
+                    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, device=device)
+                    found = [v for _ in range(2) for v in vars_of(runner(images))]
+                    wanted = 2 * vars_of(model(images, None, 1)[-1])
+                    pairs = [(a.float(), b.float()) for a, b in zip(found, wanted, strict=True)]
+                    error = max(float((a - b).norm() / b.norm().clamp_min(1e-6)) for a, b in pairs)
+                    if not error < bound:
+                        faults.append(f"{name}, {count} faces: relative error {error:.3g}, above {bound:g}")
+            if runner.failed:
+                faults.append(f"{name}: could not be recorded")
+    return faults
+
+
+def _small_network(device: str) -> tuple[Any, torch.Tensor]:
+    from ifan.config import NetworkConfig
+    from ifan.network import IFAN
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = IFAN(NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, iterations=1))
+        return model, torch.randint(0, 256, (2, 3, 32, 32)).float()
 
 
 def vars_of(predictions: Any) -> list[torch.Tensor]:
@@ -159,10 +204,29 @@ def timings(device: str) -> list[dict[str, Any]]:
             "triton": lambda call=call: call("triton"),
         }
         rows.append({"op": name, **{f"{kind} ms": _median(step(run)) for kind, run in runs.items()}})
-    return rows
+    return [*rows, _inference_row(device)]
 
 
-def _median(run: Callable[[], None], repeats: int = 50) -> float:
+@torch.inference_mode()
+def _inference_row(device: str, faces: int = 32) -> dict[str, Any]:
+    """Median milliseconds of three iterations on 32 faces of 128 pixels, bfloat16: the network alone and replayed."""
+    from ifan.config import NetworkConfig
+    from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
+    from ifan.network import IFAN
+    from ifan.ops import use_backend
+
+    model = in_bfloat16(IFAN(NetworkConfig()).eval()).to(device)
+    images = torch.randint(0, 256, (faces, 3, 128, 128), dtype=torch.uint8, device=device)
+    row: dict[str, Any] = {"op": f"network, {faces} faces"}
+    for backend, name in (("reference", "eager"), ("triton", "triton")):
+        runner = GraphRunner(model)
+        with use_backend(backend):
+            row[f"{name} ms"] = _median(partial(model, images))
+            row[f"{name}, graph ms"] = _median(partial(runner, images))
+    return row
+
+
+def _median(run: Callable[[], Any], repeats: int = 50) -> float:
     times = []
     for index in range(repeats + 5):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -187,8 +251,10 @@ def _problems(device: str) -> tuple[Any, Any]:
 
 STEPS: dict[str, Callable[[], list[str]]] = {
     "values": lambda: values("cuda"),
+    "cuda values": lambda: cuda_values("cuda"),
     "repetition": lambda: repetition("cuda"),
     "network": lambda: network("cuda"),
+    "graphs": lambda: graphs("cuda"),
     "memcheck": lambda: sanitizer("memcheck"),
     "racecheck": lambda: sanitizer("racecheck"),
 }
@@ -196,6 +262,8 @@ STEPS: dict[str, Callable[[], list[str]]] = {
 
 def check(report: Path, record: Path, gpu: str) -> list[str]:
     """Run every step, write the report, and the record only if nothing failed; the faults."""
+    from ifan.ops.native import cuda_refusal
+
     steps, faults = {}, []
     record.unlink(missing_ok=True)
     for name, step in STEPS.items():
@@ -207,11 +275,18 @@ def check(report: Path, record: Path, gpu: str) -> list[str]:
         steps[name] = {"faults": found, "seconds": round(time.perf_counter() - start, 1)}
         print(f"{name}: {len(found)} faults, {steps[name]['seconds']} s", flush=True)
         faults += found
-    made = {"gpu": gpu, "torch": torch.__version__, "steps": steps, "timings": [] if faults else timings("cuda")}
+    made = {
+        "gpu": gpu,
+        "torch": torch.__version__,
+        "without cuda": cuda_refusal(),
+        "steps": steps,
+        "timings": [] if faults else timings("cuda"),
+    }
     report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     if not faults:
-        record.write_text(json.dumps({"triton": gpu}) + "\n", encoding="utf-8")
+        passed = ["triton", "graphs", *([] if cuda_refusal() else ["cuda"])]
+        record.write_text(json.dumps(dict.fromkeys(passed, gpu)) + "\n", encoding="utf-8")
     return faults
 
 
@@ -221,7 +296,7 @@ def main() -> None:
         print(NO_GPU, file=sys.stderr)
         raise SystemExit(2)
     if "--values" in sys.argv:
-        raise SystemExit("\n".join(values("cuda")) or 0)
+        raise SystemExit("\n".join(values("cuda") + cuda_values("cuda")) or 0)
     from ifan.ops.gpu import RECORD
 
     faults = check(REPORT, RECORD, torch.cuda.get_device_name())

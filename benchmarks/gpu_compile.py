@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ TARGETS = {
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8", torch.int64: "i64"}
+CUDA = ("integrate", "hybrid_loss", "dense_block")
+"""Operations that backend ``cuda`` has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,45 +177,54 @@ def _tool(name: str, *arguments: str, data: bytes) -> str:
         return subprocess.run([TOOLS / name, *arguments, file.name], capture_output=True, text=True, check=True).stdout
 
 
-def operations(dtype: torch.dtype, size: int, layout: torch.memory_format) -> dict[str, Callable[[], Any]]:
-    """Every operation, forward and backward, on shapes of the network: 12 growth channels, 11 classes, 5 points."""
+def operations(
+    dtype: torch.dtype, size: int, layout: torch.memory_format, batch: int = 1, backend: str = "triton"
+) -> dict[str, Callable[[], Any]]:
+    """Every operation, forward and backward, on shapes of the network: 12 growth channels, 11 classes, 5 points, and
+    three lanes times ``batch``. Backend ``cuda`` has some of them, and no backward of ``dense_block``."""
+    modules: Sequence[Any] = (integrate, hybrid_loss, dense_block)
+    if backend == "cuda":
+        modules = [import_module(f"ifan.ops.cuda.{op}") for op in CUDA]
+    fusing, judging, growing = modules
 
     def maps(lanes: int, channels: int, side: int = size) -> Tensor:
         return torch.empty(lanes, channels, side, side, dtype=dtype, memory_format=layout)
 
-    lanes, tasks, segments = 3, 2, [2, 1]
+    faces, lanes, tasks, segments = 2 * batch, 3 * batch, 2, [2 * batch, batch]
     rows = torch.zeros(lanes, dtype=torch.int64)
-    sources, flags = [maps(lanes, 64), maps(2, 32)], [False, True]
+    sources, flags = [maps(lanes, 64), maps(faces, 32)], [False, True]
     norm = [torch.zeros(tasks, 96) for _ in range(4)]
     weights = [torch.empty(12, 96 + 12 * layer, 3, 3) for layer in range(2)]
     norms = [[torch.empty(tasks, 96 + 12 * layer) for layer in range(2)] for _ in range(2)]
     first = [[torch.empty(tasks, 96)] for _ in range(2)]
     block = (weights, *norms, *first, segments, rows, flags, 1e-3)
     up = (torch.empty(128, 96, 3, 3), torch.empty(32, 32, 3, 3), rows, flags)
-    logits, points, classes = maps(2, 11), torch.empty(2, 2, 5, dtype=dtype), torch.empty(2, 7, dtype=dtype)
+    logits, points = maps(faces, 11), torch.empty(faces, 2, 5, dtype=dtype)
+    classes = torch.empty(faces, 7, dtype=dtype)
     predictions = [logits, points, classes, torch.ones(3)]
 
     def targets(side: int) -> list[Tensor]:
-        labels = torch.empty(2, side, side, dtype=torch.uint8)
-        return [labels, torch.empty(2, 2, 5), torch.empty(2, 5), torch.zeros(2, 1, dtype=torch.int64)]
+        labels = torch.empty(faces, side, side, dtype=torch.uint8)
+        return [labels, torch.empty(faces, 2, 5), torch.empty(faces, 5), torch.zeros(faces, 1, dtype=torch.int64)]
 
     def loss(side: int) -> None:
         settings = [0.1, 0.1, 0.1, 0.02]
-        for kind in hybrid_loss.KINDS:
+        for kind in judging.KINDS:
             weights = torch.ones(11) if kind == "l2" else None
-            *_, made = hybrid_loss.forward(predictions, targets(side), weights, None, [7], settings, kind)
-        hybrid_loss.backward([torch.ones(()), torch.ones(3)], predictions, torch.ones(3), made, [7])
+            *_, made = judging.forward(predictions, targets(side), weights, None, [7], settings, kind)
+        judging.backward([torch.ones(()), torch.ones(3)], predictions, torch.ones(3), made, [7])
 
     moments = (maps(lanes, 64), segments)
     gradients = torch.empty(tasks, 64), torch.empty(tasks, 64)
 
     def fusion(pool: int) -> None:
         arguments = (sources, norm, segments, rows, flags, pool, 1e-3)
-        integrate.backward(integrate.forward(*arguments), *arguments)
+        fusing.backward(fusing.forward(*arguments), *arguments)
 
     def grow() -> None:
-        grown = dense_block.forward(sources, *block)
-        dense_block.backward(grown, grown, sources, *block)
+        grown = growing.forward(sources, *block)
+        if backend == "triton":
+            growing.backward(grown, grown, sources, *block)
 
     def rise() -> None:
         out = transition_up.forward(sources, *up)
@@ -234,7 +246,8 @@ def operations(dtype: torch.dtype, size: int, layout: torch.memory_format) -> di
         "hybrid_loss": lambda: loss(size),
         "hybrid_loss, finer labels": lambda: loss(2 * size),
     }
-    return calls | {"dense_block": grow, "transition_up": rise}
+    calls |= {"dense_block": grow, "transition_up": rise}
+    return {op: call for op, call in calls.items() if backend == "triton" or op.split(",")[0] in CUDA}
 
 
 BUDGET = {"convolution_kernel": 255, "gather_kernel": 168}
@@ -351,6 +364,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--once", action="store_true", help="each kernel's first launch only")
     parser.add_argument("--write", type=Path, help="page whose section of this Triton version is replaced")
+    parser.add_argument("--check", type=Path, help="page whose section of this Triton version must say the same")
     arguments = parser.parse_args()
     rows = list(survey(arguments.families, arguments.cases, arguments.once))
     if arguments.write:
@@ -358,8 +372,26 @@ def main() -> None:
     else:
         print(table(rows))
     faults = [fault for row in rows for fault in row.faults()]
+    if arguments.check:
+        faults += differences(arguments.check.read_text(encoding="utf-8"), table(rows))
     print(*faults, sep="\n")
     raise SystemExit(1 if faults else 0)
+
+
+def differences(page: str, text: str) -> list[str]:
+    """Cells of a table that the page's section of this Triton version does not hold; none where it has no section."""
+    section = re.search(rf"(?ms)^## Triton {re.escape(triton.__version__)}$(.*?)(?=^## |\Z)", page)
+    if section is None:
+        return []
+    known, command = _cells(section.group(1)), "python -m benchmarks.gpu_compile --write docs/kernels/gpu_compile.md"
+    different = [" ".join(place) for place, cell in _cells(text).items() if known.get(place) != cell]
+    return [f"the page says otherwise of {', '.join(different)}. To fix: {command}"] if different else []
+
+
+def _cells(text: str) -> dict[tuple[str, str, str], str]:
+    """Kernel, case and family of each cell of a table."""
+    head, _, *lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {(line[0], line[1], family): cell for line in lines for family, cell in zip(head[2:], line[2:], strict=True)}
 
 
 def write_section(page: Path, text: str) -> None:

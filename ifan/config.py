@@ -14,8 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
-
 Kind = Literal["parsing", "landmarks", "classification"]
 KINDS: tuple[Kind, ...] = ("parsing", "landmarks", "classification")
 
@@ -217,6 +215,8 @@ def load_config(source: str | Path) -> Config:
 
     Raises ``ValueError`` for an unknown preset, unreadable YAML, unknown or missing keys and values of the wrong type.
     """
+    import yaml  # here and below only: a network of a configuration made in Python runs without it
+
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         names = presets()
@@ -239,6 +239,8 @@ def load_config(source: str | Path) -> Config:
 
 def dump_config(config: Config) -> str:
     """The YAML text that `load_config` reads back to an equal configuration."""
+    import yaml
+
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 

@@ -194,7 +194,7 @@ class DenseHead(nn.Linear):
 
     def forward(self, x: Features, reading: Reading) -> Tensor:  # type: ignore[override]
         """``(N, C, H, W)`` to ``(N, outputs)``."""
-        flat = x.concatenated().permute(0, 2, 3, 1).flatten(1)
+        flat = x.concatenated().permute(0, 2, 3, 1).flatten(1).to(self.weight.dtype)
         if self.norm is not None:
             mean, var = self.norm.statistics(reading.on(x.lanes).fresh(flat[:, :, None, None]))
             flat = (flat - mean) * (var + EPSILON).rsqrt()

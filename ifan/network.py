@@ -12,14 +12,15 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from ifan import ops
 from ifan.config import Kind, NetworkConfig, from_dict
 from ifan.features import Features, Lanes, MomentsReduce
 from ifan.graph import graph
+from ifan.hub import PyTorchModelHubMixin
 from ifan.layers import DenseBlock, DenseHead, Reading, ReEncoder, TransitionDown, TransitionUp, convolution
+from ifan.ranges import ranged, span
 
 BGR_MEAN = (103.939, 116.779, 123.68)
 
@@ -141,7 +142,8 @@ class IFAN(
         passes = self.config.iterations if iterations is None else iterations
         self._check(images, passes)
         batch, everything = images.shape[0], Lanes.all_tasks(images.shape[0], self.config, images.device)
-        image_share = F.conv2d(self.preprocess(images), self.stem.weight[:, :3], padding=3)
+        with span("stem of the image"):
+            image_share = F.conv2d(self.preprocess(images), self.stem.weight[:, :3], padding=3)
         planes, out = self.first_planes(), []
         for _ in range(passes - 1):
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.feedback_gradient):
@@ -153,15 +155,17 @@ class IFAN(
     def preprocess(self, images: Tensor) -> Tensor:
         """RGB 0 to 255 to BGR minus the means of the release, times ``image_scale``, in the network's dtype."""
         dtype = self.stem.weight.dtype
-        mean = torch.tensor(BGR_MEAN, dtype=dtype, device=images.device).view(1, 3, 1, 1)
+        # Filled where it is needed: a copy from the host would wait for the GPU, and no CUDA graph may hold one.
+        mean = torch.cat([torch.full((1, 1, 1, 1), m, dtype=dtype, device=images.device) for m in BGR_MEAN], 1)
         return (images.to(dtype).flip(1) - mean) * self.config.image_scale
 
     def first_planes(self) -> Tensor:
-        """The training means drawn as planes, ``(1, K + P + sum of C, S, S)``."""
+        """The training means drawn as planes, ``(1, K + P + sum of C, S, S)``, in the dtype of the stem's weight."""
         tiny = torch.finfo(self.mean_parsing.dtype).tiny
         parsing, classes = self.mean_parsing.clamp_min(tiny).log(), self.mean_classes.clamp_min(tiny).log()
-        return self._draw(parsing[None], self.mean_points[None], classes[None])
+        return self._draw(parsing[None], self.mean_points[None], classes[None]).to(self.stem.weight.dtype)
 
+    @ranged("encode")
     def encode(self, predictions: Predictions, batch: int) -> Tensor:
         """Draw predictions of all tasks for all samples as planes, ``(B, K + P + sum of C, S, S)``."""
         parsing, points, config = predictions.parsing_logits, predictions.points, self.config
@@ -175,6 +179,7 @@ class IFAN(
         radius = self.config.point_radius
         return ops.encode_predictions(parsing_logits, points, class_logits, list(self.class_sizes), radius)
 
+    @ranged("iteration")
     def iterate(self, image_share: Tensor, planes: Tensor, lanes: Lanes, training: bool = False) -> Predictions:
         """One pass from planes to predictions.
 
@@ -182,19 +187,23 @@ class IFAN(
         standing for all samples; ``training``: normalise with the moments of these lanes, update running statistics,
         drop out.
         """
-        stem = image_share + F.conv2d(planes, self.stem.weight[:, 3:], padding=3)
+        with span("stem"):
+            stem = image_share + F.conv2d(planes, self.stem.weight[:, 3:], padding=3)
         groups = planes.split([t.width for t in self.config.tasks], 1)
-        encoded = [encoder(group) for encoder, group in zip(self.encoders, groups, strict=True)]
+        with span("re-encoders"):
+            encoded = [encoder(group) for encoder, group in zip(self.encoders, groups, strict=True)]
         joined: list[list[Tensor]] = [list(groups), [], *([e[i] for e in encoded] for i in range(3))]
         reading = Reading(lanes, training, self.moments_reduce)
         maps = [[reading.shared(m, stem.shape[0]) for m in level] for level in joined]
         x = reading.shared(stem, stem.shape[0])
         skips: list[Features] = []
         for i, block in enumerate(self.down_blocks):
-            skips.append(x + block(x, reading) + x)
+            with span(f"block {i + 1}"):
+                skips.append(x + block(x, reading) + x)
             tap = sum(maps[i], skips[-1])
             if i < len(self.down_blocks) - 1:
-                x = self.down[i](tap, reading)
+                with span(f"transition down {i + 1}"):
+                    x = self.down[i](tap, reading)
         points = self._landmarks(tap, reading)
         classes, parsing = self._past_tap(tap, skips, maps, reading)
         rows = {t.name: r for t, r in zip(self.config.tasks, lanes.split(), strict=True)}
@@ -204,7 +213,8 @@ class IFAN(
         task = self.config.landmarks
         if task is None:
             return tap.sources[0].new_zeros(0, 2, 0)
-        points: Tensor = self.landmark_head(tap.keep(self.at_tap), reading)
+        with span(f"head {task.name}"):
+            points: Tensor = self.landmark_head(tap.keep(self.at_tap), reading)
         return points.unflatten(1, (2, task.width))
 
     def _past_tap(
@@ -220,11 +230,14 @@ class IFAN(
         if sum(tap.lanes.global_segments) == 0:
             return {t.name: nothing.new_zeros(0, t.width) for t in config.classifications}, nothing
         reading = reading.on(tap.lanes)
-        x = self.down[-1](tap, reading)
-        x = x + self.middle(x, reading)
-        offset = 1 if config.parsing else 0
-        names = [t.name for t in config.classifications]
-        logits = {n: self.class_heads[n](x.keep([i + offset]), reading) for i, n in enumerate(names)}
+        with span(f"transition down {len(self.down_blocks)}"):
+            x = self.down[-1](tap, reading)
+        with span("middle block"):
+            x = x + self.middle(x, reading)
+        logits = {}
+        for i, t in enumerate(config.classifications, 1 if config.parsing else 0):
+            with span(f"head {t.name}"):
+                logits[t.name] = self.class_heads[t.name](x.keep([i]), reading)
         if config.parsing is None or x.lanes.global_segments[0] == 0:
             return logits, nothing
         return logits, self._parse(x.keep([0]), [s.keep([0]) for s in skips], maps, reading)
@@ -235,10 +248,13 @@ class IFAN(
             level = len(skips) - i
             if 2 <= level <= 4:
                 x = sum((m.keep([0]) for m in maps[level]), x)
-            x = up(x, reading) + skips[level - 1]
-            x = x + block(x, reading)
+            with span(f"transition up {level}"):
+                x = up(x, reading) + skips[level - 1]
+            with span(f"block up {level}"):
+                x = x + block(x, reading)
         x, weight = sum((m.keep([0]) for m in maps[0]), x).unique(self.parsing_head.weight)
-        return F.conv2d(x.concatenated(), weight)
+        with span("head parsing"):
+            return F.conv2d(x.concatenated(), weight)
 
     def _check(self, images: Tensor, passes: int) -> None:
         size = self.config.size

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from pretended_gpu import pretended_gpu
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed: pip install triton", allow_module_level=True)
 
 from benchmarks import gpu_compile
+from ifan.ops import native
 
 QUICK = {"sm_90": ["bf16"], "gfx942": ["fp32"]}
 KERNELS = 18
+CALLS = list(gpu_compile.operations(*gpu_compile.CASES["bf16"]))
 
 
 @pytest.fixture
@@ -75,6 +79,46 @@ def test_section_of_a_version_is_replaced(tmp_path: Path) -> None:
     assert "old" in written
     assert "second" in written
     assert "first" not in written
+
+
+def test_page_that_says_otherwise_is_a_fault(one: gpu_compile.Row) -> None:
+    text = gpu_compile.table([one])
+    page = f"# Title\n\n## Triton {gpu_compile.triton.__version__}\n\n{text}\n## Triton 0.0\n\n| kernel |\n|---|\n"
+    assert gpu_compile.differences(page, text) == []
+    assert gpu_compile.differences("# Title\n", text) == []
+    registers = str(one.found.registers)
+    (fault,) = gpu_compile.differences(page.replace(f"| {registers} /", "| 999 /"), text)
+    assert fault.startswith(f"the page says otherwise of {one.name} {one.case} {one.family}. To fix: python -m")
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_host_code_waits_for_nothing(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands around the Triton kernels may be part of a CUDA graph: no wait, no copy from or to the host."""
+    monkeypatch.setattr("ifan.kernels.launch.start", lambda *_: launched.append(1))
+    monkeypatch.setattr("ifan.kernels.configs.family_of", lambda _: "sm_90")
+    launched: list[int] = []
+    with torch.device("meta"):
+        call = gpu_compile.operations(*gpu_compile.CASES["bf16"])[op]
+    with pretended_gpu():
+        call()
+    assert launched
+
+
+@pytest.mark.parametrize("op", [op for op in CALLS if op.split(",")[0] in gpu_compile.CUDA])
+def test_host_code_of_cuda_waits_for_nothing(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for those in CUDA C++."""
+    try:
+        native.cuda_module()
+    except ImportError as error:
+        pytest.skip(f"native module: {error}")
+    started: list[str] = []
+    for name in gpu_compile.CUDA:
+        monkeypatch.setattr(f"ifan.ops.cuda.{name}.call", lambda name, *_: started.append(name))
+    with torch.device("meta"):
+        call = gpu_compile.operations(*gpu_compile.CASES["bf16"], backend="cuda")[op]
+    with pretended_gpu():
+        call()
+    assert started
 
 
 def iter_launches(family: str, case: str, op: str) -> Iterator[gpu_compile.Launch]:

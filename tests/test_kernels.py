@@ -30,20 +30,10 @@ def run(arguments: list[str], **variables: str) -> None:
 
 
 @needs("triton", "Triton")
-@pytest.mark.timeout(600)
-def test_triton_kernels_in_the_interpreter() -> None:
-    run(TESTS)
-
-
-@needs("triton", "Triton")
 @needs("coverage", "coverage")
-@pytest.mark.full
-@pytest.mark.timeout(1200)
-def test_coverage_of_the_kernels(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_triton_kernels_in_the_interpreter_and_their_coverage(tmp_path: Path) -> None:
     """Interpreted kernels are Python, so their lines and branches are counted like any other's."""
     file = str(tmp_path / "coverage")
-    run(
-        ["-m", "coverage", "run", "--branch", "--source=kernels", *TESTS, "-m", "", "-k", "not network"],
-        COVERAGE_FILE=file,
-    )
+    run(["-m", "coverage", "run", "--branch", "--source=kernels", *TESTS], COVERAGE_FILE=file)
     run(["-m", "coverage", "report", "--show-missing", f"--fail-under={LEAST_COVERAGE}"], COVERAGE_FILE=file)

@@ -15,6 +15,7 @@ from ifan.bench import memory
 from ifan.bench.machine import Peaks, has_bf16, synchronise
 from ifan.bench.problem import CONTENDERS, OURS, Case, Missing, Problem, Ready, Run, Setting
 from ifan.bench.timing import interleave, pair_ratios, spread
+from ifan.ranges import named_ranges
 
 Row = dict[str, Any]
 """Plain data: see `measure`."""
@@ -94,7 +95,8 @@ def _time(problem: Problem, ready: dict[str, Ready], row: Row, setting: Setting,
     runs = {name: _synchronised(name, one.run, setting.device) for name, one in ready.items()}
     taken, last = interleave(runs, effort.seconds, effort.least, effort.most)
     if effort.trace:
-        _trace(runs, row["name"], effort.trace)
+        steps = {f"{name}, part by part": one.steps for name, one in ready.items() if one.steps}
+        _trace({**runs, **steps}, row["name"], effort.trace)
     for name, seconds in taken.items():
         entry = entries[name]
         entry["ms"] = asdict(spread([1e3 * s for s in seconds]))
@@ -126,12 +128,12 @@ def _synchronised(name: str, run: Run, device: str) -> Run:
 
 
 def _trace(runs: dict[str, Run], title: str, path: Path) -> None:
-    """A Chrome trace of one run of each contender; one file a row."""
+    """A Chrome trace of one run of each contender, with the names of its parts; one file a row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
+    with named_ranges(), torch.profiler.profile(activities=activities) as profiler:
         for name, run in runs.items():
             with torch.profiler.record_function(f"{name}: {title}"):
                 run(0)

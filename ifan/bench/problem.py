@@ -22,17 +22,19 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Ready:
-    """A contender ready to run; ``note`` says how it runs, ``first`` what its first run gave if that is over."""
+    """A contender ready to run; ``note`` says how it runs, ``first`` what its first run gave if that is over, ``steps``
+    does the same work part by part where ``run`` shows a profiler one block."""
 
     run: Run
     note: str = ""
     first: Sequence[Tensor] | None = None
+    steps: Run | None = None
 
 
 @dataclass(frozen=True)
 class Setting:
     """Where and how contenders run. ``folder`` keeps exported graphs; ``compile_seconds`` bounds each torch.compile;
-    ``quick`` = smaller sizes."""
+    ``quick`` = smaller sizes; ``ranges`` = on a GPU ifan's network part by part, without CUDA graphs."""
 
     folder: Path
     device: str = "cpu"
@@ -40,6 +42,7 @@ class Setting:
     compile_seconds: float = 300.0
     quick: bool = False
     compile_modes: tuple[str, ...] = ("default", "max-autotune")
+    ranges: bool = False
 
 
 @dataclass(frozen=True)

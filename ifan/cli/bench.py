@@ -31,6 +31,7 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Write the rows here.", metavar="FILE")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw PNGs into this folder.", metavar="DIR")] = None,
     trace: Annotated[Path | None, typer.Option(help="Chrome trace of a run of each.", metavar="FILE")] = None,
+    ranges: Annotated[bool, typer.Option("--ranges", help="Name ifan's parts for Nsight; no CUDA graphs.")] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="Processor threads of every contender.", min=1)] = 2,
     seconds: Annotated[float, typer.Option(help="Time for the turns of a row.", min=0)] = 10.0,
@@ -44,6 +45,7 @@ def bench(
     from ifan.bench.measure import threads as on_threads
     from ifan.bench.problem import Setting
     from ifan.bench.suite import choose, suite
+    from ifan.ranges import named_ranges
 
     rivals = _rivals(against)
     _check_device(device)
@@ -61,9 +63,9 @@ def bench(
         require_matplotlib()
     if mallopt:
         keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder, on_threads(threads):
+    with tempfile.TemporaryDirectory() as folder, on_threads(threads), named_ranges(ranges):
         modes = ("default",) if quick else ("default", "max-autotune")
-        setting = Setting(Path(folder), device, threads, compile_seconds, quick, modes)
+        setting = Setting(Path(folder), device, threads, compile_seconds, quick, modes, ranges)
         effort = _Efforts(quick, seconds, memory, trace, wanted, rivals, len(cases))
         failed = _run(cases, setting, effort, wanted, json, plots)
     if failed:

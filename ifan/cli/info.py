@@ -36,7 +36,7 @@ def gather() -> dict[str, Any]:
     import torch
 
     from ifan import __version__
-    from ifan.ops import dispatch
+    from ifan.ops import dispatch, gpu
     from ifan.weights import available
 
     name, features = processor()
@@ -49,10 +49,15 @@ def gather() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda_graphs": _checked(gpu.checked_on("graphs")),
         "backends": [asdict(status) for status in dispatch.status()],
         "environment": {variable: os.environ.get(variable) for variable in ENVIRONMENT},
         "weights": available(),
     }
+
+
+def _checked(name: str | None) -> str:
+    return f"checked on {name}" if name else "has not run on a GPU: run make gpu-check"
 
 
 def _version(package: str) -> str | None:
@@ -74,6 +79,7 @@ def _print(facts: dict[str, Any]) -> None:
     table.add_row("processor", f"{escape(cpu['name'])}, {cpu['cores']} cores, {cpu['threads']} threads in use")
     table.add_row("features", " ".join(cpu["features"]) or "unknown")
     table.add_row("gpu", escape(", ".join(facts["gpus"])) or "none that torch can use")
+    table.add_row("gpu inference", f"one CUDA graph a batch size; {facts['cuda_graphs']}")
     table.add_row("weights", ", ".join(facts["weights"]) or "none ship with this installation; see `ifan train --help`")
     console.print(table)
 

@@ -1,11 +1,18 @@
-"""From photos to faces: `load` an analyzer, call it, read or save its results."""
+"""From photos to faces: `load` an analyzer, call it, read or save its results.
+
+Imported on first use: what runs a network on crops needs none of the packages that read and draw photos.
+"""
 
 from __future__ import annotations
 
-from ifan.inference.analyzer import FaceAnalyzer, load
-from ifan.inference.detect import CenterFace, Detection, Detector
-from ifan.inference.framing import FACE_MARGIN
-from ifan.inference.result import Face, PhotoResult
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ifan.inference.analyzer import FaceAnalyzer, load
+    from ifan.inference.detect import CenterFace, Detection, Detector
+    from ifan.inference.framing import FACE_MARGIN
+    from ifan.inference.result import Face, PhotoResult
 
 __all__ = [
     "FACE_MARGIN",
@@ -17,3 +24,21 @@ __all__ = [
     "PhotoResult",
     "load",
 ]
+
+_HOMES = {
+    "FACE_MARGIN": "framing",
+    "CenterFace": "detect",
+    "Detection": "detect",
+    "Detector": "detect",
+    "Face": "result",
+    "FaceAnalyzer": "analyzer",
+    "PhotoResult": "result",
+    "load": "analyzer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return value

@@ -167,7 +167,7 @@ class Engine:
             for group in groups:
                 pieces = [slice(start, start + largest) for start in group]
                 parts += self._together([(images[i], None if planes is None else planes[i]) for i in pieces])
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return joined(parts)
 
     def _together(self, slices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Predictions]:
         plans = [self._taken(images.shape[0], planes is not None) for images, planes in slices]
@@ -282,7 +282,10 @@ def _predictions(config: NetworkConfig, tasks: Sequence[int], lanes: int) -> Pre
     )
 
 
-def _joined(parts: Sequence[Predictions]) -> Predictions:
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of slices of a batch as those of the batch."""
+    if len(parts) == 1:
+        return parts[0]
     first, rows, start = parts[0], defaultdict(list), 0
     for part in parts:
         for name, row in part.rows.items():

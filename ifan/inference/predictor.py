@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ifan.config import NetworkConfig, TaskConfig
+from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
 from ifan.inference.engine import Engine
 from ifan.network import IFAN, Lanes
 from ifan.ops.dispatch import current_backend
@@ -29,15 +30,16 @@ class Predictor(Protocol):
 
 
 class NetworkPredictor:
-    """The network in evaluation mode; on a CPU its native engine, where that is there.
+    """The network in evaluation mode; on a CPU its native engine, where that is there; on a GPU its CUDA graphs.
 
     Args:
         network: the network; moved to ``device`` and put into evaluation mode.
         iterations: feedback iterations; ``None`` = as its configuration says.
         tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
+        precision: of the convolutions, ``"fp32"`` or, on a GPU, ``"bf16"``.
 
     Raises:
-        ValueError: unknown task, unusable device, a number out of range.
+        ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class NetworkPredictor:
         device: str | torch.device = "cpu",
         iterations: int | None = None,
         tasks: Sequence[str] | None = None,
+        precision: str = "fp32",
     ) -> None:
         if iterations is not None and iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {iterations}")
@@ -53,14 +56,20 @@ class NetworkPredictor:
         self.device = _usable(device)
         self.network = network.to(self.device).eval()
         self.tasks = tuple(self.config.task(name) for name in (tasks or [t.name for t in self.config.tasks]))
-        self._engine = self._make_engine()
+        self._engine = self._make_engine(precision)
 
-    def _make_engine(self) -> Engine | None:
-        weight = self.network.stem.weight
+    def _make_engine(self, precision: str) -> Engine | GraphRunner | None:
+        weight, names = self.network.stem.weight, [t.name for t in self.tasks]
+        if precision not in ("fp32", "bf16") or (precision == "bf16" and self.device.type != "cuda"):
+            raise ValueError(f'precision: expected "fp32", or on a GPU "bf16"; got {precision!r} on {self.device}')
+        if self.device.type == "cuda":
+            return GraphRunner(
+                in_bfloat16(self.network) if precision == "bf16" else self.network, self.iterations, names
+            )
         native = current_backend() in ("auto", "cpu") and cpu_refusal() is None
         if self.device.type != "cpu" or weight.dtype != torch.float32 or not native:
             return None
-        return Engine(self.network, self.iterations, [t.name for t in self.tasks])
+        return Engine(self.network, self.iterations, names)
 
     @torch.inference_mode()
     def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
@@ -79,8 +88,9 @@ class NetworkPredictor:
                 found[task.name] = last.points.float()
             else:
                 found[task.name] = last.class_logits[task.name].float().softmax(1)
-        for name, value in found.items():
-            if not value.isfinite().all():
+        finite = torch.stack([value.isfinite().all() for value in found.values()]).tolist()  # one wait for a GPU
+        for name, sound in zip(found, finite, strict=True):
+            if not sound:
                 raise ValueError(
                     f"the network's {name} predictions are not finite: its weights are damaged; use others"
                 )

@@ -13,11 +13,13 @@ from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import gradients
+from ifan.ranges import ranged
 
 NAME = "channel_moments"
 NATIVE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
+@ranged(f"ifan.{NAME}")
 def channel_moments(x: Tensor, segments: Sequence[int], *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel over the lanes of each task and all pixels.
 

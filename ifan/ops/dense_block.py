@@ -16,10 +16,12 @@ from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
+from ifan.ranges import ranged
 
 NAME = "dense_block"
 
 
+@ranged(f"ifan.{NAME}")
 def dense_block(
     sources: Sequence[Tensor],
     weights: Sequence[Tensor],

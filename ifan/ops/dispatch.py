@@ -126,7 +126,7 @@ def _automatic(op: str, inputs: tuple[Tensor, ...]) -> str:
 def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=5)
+        warnings.warn(message, RuntimeWarning, stacklevel=6)
 
 
 def status() -> list[BackendStatus]:

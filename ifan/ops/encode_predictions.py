@@ -13,10 +13,12 @@ from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
+from ifan.ranges import ranged
 
 NAME = "encode_predictions"
 
 
+@ranged(f"ifan.{NAME}")
 def encode_predictions(
     parsing_logits: Tensor,
     points: Tensor,

@@ -13,6 +13,7 @@ from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import cuda_refusal, kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
+from ifan.ranges import ranged
 from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS, HybridLoss
 from ifan.reference.lanes import accumulation_dtype
 
@@ -22,6 +23,7 @@ POINT_LOSSES = ("wing", "smooth_l1", "l2")
 __all__ = ["HybridLoss", "hybrid_loss"]
 
 
+@ranged(f"ifan.{NAME}")
 def hybrid_loss(
     parsing_logits: Tensor,
     parsing_target: Tensor,

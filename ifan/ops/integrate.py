@@ -14,10 +14,12 @@ from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
+from ifan.ranges import ranged
 
 NAME = "integrate"
 
 
+@ranged(f"ifan.{NAME}")
 def integrate(
     sources: Sequence[Tensor],
     weight: Tensor,

@@ -14,10 +14,12 @@ from ifan.ops.concatenation import Concatenation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
+from ifan.ranges import ranged
 
 NAME = "transition_up"
 
 
+@ranged(f"ifan.{NAME}")
 def transition_up(
     sources: Sequence[Tensor],
     weight_a: Tensor,

@@ -111,7 +111,9 @@ def test_a_small_run(run, tmp_path: Path) -> None:
     assert {name: entry["status"] for name, entry in row["contenders"].items()} == {"ifan": "ok", "eager": "ok"}
     assert 0 <= row["contenders"]["ifan"]["error"] < 1e-3
     assert row["best"] == "eager"
-    assert json.loads(trace.read_text())["traceEvents"]
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert names >= {f"ifan: {row['name']}", f"ifan, part by part: {row['name']}", f"eager: {row['name']}"}
+    assert names >= {"iteration", "stem", "block 1", "head parsing", "ifan.dense_block", "ifan.transition_up"}
     code, text, _ = run("bench", "--only", "integrate+moments", *options)
     assert code == 0, text
     assert json.loads(table.read_text())["rows"][0]["contenders"]["ifan"]["error"] < 1e-4

@@ -33,7 +33,7 @@ def test_wrong_and_unsteady_kernels_have_faults(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(channel_moments, "forward", drifting)
     assert [fault.split(":")[0] for fault in gpu_check.values("cpu", ["channel_moments"])][:1] == [
-        "channel_moments, torch.float32, result 0"
+        "channel_moments, triton, torch.float32, result 0"
     ]
     assert gpu_check.repetition("cpu", ["channel_moments"], runs=3) == ["channel_moments: two runs differ"]
 
