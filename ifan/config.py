@@ -67,8 +67,11 @@ class NetworkConfig:
     ``size`` is the side of the input in pixels, a multiple of ``2**blocks``. ``image_scale`` (a factor on the image
     after its means are taken off) and ``normalise_heads`` (normalised inputs of the dense heads) are not in the
     released graph. They change what weights mean, not what the network can compute (`ifan.network.released` folds them
-    away), and training from scratch with Adam, whose steps do not know the inputs' scale, needs them. Tasks come in
-    the order parsing, landmarks, classifications; at most one parsing and one landmark task.
+    away), and training from scratch with Adam, whose steps do not know the inputs' scale, needs them. Without
+    ``task_norm`` all tasks share one set of normalisation parameters and statistics. ``iteration_statistics``:
+    iterations after the first, which see predictions instead of constant means, share the first one's running
+    statistics, as released, or have their own. Tasks come in the order parsing, landmarks, classifications; at most one
+    parsing and one landmark task.
     """
 
     size: int = 128
@@ -83,6 +86,8 @@ class NetworkConfig:
     point_radius: int = 5
     image_scale: float = 1.0
     normalise_heads: bool = False
+    task_norm: bool = True
+    iteration_statistics: Literal["shared", "separate"] = "shared"
     dropout: float = 0.3
 
     def __post_init__(self) -> None:
@@ -173,6 +178,8 @@ class TrainingConfig:
     weighting: Literal["fixed", "uncertainty", "famo"] = "fixed"
     iterations: tuple[float, ...] = (1.0,)
     """Probability of training with 1, 2, ... iterations at a step."""
+    supervise: Literal["last", "all"] = "last"
+    """Which of a step's iterations are trained: the last, or each one, with the mean of their losses."""
     learning_rate: float = 3e-3
     final_learning_rate: float = 0.0
     warmup_steps: int = 50

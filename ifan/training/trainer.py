@@ -160,15 +160,17 @@ class Trainer:
         seeded = random.Random(f"{settings.seed}:{self.done}")
         passes = seeded.choices(range(1, len(settings.iterations) + 1), settings.iterations)[0]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            predictions = self.model(batch.images, batch.lanes, passes)[-1]
-        result = self._hybrid_loss(predictions, batch)
-        counts = self.processes.sum(result.counts)
-        losses = result.losses
+            every = settings.supervise == "all"
+            iterations = self.model(batch.images, batch.lanes, passes, every)
+        trained = iterations if every else iterations[-1:]
+        results = [self._hybrid_loss(predictions, batch) for predictions in trained]
+        counts = self.processes.sum(results[0].counts)  # the labels', so the same for every iteration
+        losses = torch.stack([result.losses for result in results]).mean(0)
         if self.processes.world > 1:
             # Mean over this process' labelled elements -> its part of the mean over all; outputs without rows join the
             # graph so that every process runs the same backward pass.
-            losses = losses * (result.counts / counts.clamp_min(1e-12))
-            outputs = (predictions.parsing_logits, predictions.points, *predictions.class_logits.values())
+            losses = losses * (results[0].counts / counts.clamp_min(1e-12))
+            outputs = [o for p in trained for o in (p.parsing_logits, p.points, *p.class_logits.values())]
             losses = losses + sum(_full(o).sum() for o in outputs if o.shape[0] == 0)
         return losses, self.processes.sum(losses.detach()), counts > 0
 
