@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -27,8 +28,9 @@ def _one_thread() -> None:
 
 
 def run_config() -> Config:
-    """What is resumed: a learned weighting, dropout, a random number of passes."""
-    return small_config(steps=60, weighting="famo")
+    """What is resumed: a learned weighting, dropout, a random number of passes, their running statistics."""
+    config = small_config(steps=60, weighting="famo", supervise="all")
+    return replace(config, network=replace(config.network, iteration_statistics="separate"))
 
 
 def main(out: Path) -> None:
@@ -85,6 +87,19 @@ def test_a_task_missing_from_a_batch(tmp_path: Path) -> None:
     after = trainer.model.state_dict()
     assert not torch.equal(before["stem.weight"], after["stem.weight"])
     assert all(torch.isfinite(v).all() for v in after.values())
+
+
+def test_a_loss_on_every_iteration(tmp_path: Path) -> None:
+    """The step's losses are the mean over its passes, and the first one's has a gradient of its own."""
+    config = small_config(steps=1, iterations=(0.0, 1.0), supervise="all")
+    config = replace(config, network=replace(config.network, dropout=0.0))
+    trainer = Trainer(config, three_datasets(), tmp_path)
+    batch = trainer.mixture.batch(0)
+    passes = copy.deepcopy(trainer.model).train()(batch.images, batch.lanes, 2, every=True)
+    each = [trainer._hybrid_loss(p, batch).losses for p in passes]
+    assert (each[1] - each[0])[0].abs() > 1e-3 * each[0][0]
+    torch.testing.assert_close(trainer.step(batch).losses, (each[0] + each[1]).detach() / 2)
+    assert torch.autograd.grad(each[0].sum(), passes[0].parsing_logits)[0].abs().sum() > 0
 
 
 def test_datasets_plug_in_and_out(tmp_path: Path) -> None:
