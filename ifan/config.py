@@ -174,6 +174,8 @@ class TrainingConfig:
     steps: int = 1000
     batch_size: int = 44
     shares: dict[str, float] = field(default_factory=lambda: {"mtfl": 16.0, "fer2013": 24.0, "celebamask": 4.0})
+    batches: Literal["hybrid", "alternating"] = "hybrid"
+    """Alternating: each hybrid batch is split, one step a dataset in turn (so as many times the steps, all smaller)."""
     task_weights: dict[str, float] = field(default_factory=dict)
     weighting: Literal["fixed", "uncertainty", "famo"] = "fixed"
     iterations: tuple[float, ...] = (1.0,)

@@ -34,7 +34,7 @@ from ifan.training.checkpoint import (
 from ifan.training.distributed import Processes, own_device
 from ifan.training.ema import EMA
 from ifan.training.log import Figures, RunLog, StepResult
-from ifan.training.model import build_model, export, load_weights
+from ifan.training.model import build_model, export, load_fitting, load_weights
 from ifan.training.optimizer import learning_rate, make_optimizer, optimizer_tensors, set_learning_rate
 from ifan.training.plot import plot_losses
 from ifan.training.stop import StopSignals
@@ -48,8 +48,9 @@ class Trainer:
     """A run in folder ``out``: ``config.yaml``, ``checkpoints/``, ``log.jsonl`` and, finished, ``model/``.
 
     ``datasets`` by the names that ``config.training.shares`` uses; ``validate`` measures the averaged network;
-    ``init`` is a model folder or safetensors file to begin from; ``workers`` processes prepare batches. Raises
-    ``ValueError`` for a folder in use without ``resume``, for weights of another shape, and when the loss diverges.
+    ``init`` is a model folder or safetensors file to begin from, or with ``partial`` weights of another size or variant
+    of which what fits is taken (`load_fitting`); ``workers`` processes prepare batches. Raises ``ValueError`` for a
+    folder in use without ``resume``, for weights of another shape, and when the loss diverges.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Trainer:
         resume: bool = False,
         *,
         init: Path | None = None,
+        partial: bool = False,
         workers: int = 0,
         validate: Validate | None = None,
     ) -> None:
@@ -75,9 +77,17 @@ class Trainer:
         found = checkpoints(self.out / "checkpoints") if resume else []
         if resume and not found:
             self.log.say(f"{self.out}: no checkpoint yet; beginning at the first step")
-        self.model = build_model(config, None if init or found else datasets).to(self.device)
-        if init:
-            load_weights(self.model, init)
+        if partial and not init:
+            raise ValueError(
+                "--partial says how much of --init is taken; name the weights with --init, or leave it out"
+            )
+        fresh = not found and (partial or not init)
+        self.model = build_model(config, datasets if fresh else None).to(self.device)
+        if init and not found:
+            if partial:
+                self.log.say(f"{init}: {load_fitting(self.model, init)}")
+            else:
+                load_weights(self.model, init)
         if self.processes.world > 1:
             self.model.moments_reduce = self.processes.moments
         self.weighting = make_weighting(training, tasks).to(self.device)
@@ -125,6 +135,7 @@ class Trainer:
     def step(self, batch: Batch) -> StepResult:
         """One update of the network, its average and the loss weighting."""
         settings, rate = self.config.training, learning_rate(self.done, self.config.training)
+        samples = sum(self.mixture.counts(self.done).values())
         torch.manual_seed(_seed(settings.seed, self.done, self.processes.rank))
         self.model.train()
         batch = _to(batch, self.device)
@@ -145,7 +156,7 @@ class Trainer:
         self.weighting.observe(whole, present)
         self.ema.update(self.model, self.done)
         self.done += 1
-        return StepResult(whole, present, settings.batch_size, rate, norm)
+        return StepResult(whole, present, samples, rate, norm)
 
     def save(self) -> None:
         """Write a checkpoint of the steps done so far."""
