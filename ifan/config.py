@@ -188,6 +188,8 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     clip_norm: float = 5.0
     ema_decay: float = 0.995
+    calibrate: int = 0
+    """Batches from which the averaged network's running statistics are estimated anew at the end; 0 = keep them."""
     precision: Literal["fp32", "bf16"] = "fp32"
     log_every: int = 10
     checkpoint_every: int = 100
@@ -204,6 +206,7 @@ class TrainingConfig:
             len(self.iterations) > 0 and min(self.iterations) >= 0 and sum(self.iterations) > 0,
             f"training.iterations must be non-negative probabilities with a positive sum; got {self.iterations}",
         )
+        _require(self.calibrate >= 0, f"training.calibrate must not be negative; got {self.calibrate}")
         _require(0 <= self.ema_decay < 1, f"training.ema_decay must be in [0, 1); got {self.ema_decay}")
 
 

@@ -76,6 +76,8 @@ class TaskNorm(nn.Module):
         if affine:
             self.weight = nn.Parameter(torch.ones(rows, channels))
             self.bias = nn.Parameter(torch.zeros(rows, channels))
+        self.averaged: dict[str, Tensor] | None = None
+        """While the running statistics are estimated anew: batches that each row's mean holds so far, by buffer."""
         self.separate = config.iteration_statistics == "separate"
         for kind in ("running", "later") if self.separate else ("running",):
             self.register_buffer(f"{kind}_mean", torch.zeros(rows, channels))
@@ -108,9 +110,13 @@ class TaskNorm(nn.Module):
 
         The tensors are replaced, not changed: an earlier iteration that records its gradient holds the old ones.
         """
-        step = mean.new_tensor([[MOMENTUM if n else 0.0] for n in segments])
+        present = mean.new_tensor([[1.0 if n else 0.0] for n in segments])
         for name, value in zip(self._running(later), (mean, var), strict=True):
             old: Tensor = getattr(self, name)
+            step = MOMENTUM * present
+            if self.averaged is not None:
+                count = self.averaged[name] = self.averaged.get(name, 0) + present
+                step = present / count.clamp_min(1)
             setattr(self, name, old.lerp(value.to(old.dtype), step.to(old.dtype)))
 
     def _running(self, later: bool) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from ifan.config import Config, dump_config, to_dict
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, Loader, Mixture
 from ifan.network import IFAN, Predictions
+from ifan.training.calibration import calibrate
 from ifan.training.checkpoint import (
     CheckpointError,
     Tensors,
@@ -244,7 +245,18 @@ class Trainer:
         made = [k for k, p in enumerate(self.config.training.iterations, 1) if p > 0]
         return min(self.config.network.iterations, max(made))
 
+    def _calibrate(self) -> None:
+        """Give the averaged network statistics of its own, from the batches that would come next."""
+        last, count = self.config.training.steps, self.config.training.calibrate
+        batches = Loader(self.mixture, last, last + count, self.workers, **self._part())
+        with self.ema.applied(self.model):
+            calibrate(self.model, (_to(batch, self.device) for batch in batches), self._trained_passes())
+            self.ema.assign(self.model)
+        self.log.say(f"running statistics of the averaged network estimated from {count} batches")
+
     def _finish(self) -> None:
+        if self.config.training.calibrate:
+            self._calibrate()
         self._validate()
         if self.processes.rank == 0:
             with self.ema.applied(self.model):
