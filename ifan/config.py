@@ -65,8 +65,11 @@ class NetworkConfig:
     ``size`` is the side of the input in pixels, a multiple of ``2**blocks``. ``image_scale`` (a factor on the image
     after its means are taken off) and ``normalise_heads`` (normalised inputs of the dense heads) are not in the
     released graph. They change what weights mean, not what the network can compute (`ifan.network.released` folds them
-    away), and training from scratch with Adam, whose steps do not know the inputs' scale, needs them. Tasks come in
-    the order parsing, landmarks, classifications; at most one parsing and one landmark task.
+    away), and training from scratch with Adam, whose steps do not know the inputs' scale, needs them. Without
+    ``task_norm`` all tasks share one set of normalisation parameters and statistics. ``iteration_statistics``:
+    iterations after the first, which see predictions instead of constant means, share the first one's running
+    statistics, as released, or have their own. Tasks come in the order parsing, landmarks, classifications; at most one
+    parsing and one landmark task.
     """
 
     size: int = 128
@@ -81,6 +84,8 @@ class NetworkConfig:
     point_radius: int = 5
     image_scale: float = 1.0
     normalise_heads: bool = False
+    task_norm: bool = True
+    iteration_statistics: Literal["shared", "separate"] = "shared"
     dropout: float = 0.3
 
     def __post_init__(self) -> None:
@@ -167,16 +172,22 @@ class TrainingConfig:
     steps: int = 1000
     batch_size: int = 44
     shares: dict[str, float] = field(default_factory=lambda: {"mtfl": 16.0, "fer2013": 24.0, "celebamask": 4.0})
+    batches: Literal["hybrid", "alternating"] = "hybrid"
+    """Alternating: each hybrid batch is split, one step a dataset in turn (so as many times the steps, all smaller)."""
     task_weights: dict[str, float] = field(default_factory=dict)
     weighting: Literal["fixed", "uncertainty", "famo"] = "fixed"
     iterations: tuple[float, ...] = (1.0,)
     """Probability of training with 1, 2, ... iterations at a step."""
+    supervise: Literal["last", "all"] = "last"
+    """Which of a step's iterations are trained: the last, or each one, with the mean of their losses."""
     learning_rate: float = 3e-3
     final_learning_rate: float = 0.0
     warmup_steps: int = 50
     weight_decay: float = 1e-2
     clip_norm: float = 5.0
     ema_decay: float = 0.995
+    calibrate: int = 0
+    """Batches from which the averaged network's running statistics are estimated anew at the end; 0 = keep them."""
     precision: Literal["fp32", "bf16"] = "fp32"
     log_every: int = 10
     checkpoint_every: int = 100
@@ -193,6 +204,7 @@ class TrainingConfig:
             len(self.iterations) > 0 and min(self.iterations) >= 0 and sum(self.iterations) > 0,
             f"training.iterations must be non-negative probabilities with a positive sum; got {self.iterations}",
         )
+        _require(self.calibrate >= 0, f"training.calibrate must not be negative; got {self.calibrate}")
         _require(0 <= self.ema_decay < 1, f"training.ema_decay must be in [0, 1); got {self.ema_decay}")
 
 

@@ -174,3 +174,12 @@ def joined_moments(x: Tensor, moments: Moments, lanes: Lanes, reduce: MomentsRed
     counts = torch.tensor([n * pixels for n in lanes.segments], dtype=moments[0].dtype, device=x.device)
     mean, var, _ = reduce(*moments, counts)
     return mean, var
+
+
+def pooled_moments(mean: Tensor, var: Tensor, segments: Sequence[int]) -> Moments:
+    """Moments ``(1, C)`` of the lanes of all tasks together, from those of each ``(T, C)``; 0 and 1 without lanes."""
+    if not sum(segments):
+        return mean.new_zeros(1, mean.shape[1]), var.new_ones(1, var.shape[1])
+    share = mean.new_tensor(segments)[:, None] / sum(segments)
+    joined = (share * mean).sum(0, keepdim=True)
+    return joined, (share * (var + (mean - joined) ** 2)).sum(0, keepdim=True)

@@ -6,7 +6,7 @@ Convolutions are shared by all tasks; only what is `TaskNorm` exists once a task
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifan import ops
-from ifan.config import TaskConfig
-from ifan.features import Features, Lanes, Moments, MomentsReduce, joined_moments, lane_moments
+from ifan.config import NetworkConfig, TaskConfig
+from ifan.features import Features, Lanes, Moments, MomentsReduce, joined_moments, lane_moments, pooled_moments
 from ifan.graph import encoder_widths
 
 EPSILON = 1e-3
@@ -24,15 +24,19 @@ MOMENTUM = 0.01
 
 @dataclass(frozen=True)
 class Reading:
-    """How a pass reads its features: whose lanes, and with the batch's statistics (training) or the running ones."""
+    """How a pass reads its features: whose lanes, and with the batch's statistics (training) or the running ones.
+
+    ``later``: the pass is not the first iteration, which matters where the running statistics are kept apart.
+    """
 
     lanes: Lanes
     training: bool
     reduce: MomentsReduce | None
+    later: bool = False
 
     def on(self, lanes: Lanes) -> Reading:
         """The same way of reading other lanes."""
-        return Reading(lanes, self.training, self.reduce)
+        return replace(self, lanes=lanes)
 
     def shared(self, x: Tensor, batch: int) -> Features:
         """A tensor that all tasks read: a row a sample, or one row for all.
@@ -58,43 +62,79 @@ class TaskNorm(nn.Module):
     """Batch normalisation with parameters and running statistics of its own for each task, ``(T, C)`` each.
 
     Epsilon 1e-3 inside the root; running statistics move by 1 % a step towards the batch's mean and biased variance.
+    Without ``network.task_norm`` all tasks share one row, with the moments of all their lanes together. With separate
+    ``network.iteration_statistics`` the iterations after the first have running statistics of their own.
     """
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, tasks: int, channels: int, affine: bool = True) -> None:
+    def __init__(self, tasks: int, channels: int, config: NetworkConfig, affine: bool = True) -> None:
         super().__init__()
+        self.tasks = tasks
+        rows = tasks if config.task_norm else min(tasks, 1)
         if affine:
-            self.weight = nn.Parameter(torch.ones(tasks, channels))
-            self.bias = nn.Parameter(torch.zeros(tasks, channels))
-        self.register_buffer("running_mean", torch.zeros(tasks, channels))
-        self.register_buffer("running_var", torch.ones(tasks, channels))
+            self.weight = nn.Parameter(torch.ones(rows, channels))
+            self.bias = nn.Parameter(torch.zeros(rows, channels))
+        self.averaged: dict[str, Tensor] | None = None
+        """While the running statistics are estimated anew: batches that each row's mean holds so far, by buffer."""
+        self.separate = config.iteration_statistics == "separate"
+        for kind in ("running", "later") if self.separate else ("running",):
+            self.register_buffer(f"{kind}_mean", torch.zeros(rows, channels))
+            self.register_buffer(f"{kind}_var", torch.ones(rows, channels))
 
-    def statistics(self, x: Features) -> Moments:
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift after normalisation, ``(T, C)`` each."""
+        return self._by_task(self.weight), self._by_task(self.bias)
+
+    def running(self, later: bool) -> Moments:
+        """The running statistics of the first or of a later iteration, ``(T, C)`` each."""
+        mean, var = (getattr(self, name) for name in self._running(later))
+        return self._by_task(mean), self._by_task(var)
+
+    def statistics(self, x: Features, later: bool) -> Moments:
         """The batch's moments in training (and then the running ones follow), else the running ones."""
         if None in x.moments:
-            return self.running_mean, self.running_var
-        moments = x.mean_and_variance()
-        self.follow(*moments, x.lanes.global_segments)
-        return moments
+            return self.running(later)
+        mean, var = x.mean_and_variance()
+        segments = x.lanes.global_segments
+        if mean.shape[0] != self.running_mean.shape[0]:
+            mean, var = pooled_moments(mean, var, segments)
+            segments = (sum(segments),)
+        self.follow(mean, var, segments, later)
+        return self._by_task(mean), self._by_task(var)
 
     @torch.no_grad()
-    def follow(self, mean: Tensor, var: Tensor, segments: Sequence[int]) -> None:
-        """Move the running statistics of the tasks that have lanes in any process."""
-        step = mean.new_tensor([[MOMENTUM if n else 0.0] for n in segments])
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), step.to(self.running_mean.dtype))
-        self.running_var.lerp_(var.to(self.running_var.dtype), step.to(self.running_var.dtype))
+    def follow(self, mean: Tensor, var: Tensor, segments: Sequence[int], later: bool = False) -> None:
+        """Move the running statistics of the rows that have lanes in any process.
+
+        The tensors are replaced, not changed: an earlier iteration that records its gradient holds the old ones.
+        """
+        present = mean.new_tensor([[1.0 if n else 0.0] for n in segments])
+        for name, value in zip(self._running(later), (mean, var), strict=True):
+            old: Tensor = getattr(self, name)
+            step = MOMENTUM * present
+            if self.averaged is not None:
+                count = self.averaged[name] = self.averaged.get(name, 0) + present
+                step = present / count.clamp_min(1)
+            setattr(self, name, old.lerp(value.to(old.dtype), step.to(old.dtype)))
+
+    def _running(self, later: bool) -> tuple[str, str]:
+        kind = "later" if later and self.separate else "running"
+        return f"{kind}_mean", f"{kind}_var"
+
+    def _by_task(self, rows: Tensor) -> Tensor:
+        return rows if rows.shape[0] == self.tasks else rows.repeat(self.tasks, 1)
 
 
 class DenseBlock(nn.Module):
     """Layers of normalise - ReLU - 3x3 to ``growth`` channels, each reading all before it; returns the grown
     channels."""
 
-    def __init__(self, inputs: Sequence[int], growth: int, tasks: int) -> None:
+    def __init__(self, inputs: Sequence[int], tasks: int, config: NetworkConfig) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(TaskNorm(tasks, c) for c in inputs)
-        self.convolutions = nn.ModuleList(convolution(c, growth, 3) for c in inputs)
+        self.norms = nn.ModuleList(TaskNorm(tasks, c, config) for c in inputs)
+        self.convolutions = nn.ModuleList(convolution(c, config.growth, 3) for c in inputs)
 
     def forward(self, x: Features, reading: Reading) -> Features:
         """The grown channels only, ``(N, layers * growth, H, W)`` together."""
@@ -102,11 +142,11 @@ class DenseBlock(nn.Module):
         if reading.training:  # a layer's moments, of all processes, must be known before the next can begin
             grown = x
             for norm, layer in layers:
-                statistics = norm.statistics(grown)
+                statistics = norm.statistics(grown, reading.later)
                 new, mean, var = self._grow(grown, [(norm, layer)], [statistics])
                 grown = grown + reading.with_moments(new, mean, var)
             return grown.tail(len(x.sources))
-        running = [(norm.running_mean, norm.running_var) for norm, _ in layers]
+        running = [norm.running(reading.later) for norm, _ in layers]
         return Features.of(x.lanes, self._grow(x, layers, running)[0])
 
     @staticmethod
@@ -116,8 +156,8 @@ class DenseBlock(nn.Module):
         return ops.dense_block(
             x.sources,
             [layer.weight for _, layer in layers],
-            [norm.weight for norm, _ in layers],
-            [norm.bias for norm, _ in layers],
+            [norm.affine()[0] for norm, _ in layers],
+            [norm.affine()[1] for norm, _ in layers],
             [mean for mean, _ in statistics],
             [var for _, var in statistics],
             x.segments,
@@ -130,13 +170,13 @@ class DenseBlock(nn.Module):
 class TransitionDown(nn.Module):
     """Normalise - ReLU - average 2x2 - 1x1 convolution; the release pools last, which is the same and dearer."""
 
-    def __init__(self, c_in: int, c_out: int, tasks: int) -> None:
+    def __init__(self, c_in: int, c_out: int, tasks: int, config: NetworkConfig) -> None:
         super().__init__()
-        self.norm, self.convolution = TaskNorm(tasks, c_in), convolution(c_in, c_out, 1)
+        self.norm, self.convolution = TaskNorm(tasks, c_in, config), convolution(c_in, c_out, 1)
 
     def forward(self, x: Features, reading: Reading) -> Features:
         """``(N, C_in, H, W)`` to ``(N, C_out, H / 2, W / 2)``."""
-        return reading.fresh(self.convolution(integrate(x, self.norm, pool=2)))
+        return reading.fresh(self.convolution(integrate(x, self.norm, reading.later, pool=2)))
 
 
 class TransitionUp(nn.Module):
@@ -180,42 +220,41 @@ class ReEncoder(nn.Module):
 class DenseHead(nn.Linear):
     """Dropout and a dense layer over all inputs in the release's order: row, column, channel.
 
-    ``normalise``: each input first gets mean 0 and variance 1 over the lanes (no parameters), which
+    With ``network.normalise_heads`` each input first gets mean 0 and variance 1 over the lanes (no parameters), which
     `ifan.network.released` folds away. Normalising a whole channel would not do: its mean still differs from pixel to
     pixel, and these thousands of constants add up to one bias that every step of Adam throws about.
     """
 
-    def __init__(self, inputs: int, outputs: int, dropout: float, normalise: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:
         super().__init__(inputs, outputs)
         nn.init.xavier_uniform_(self.weight)
         nn.init.zeros_(self.bias)
-        self.dropout = dropout
-        self.norm = TaskNorm(1, inputs, affine=False) if normalise else None
+        self.dropout = config.dropout
+        self.norm = TaskNorm(1, inputs, config, affine=False) if config.normalise_heads else None
 
     def forward(self, x: Features, reading: Reading) -> Tensor:  # type: ignore[override]
         """``(N, C, H, W)`` to ``(N, outputs)``."""
         flat = x.concatenated().permute(0, 2, 3, 1).flatten(1).to(self.weight.dtype)
         if self.norm is not None:
-            mean, var = self.norm.statistics(reading.on(x.lanes).fresh(flat[:, :, None, None]))
+            mean, var = self.norm.statistics(reading.on(x.lanes).fresh(flat[:, :, None, None]), reading.later)
             flat = (flat - mean) * (var + EPSILON).rsqrt()
         return super().forward(F.dropout(flat, self.dropout, reading.training))
 
-    def fold(self, head: DenseHead) -> None:
-        """Make this head, which does not normalise, compute what ``head`` does."""
-        weight, bias = head.weight.double(), head.bias.double()
-        if head.norm is not None:
-            weight = weight * (head.norm.running_var.double() + EPSILON).rsqrt()
-            bias = bias - (weight * head.norm.running_mean.double()).sum(1)
-        self.weight.copy_(weight)
-        self.bias.copy_(bias)
+    def folded(self, later: bool) -> tuple[Tensor, Tensor]:
+        """Weight ``(outputs, inputs)`` and bias, in double precision, of the plain layer that computes the same in the
+        first or a later iteration."""
+        weight, bias = self.weight.double(), self.bias.double()
+        if self.norm is None:
+            return weight, bias
+        mean, var = self.norm.running(later)
+        weight = weight * (var.double() + EPSILON).rsqrt()
+        return weight, bias - (weight * mean.double()).sum(1)
 
 
-def integrate(x: Features, norm: TaskNorm, pool: int = 1) -> Tensor:
+def integrate(x: Features, norm: TaskNorm, later: bool, pool: int = 1) -> Tensor:
     """Concatenation, task-wise normalisation, ReLU and pooling of ``x``: ``(N, C, H / pool, W / pool)``."""
-    mean, var = norm.statistics(x)
-    return ops.integrate(
-        x.sources, norm.weight, norm.bias, mean, var, x.segments, x.lanes.rows, x.per_sample, pool, EPSILON
-    )
+    mean, var = norm.statistics(x, later)
+    return ops.integrate(x.sources, *norm.affine(), mean, var, x.segments, x.lanes.rows, x.per_sample, pool, EPSILON)
 
 
 def convolution(c_in: int, c_out: int, k: int, glorot: bool = False) -> nn.Conv2d:

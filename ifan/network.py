@@ -78,21 +78,20 @@ class IFAN(
 
         self.encoders = nn.ModuleList(ReEncoder(t) for t in config.tasks)
         self.stem = convolution(3 + g.planes, config.stem_channels, 7)
-        self.down_blocks = nn.ModuleList(DenseBlock(d.dense_inputs, config.growth, tasks) for d in g.down)
+        self.down_blocks = nn.ModuleList(DenseBlock(d.dense_inputs, tasks, config) for d in g.down)
         widths = [tasks] * (config.blocks - 1) + [len(past_tap)]
-        down = [TransitionDown(d.joined, d.width_out, n) for d, n in zip(g.down, widths, strict=True) if n]
+        down = [TransitionDown(d.joined, d.width_out, n, config) for d, n in zip(g.down, widths, strict=True) if n]
         self.down = nn.ModuleList(down)
-        self.middle = DenseBlock(g.middle_inputs, config.growth, len(past_tap)) if past_tap else None
+        self.middle = DenseBlock(g.middle_inputs, len(past_tap), config) if past_tap else None
         self.at_tap, self.past_tap = [i for i in range(tasks) if i not in past_tap], past_tap
         if config.parsing:
             self.up = nn.ModuleList(TransitionUp(u.transition_in, config.up_channels) for u in g.up)
-            self.up_blocks = nn.ModuleList(DenseBlock(u.dense_inputs, config.growth, 1) for u in g.up)
+            self.up_blocks = nn.ModuleList(DenseBlock(u.dense_inputs, 1, config) for u in g.up)
             self.parsing_head = convolution(g.head_in, config.parsing.width, 1, glorot=True)
-        head = (config.dropout, config.normalise_heads)
         if config.landmarks:
-            self.landmark_head = DenseHead(g.landmark_inputs, 2 * config.landmarks.width, *head)
+            self.landmark_head = DenseHead(g.landmark_inputs, 2 * config.landmarks.width, config)
         self.class_heads = nn.ModuleDict(
-            {t.name: DenseHead(g.class_inputs, t.width, *head) for t in config.classifications}
+            {t.name: DenseHead(g.class_inputs, t.width, config) for t in config.classifications}
         )
         self._means(config)
 
@@ -117,17 +116,20 @@ class IFAN(
 
     def dense_heads(self) -> list[tuple[Kind, nn.Parameter, int]]:
         """Kind of task, weight and number of inputs (928 to 31,424) of each dense head; an optimiser must know them."""
-        tasks = [t for t in self.config.tasks if t.kind != "parsing"]
+        heads = self.dense_head_of()
         return [
-            (task.kind, cast(nn.Parameter, head.weight), head.in_features)
-            for task, head in zip(tasks, self._dense_heads(), strict=True)
+            (self.config.task(name).kind, cast(nn.Parameter, head.weight), head.in_features)
+            for name, head in heads.items()
         ]
 
-    def _dense_heads(self) -> list[DenseHead]:
-        landmarks = [self.landmark_head] if self.config.landmarks else []
-        return [cast(DenseHead, head) for head in (*landmarks, *self.class_heads.values())]
+    def dense_head_of(self) -> dict[str, DenseHead]:
+        """The dense head of each task but parsing, by the task's name, in the configuration's order."""
+        landmarks = {self.config.landmarks.name: self.landmark_head} if self.config.landmarks else {}
+        return {name: cast(DenseHead, head) for name, head in {**landmarks, **dict(self.class_heads.items())}.items()}
 
-    def forward(self, images: Tensor, lanes: Lanes | None = None, iterations: int | None = None) -> list[Predictions]:
+    def forward(
+        self, images: Tensor, lanes: Lanes | None = None, iterations: int | None = None, every: bool = False
+    ) -> list[Predictions]:
         """Predict, feed the predictions back, predict again.
 
         Args:
@@ -135,22 +137,30 @@ class IFAN(
             lanes: what the last iteration computes; all tasks for all samples if ``None``. Earlier iterations always
                 compute everything, with running statistics and, unless the configuration says otherwise, no gradient.
             iterations: number of passes; the configuration's if ``None``.
+            every: each iteration computes the given lanes as the last one does; what the earlier ones feed back is
+                computed beside that.
 
         Returns:
-            One `Predictions` an iteration. Only the last has the given lanes, batch statistics and dropout in training.
+            One `Predictions` an iteration. Only the last, or with ``every`` each, has the given lanes, batch statistics
+            and dropout in training.
         """
         passes = self.config.iterations if iterations is None else iterations
         self._check(images, passes)
         batch, everything = images.shape[0], Lanes.all_tasks(images.shape[0], self.config, images.device)
+        lanes = lanes or everything
         with span("stem of the image"):
             image_share = F.conv2d(self.preprocess(images), self.stem.weight[:, :3], padding=3)
         planes, out = self.first_planes(), []
-        for _ in range(passes - 1):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.feedback_gradient):
-                predictions = self.iterate(image_share, planes, everything, training=False)
-                planes = self.encode(predictions, batch)
-            out.append(predictions)
-        return [*out, self.iterate(image_share, planes, lanes or everything, self.training)]
+        for i in range(passes):
+            given = every or i == passes - 1
+            if given:
+                out.append(self.iterate(image_share, planes, lanes, self.training, later=i > 0))
+            if i < passes - 1:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.feedback_gradient):
+                    predictions = self.iterate(image_share, planes, everything, later=i > 0)
+                    planes = self.encode(predictions, batch)
+                out += [] if given else [predictions]
+        return out
 
     def preprocess(self, images: Tensor) -> Tensor:
         """RGB 0 to 255 to BGR minus the means of the release, times ``image_scale``, in the network's dtype."""
@@ -180,12 +190,14 @@ class IFAN(
         return ops.encode_predictions(parsing_logits, points, class_logits, list(self.class_sizes), radius)
 
     @ranged("iteration")
-    def iterate(self, image_share: Tensor, planes: Tensor, lanes: Lanes, training: bool = False) -> Predictions:
+    def iterate(
+        self, image_share: Tensor, planes: Tensor, lanes: Lanes, training: bool = False, later: bool = True
+    ) -> Predictions:
         """One pass from planes to predictions.
 
         ``image_share`` (B, stem, S, S): the image's part of the stem; ``planes`` (B or 1, planes, S, S), one row
         standing for all samples; ``training``: normalise with the moments of these lanes, update running statistics,
-        drop out.
+        drop out; ``later``: the planes are predictions, not the means that the first iteration is fed.
         """
         with span("stem"):
             stem = image_share + F.conv2d(planes, self.stem.weight[:, 3:], padding=3)
@@ -193,7 +205,7 @@ class IFAN(
         with span("re-encoders"):
             encoded = [encoder(group) for encoder, group in zip(self.encoders, groups, strict=True)]
         joined: list[list[Tensor]] = [list(groups), [], *([e[i] for e in encoded] for i in range(3))]
-        reading = Reading(lanes, training, self.moments_reduce)
+        reading = Reading(lanes, training, self.moments_reduce, later)
         maps = [[reading.shared(m, stem.shape[0]) for m in level] for level in joined]
         x = reading.shared(stem, stem.shape[0])
         skips: list[Features] = []
@@ -266,11 +278,21 @@ class IFAN(
 
 @torch.no_grad()
 def released(model: IFAN) -> IFAN:
-    """The same function in the released graph: ``image_scale`` 1 and no normalised heads, folded into the weights."""
-    folded = IFAN(replace(model.config, image_scale=1.0, normalise_heads=False)).to(model.stem.weight.dtype)
+    """The same function in the released graph: ``image_scale`` 1, no normalised heads, a normalisation each task.
+
+    What differs is folded into the weights. Separate ``iteration_statistics`` have no place in that graph: they stay,
+    and with them the heads' normalisation, which then differs between iterations (`DenseHead.folded`).
+    """
+    separate = model.config.iteration_statistics == "separate"
+    heads = model.config.normalise_heads and separate
+    config = replace(model.config, image_scale=1.0, normalise_heads=heads, task_norm=True)
+    folded = IFAN(config).to(model.stem.weight.dtype)
     state = model.state_dict()
-    folded.load_state_dict({name: state[name] for name in folded.state_dict()})
+    folded.load_state_dict({name: state[name].expand_as(value) for name, value in folded.state_dict().items()})
     folded.stem.weight[:, :3] *= model.config.image_scale
-    for ours, theirs in zip(folded._dense_heads(), model._dense_heads(), strict=True):
-        ours.fold(theirs)
+    for ours, theirs in zip(folded.dense_head_of().values(), model.dense_head_of().values(), strict=True):
+        if ours.norm is None:
+            weight, bias = theirs.folded(later=False)
+            ours.weight.copy_(weight)
+            ours.bias.copy_(bias)
     return folded.train(model.training)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ifan import ops
 from ifan.config import NetworkConfig
-from ifan.features import Features, Lanes, lane_moments
+from ifan.features import Features, Lanes, lane_moments, pooled_moments
 
 LANES = Lanes(torch.tensor([2, 0, 1, 1, 0]), (2, 1, 2))
 
@@ -64,3 +65,13 @@ def test_moments_of_other_processes_are_joined() -> None:
     assert seen["counts"] == [32, 16, 32]
     assert torch.equal(joined[0], alone[0] + 1)
     assert torch.equal(joined[1], alone[1] * 2)
+
+
+def test_pooled_moments_are_those_of_all_lanes_together() -> None:
+    x = torch.randn(7, 5, 4, 4, dtype=torch.float64) * 3 + torch.arange(7)[:, None, None, None]
+    mean, var = ops.channel_moments(x, [2, 0, 5])
+    mean, var = pooled_moments(mean, var, [2, 0, 5])
+    torch.testing.assert_close(mean, x.mean((0, 2, 3))[None])
+    torch.testing.assert_close(var, x.var((0, 2, 3), correction=0)[None])
+    nothing = pooled_moments(mean.new_zeros(3, 5), var.new_ones(3, 5), [0, 0, 0])
+    assert [m.unique().tolist() for m in nothing] == [[0], [1]]

@@ -183,10 +183,64 @@ def test_training_with_batch_statistics_equals_one_task_at_a_time() -> None:
 
 def test_gradient_crosses_iterations_only_when_asked() -> None:
     for feedback in (False, True):
-        config = NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, feedback_gradient=feedback)
-        model = IFAN(config).eval()
-        first = model(torch.rand(1, 3, 32, 32) * 255, iterations=2)[0]
+        model = IFAN(replace(TINY, feedback_gradient=feedback)).train()
+        first, second = model(torch.rand(2, 3, 32, 32) * 255, iterations=2)
         assert first.parsing_logits.requires_grad == feedback
+        second.parsing_logits.square().sum().backward()
+        assert model.class_heads["emotion"].weight.grad is None or feedback
+
+
+def test_every_iteration_has_the_given_lanes() -> None:
+    """Each is what the last one is when the loop ends there."""
+    model, x = network(64), torch.cat([images(64), images(64).flip(0) * 0.5])
+    lanes = Lanes(torch.tensor([3, 0, 1, 2]), (1, 2, 1))
+    every = model(x, lanes, iterations=3, every=True)
+    assert len(every) == 3
+    for k, found in enumerate(every, 1):
+        expected = model(x, lanes, iterations=k)[-1]
+        torch.testing.assert_close(found.parsing_logits, expected.parsing_logits, rtol=0, atol=0)
+        torch.testing.assert_close(found.points, expected.points, rtol=0, atol=0)
+        torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_iterations_share_their_statistics_or_have_their_own(separate: bool) -> None:
+    statistics = "separate" if separate else "shared"
+    model = IFAN(replace(TINY, normalise_heads=True, iteration_statistics=statistics)).train()
+    x = torch.rand(3, 3, 32, 32) * 255
+
+    def moved(passes: int) -> set[str]:
+        """Which kinds of statistics a step of so many passes moves."""
+        before = {n: b.clone() for n, b in model.named_buffers()}
+        model(x, iterations=passes)
+        changed = {n for n, b in model.named_buffers() if not torch.equal(b, before[n])}
+        assert len(changed) in (0, sum(n.endswith(("running_mean", "running_var")) for n in before))
+        return {n.rpartition(".")[2] for n in changed}
+
+    first, later = {"running_mean", "running_var"}, {"later_mean", "later_var"}
+    assert moved(1) == first
+    assert moved(2) == (later if separate else first)
+    assert (later & {n.rpartition(".")[2] for n, _ in model.named_buffers()} == later) == separate
+
+
+def test_without_task_norm_the_lanes_of_all_tasks_are_normalised_together() -> None:
+    """A task's outputs depend on the other tasks' samples, and the network is one with equal rows."""
+    model = IFAN(replace(TINY, task_norm=False, dropout=0.0, normalise_heads=False)).double().train()
+    assert all(m.weight.shape[0] == 1 for m in model.modules() if isinstance(m, TaskNorm))
+    x = torch.rand(5, 3, 32, 32, dtype=torch.float64) * 255
+    lanes = Lanes(torch.arange(5), (2, 2, 1))
+    norm = model.down_blocks[0].norms[0]
+    out = model(x, lanes, iterations=1)[-1]
+    share = torch.nn.functional.conv2d(model.preprocess(x), model.stem.weight[:, :3], padding=3)
+    stem = share + torch.nn.functional.conv2d(model.first_planes(), model.stem.weight[:, 3:], padding=3)
+    torch.testing.assert_close(norm.running_mean[0], 0.01 * stem.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var[0], 0.99 + 0.01 * stem.var((0, 2, 3), correction=0))
+    alone = model(x[:2], Lanes(torch.arange(2), (2, 0, 0)), iterations=1)[-1]
+    assert (out.parsing_logits - alone.parsing_logits).abs().max() > 1e-3
+    model.eval()
+    split = released(model)
+    assert split.config.task_norm
+    torch.testing.assert_close(split(x)[-1].points, model(x)[-1].points, rtol=0, atol=1e-10)
 
 
 def test_extra_tasks_need_a_configuration_only() -> None:

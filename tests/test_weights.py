@@ -61,6 +61,20 @@ def test_published_weights_are_the_released_graph_in_half_precision(tmp_path: Pa
         torch.testing.assert_close(ours.points, theirs.points, rtol=0, atol=2e-3)
 
 
+def test_published_weights_keep_statistics_that_the_iterations_do_not_share(tmp_path: Path) -> None:
+    config = replace(CONFIG, image_scale=1 / 64, normalise_heads=True, iteration_statistics="separate", iterations=2)
+    model, x = IFAN(config), torch.rand(4, 3, 32, 32) * 255
+    for _ in range(30):
+        model.train()(x, iterations=1)
+        model(x, iterations=2)
+    model.save_pretrained(tmp_path / "trained")
+    weights.publish(tmp_path / "trained", tmp_path / "shipped")
+    shipped = weights.load_network(tmp_path / "shipped")
+    assert shipped.config == replace(config, image_scale=1.0)
+    for ours, theirs in zip(shipped(x), model.eval()(x), strict=True):
+        torch.testing.assert_close(ours.points, theirs.points, rtol=0, atol=5e-3)
+
+
 def test_packaged_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "PACKAGED", saved.parent)
     monkeypatch.chdir(saved)

@@ -24,6 +24,9 @@ def train(
     splits: Splits = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     init: Annotated[Path | None, typer.Option(help="Begin from a model folder or safetensors file.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Of --init take what fits: weights of another size or variant.")
+    ] = False,
     steps: Annotated[int | None, typer.Option(help="Steps in all; short for --set training.steps=N.")] = None,
     iterations: Annotated[
         int | None, typer.Option(help="Passes when validating and predicting; short for --set network.iterations=N.")
@@ -44,7 +47,7 @@ def train(
     settings = override(load_config(config), changes)
     if mallopt:
         keep_freed_memory()
-    signal = _run(settings, data, splits, out, device, resume, init, threads, workers, time_limit)
+    signal = _run(settings, data, splits, out, device, resume, init, partial, threads, workers, time_limit)
     if signal is not None:
         raise typer.Exit(128 + signal)
 
@@ -57,6 +60,7 @@ def _run(
     device: str,
     resume: bool,
     init: Path | None,
+    partial: bool,
     threads: int | None,
     workers: int,
     time_limit: float | None,
@@ -83,7 +87,8 @@ def _run(
         results = {f"{name}/{task}": r for name, d in report["datasets"].items() for task, r in d["tasks"].items()}
         return {name: result["iterations"][-1] for name, result in results.items()}
 
-    trainer = Trainer(config, train_sets, out, device, resume, init=init, workers=workers, validate=validate)
+    begin: dict[str, Any] = {"init": init, "partial": partial}
+    trainer = Trainer(config, train_sets, out, device, resume, **begin, workers=workers, validate=validate)
     gc.freeze()  # what lives as long as the run is not searched again at every collection
     return trainer.run(time_limit)
 

@@ -75,9 +75,12 @@ class Mixture:
         # drawn[d, k] = slots of dataset d among the first k of a period
         hits = self.schedule == np.arange(len(shares))[:, None]
         self.drawn = np.concatenate([np.zeros((len(shares), 1), np.int64), hits.cumsum(1)], 1)
+        self.turns = [name for name, share in shares.items() if share > 0] if training.batches == "alternating" else []
+        if self.turns:
+            self._require_every_dataset_in_every_batch()
 
     def counts(self, step: int) -> dict[str, int]:
-        """Samples each dataset gives to the batch of ``step``; they sum to the batch size."""
+        """Samples each dataset gives to the batch of ``step``; hybrid ones sum to the batch size."""
         return {name: stop - start for name, (start, stop) in self._spans(step).items()}
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> Batch:
@@ -99,12 +102,26 @@ class Mixture:
 
     def _spans(self, step: int) -> dict[str, tuple[int, int]]:
         """Running numbers (start, stop) of each dataset's samples at ``step``."""
-        size, period = self.training.batch_size, len(self.schedule)
-        ends = []
-        for slot in (step * size, (step + 1) * size):
-            rounds, rest = divmod(slot, period)
-            ends.append(rounds * self.drawn[:, -1] + self.drawn[:, rest])
-        return {name: (int(ends[0][d]), int(ends[1][d])) for d, name in enumerate(self.datasets)}
+        step, turn = divmod(step, len(self.turns)) if self.turns else (step, 0)
+        size = self.training.batch_size
+        ends = self._drawn_before(np.array([step * size, (step + 1) * size])).T
+        spans = {name: (int(ends[0][d]), int(ends[1][d])) for d, name in enumerate(self.datasets)}
+        return {self.turns[turn]: spans[self.turns[turn]]} if self.turns else spans
+
+    def _drawn_before(self, slots: np.ndarray) -> np.ndarray:
+        """Samples of each dataset among the first so many slots: ``(datasets, len(slots))``."""
+        rounds, rest = np.divmod(slots, len(self.schedule))
+        return np.asarray(rounds * self.drawn[:, -1:] + self.drawn[:, rest])
+
+    def _require_every_dataset_in_every_batch(self) -> None:
+        size = self.training.batch_size
+        counts = np.diff(self._drawn_before(np.arange(len(self.schedule) + 1) * size), axis=1)
+        for name, least in zip(self.datasets, counts.min(1), strict=True):
+            if name in self.turns and least == 0:
+                raise DataError(
+                    f"mixture: to alternate, expected every dataset in each batch of {size}; {name!r} is missing from"
+                    " some; raise training.batch_size or its share"
+                )
 
     def _index(self, name: str, number: int) -> int:
         """Which sample of a dataset the ``number``-th drawn from it since step 0 is: a new order every epoch."""

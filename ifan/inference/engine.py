@@ -233,15 +233,15 @@ class _Weights:
 
         return self.address(key, pack)
 
-    def norm(self, norm: TaskNorm, rows: Sequence[int]) -> tuple[int, int]:
-        """Addresses of scale and shift of these of the norm's tasks."""
+    def norm(self, norm: TaskNorm, rows: Sequence[int], later: bool) -> tuple[int, int]:
+        """Addresses of scale and shift of these of the norm's tasks, in the first or a later iteration."""
 
         def make() -> Normalisation:
-            names = ("weight", "bias", "running_mean", "running_var")
-            weight, bias, mean, var = (getattr(norm, name).detach()[list(rows)] for name in names)
+            values = (*norm.affine(), *norm.running(later))
+            weight, bias, mean, var = (value.detach()[list(rows)] for value in values)
             return Normalisation(weight, bias, mean, var, EPSILON)
 
-        found = self.keep((id(norm), tuple(rows)), make)
+        found = self.keep((id(norm), tuple(rows), later and norm.separate), make)
         return found.scale.data_ptr(), found.shift.data_ptr()
 
     def first(self) -> dict[str, Tensor]:
@@ -345,6 +345,7 @@ class _Recorder:
         self.count, self.images, self.given = count, images, planes
         self.plan = cpu_module().Plan()
         self.kept: list[Predictions] = []
+        self.later = planes is not None  # whether the iteration being recorded is fed with predictions
         self.bordered: dict[int | None, tuple[int, tuple[int, ...]]] = {}
         landmarks = self.config.landmarks
         past = [i for i, t in enumerate(self.config.tasks) if t is not landmarks]
@@ -358,7 +359,7 @@ class _Recorder:
         planes = self.arena.maps(self.count, sum(t.width for t in config.tasks), size, per_sample=True)
         self._take_bordered()
         for i in range(iterations):
-            last = i == iterations - 1
+            last, self.later = i == iterations - 1, i > 0 or self.given is not None
             out = _predictions(config, tasks if last else range(len(config.tasks)), self.count)
             self.kept.append(out)
             with self.arena.frame():
@@ -522,7 +523,7 @@ class _Recorder:
         for i, (norm, layer) in enumerate(zip(block.norms, block.convolutions, strict=True)):
             sources = [*x, grown.channels_from(0, growth * i)] if i else x
             target = grown.channels_from(growth * i, growth)
-            scale = self.weights.norm(cast(TaskNorm, norm), norm_rows)
+            scale = self.weights.norm(cast(TaskNorm, norm), norm_rows, self.later)
             self._convolve(lanes, sources, id(layer), cast(nn.Conv2d, layer).weight, target, "none", scale)
         return [grown]
 
@@ -531,7 +532,7 @@ class _Recorder:
         out = self.arena.maps(lanes.total, down.convolution.weight.shape[0], side)
         with self.arena.frame():
             pooled = self.arena.maps(lanes.total, channels, side)
-            scale, shift = self.weights.norm(down.norm, norm_rows)
+            scale, shift = self.weights.norm(down.norm, norm_rows, self.later)
             self.plan.integrate(*lanes.read(x), 2, scale, shift, pooled.address)
             self._pointwise(lanes, [pooled], id(down), down.convolution.weight, out)
         return out
@@ -548,8 +549,10 @@ class _Recorder:
 
     def _head(self, lanes: _Lanes, head: DenseHead, x: list[View], out: Tensor) -> None:
         side, outputs = x[0].side, head.out_features
-        weight = self.weights.address((id(head), "weight"), lambda: _channels_first(head, side))
-        bias = self.weights.address((id(head), "bias"), lambda: head.bias)
+        later = self.later and head.norm is not None
+        key = (id(head), later)
+        weight = self.weights.address((key, "weight"), lambda: _channels_first(head.folded(later)[0], side))
+        bias = self.weights.address((key, "bias"), lambda: head.folded(later)[1])
         self.plan.head(*lanes.read(x), weight, bias, outputs, out.data_ptr())
 
     def _draw(self, found: Predictions, planes: View) -> None:
@@ -633,6 +636,6 @@ def _unique(sources: Sequence[View], weight: Tensor) -> tuple[list[View], Tensor
     return list(columns), torch.cat(list(columns.values()), 1)
 
 
-def _channels_first(head: DenseHead, side: int) -> Tensor:
+def _channels_first(weight: Tensor, side: int) -> Tensor:
     """A dense head's weight from the release's order, row, column, channel, to ``(outputs, C, side, side)``."""
-    return head.weight.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)
+    return weight.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)

@@ -24,13 +24,16 @@ from torch import Tensor, nn
 from ifan import reference
 from ifan.config import NetworkConfig
 from ifan.graph import graph
-from ifan.layers import EPSILON, DenseBlock, TaskNorm, TransitionDown, TransitionUp
+from ifan.layers import EPSILON, DenseBlock, DenseHead, TaskNorm, TransitionDown, TransitionUp
 from ifan.network import IFAN, released
 
 FORMATS = {".onnx": "onnx", ".xml": "openvino"}
 """File names' endings and the package each format needs."""
 
 FIX = "pip install 'ifan[export]'"
+
+_Path = tuple[int, bool]
+"""Position of a task, and whether the iteration is not the first: what chooses a normalisation."""
 
 
 class FeedbackGraph(nn.Module):
@@ -61,6 +64,7 @@ class FeedbackGraph(nn.Module):
             self.up = nn.ModuleList(_Up(m, cast(TransitionUp, u)) for m, u in zip(merged, plain.up, strict=True))
             self.up_blocks = nn.ModuleList(_Block(cast(DenseBlock, b)) for b in plain.up_blocks)
             self.register_buffer("head", _merged(plain.parsing_head.weight, repeated[-1], config))
+        self.heads = nn.ModuleDict({name: _heads(head) for name, head in plain.dense_head_of().items()})
         self.register_buffer("first", plain.first_planes().detach())
         self.eval().requires_grad_(False)
 
@@ -69,7 +73,7 @@ class FeedbackGraph(nn.Module):
         share = self.image_share(images)
         if planes is not None:
             return self.iterate(share, planes)
-        found = self.iterate(share, cast(Tensor, self.first))
+        found = self.iterate(share, cast(Tensor, self.first), later=False)
         for _ in range(self.iterations - 1):
             found = self.iterate(share, self.draw(found))
         return found
@@ -92,43 +96,44 @@ class FeedbackGraph(nn.Module):
             config.point_radius,
         )
 
-    def iterate(self, image_share: Tensor, planes: Tensor) -> tuple[Tensor, ...]:
-        """One pass from planes (a row a sample, or one for all) to ``outputs``."""
+    def iterate(self, image_share: Tensor, planes: Tensor, later: bool = True) -> tuple[Tensor, ...]:
+        """One pass from planes (a row a sample, or one for all) to ``outputs``; ``later``: not the first iteration."""
         batch, groups = image_share.shape[0], planes.split([t.width for t in self.config.tasks], 1)
         stem = image_share + F.conv2d(planes, self.plain.stem.weight[:, 3:], padding=3)
         encoded = [encoder(group) for encoder, group in zip(self.plain.encoders, groups, strict=True)]
         levels = [list(groups), [], *([maps[i] for maps in encoded] for i in range(3))]
         maps = [[m.expand(batch, -1, -1, -1) for m in level] for level in levels]
-        return tuple(self._task(i, stem, maps) for i in range(len(self.config.tasks)))
+        return tuple(self._task((i, later), stem, maps) for i in range(len(self.config.tasks)))
 
-    def _task(self, task: int, x: Tensor, maps: list[list[Tensor]]) -> Tensor:
+    def _task(self, path: _Path, x: Tensor, maps: list[list[Tensor]]) -> Tensor:
+        task, later = path
         kind, skips = self.config.tasks[task], list[list[Tensor]]()
         for i, block in enumerate(self.down_blocks):
-            skips.append([x, *block([x], task)])
+            skips.append([x, *block([x], path)])
             tap = [*skips[-1], x, *maps[i]]
             if i < len(self.down_blocks) - 1:
-                x = self.down[i](tap, task)
+                x = self.down[i](tap, path)
         if kind.kind == "landmarks":
-            return cast(Tensor, self._head(self.plain.landmark_head, tap).unflatten(1, (2, kind.width)))
-        task = self.past_tap.index(task)
-        x = self.down[-1](tap, task)
-        deepest = [x, *cast(_Block, self.middle)([x], task)]
+            return self._head(kind.name, tap, later).unflatten(1, (2, kind.width))
+        path = (self.past_tap.index(task), later)
+        x = self.down[-1](tap, path)
+        deepest = [x, *cast(_Block, self.middle)([x], path)]
         if kind.kind == "classification":
-            return self._head(cast(nn.Linear, self.plain.class_heads[kind.name]), deepest)
-        return self._parse(deepest, skips, maps)
+            return self._head(kind.name, deepest, later)
+        return self._parse(deepest, skips, maps, later)
 
-    def _parse(self, x: list[Tensor], skips: list[list[Tensor]], maps: list[list[Tensor]]) -> Tensor:
+    def _parse(self, x: list[Tensor], skips: list[list[Tensor]], maps: list[list[Tensor]], later: bool) -> Tensor:
         for i, (up, block) in enumerate(zip(self.up, self.up_blocks, strict=True)):
             level = len(skips) - i
             if 2 <= level <= 4:
                 x = [*x, *maps[level]]
             x = [up(x), *skips[level - 1]]
-            x = [*x, *block([*x, skips[level - 1][0]], 0)]
+            x = [*x, *block([*x, skips[level - 1][0]], (0, later))]
         return F.conv2d(torch.cat([*x, *maps[0]], 1), cast(Tensor, self.head))
 
-    @staticmethod
-    def _head(head: nn.Linear, x: Sequence[Tensor]) -> Tensor:
-        return F.linear(torch.cat(list(x), 1).permute(0, 2, 3, 1).flatten(1), head.weight, head.bias)
+    def _head(self, task: str, x: Sequence[Tensor], later: bool) -> Tensor:
+        head = cast(nn.ModuleList, self.heads[task])[-1 if later else 0]
+        return cast(Tensor, head(torch.cat(list(x), 1).permute(0, 2, 3, 1).flatten(1)))
 
 
 _OUTPUTS = {"parsing": "parsing_logits", "landmarks": "points"}
@@ -226,18 +231,22 @@ def _example(model: FeedbackGraph, from_planes: bool) -> tuple[tuple[Tensor, ...
 
 
 class _Norms(nn.Module):
-    """A `TaskNorm` and its ReLU, as one ordinary batch normalisation a task: what runtimes know how to fuse."""
+    """A `TaskNorm` and its ReLU, as one ordinary batch normalisation a path: what runtimes know how to fuse."""
 
     def __init__(self, norm: TaskNorm) -> None:
         super().__init__()
-        tasks, channels = norm.running_mean.shape
-        self.tasks = nn.ModuleList(nn.BatchNorm2d(channels, EPSILON) for _ in range(tasks))
-        state = norm.state_dict()
-        for i, one in enumerate(self.tasks):
-            one.load_state_dict({name: value[i] for name, value in state.items()}, strict=False)
+        names = ("weight", "bias", "running_mean", "running_var")
+        self.paths = nn.ModuleList()
+        for later in (False, True) if norm.separate else (False,):
+            for values in zip(*norm.affine(), *norm.running(later), strict=True):
+                one = nn.BatchNorm2d(len(values[0]), EPSILON)
+                one.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
+                self.paths.append(one)
+        self.later = norm.tasks if norm.separate else 0
 
-    def forward(self, x: Tensor, task: int) -> Tensor:
-        return F.relu(self.tasks[task](x))
+    def forward(self, x: Tensor, path: _Path) -> Tensor:
+        task, later = path
+        return F.relu(self.paths[task + later * self.later](x))
 
 
 class _Block(nn.Module):
@@ -248,10 +257,10 @@ class _Block(nn.Module):
         self.norms = nn.ModuleList(_Norms(cast(TaskNorm, n)) for n in block.norms)
         self.convolutions = block.convolutions
 
-    def forward(self, sources: list[Tensor], task: int) -> list[Tensor]:
+    def forward(self, sources: list[Tensor], path: _Path) -> list[Tensor]:
         grown = list[Tensor]()
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            grown.append(convolution(norm(torch.cat([*sources, *grown], 1), task)))
+            grown.append(convolution(norm(torch.cat([*sources, *grown], 1), path)))
         return grown
 
 
@@ -260,8 +269,8 @@ class _Down(nn.Module):
         super().__init__()
         self.norm, self.convolution = _Norms(transition.norm), transition.convolution
 
-    def forward(self, sources: list[Tensor], task: int) -> Tensor:
-        return cast(Tensor, self.convolution(F.avg_pool2d(self.norm(torch.cat(sources, 1), task), 2)))
+    def forward(self, sources: list[Tensor], path: _Path) -> Tensor:
+        return cast(Tensor, self.convolution(F.avg_pool2d(self.norm(torch.cat(sources, 1), path), 2)))
 
 
 class _Up(nn.Module):
@@ -276,6 +285,17 @@ class _Up(nn.Module):
     def forward(self, sources: list[Tensor]) -> Tensor:
         x = F.relu(F.conv2d(torch.cat(sources, 1), cast(Tensor, self.a), padding=1))
         return F.relu(self.b(F.pixel_shuffle(x, 2)))
+
+
+def _heads(head: DenseHead) -> nn.ModuleList:
+    """A dense head as a plain layer, or as two, of the first and of later iterations, where it normalises."""
+    paths = nn.ModuleList()
+    for later in (False, True) if head.norm else (False,):
+        one = nn.Linear(head.in_features, head.out_features)
+        weight, bias = head.folded(later)
+        one.load_state_dict({"weight": weight, "bias": bias})
+        paths.append(one)
+    return paths
 
 
 def _merged(weight: Tensor, repeated: int | None, config: NetworkConfig) -> Tensor:

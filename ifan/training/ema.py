@@ -31,6 +31,12 @@ class EMA:
             else:
                 shadow.copy_(value)
 
+    @torch.no_grad()
+    def assign(self, model: nn.Module) -> None:
+        """Make the shadow what ``model`` is."""
+        for name, value in model.state_dict().items():
+            self.shadow[name].copy_(value)
+
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
         """``model`` in evaluation mode with the averaged values; both are put back on leaving."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,8 +12,9 @@ from ifan.config import Config
 from ifan.data import FaceDataset
 from ifan.data.mixture import label_means
 from ifan.network import IFAN
-from ifan.tensorfile import load_checked
+from ifan.tensorfile import CheckpointError, load_checked
 from ifan.training.checkpoint import write_folder
+from ifan.weights import load_network
 
 
 def build_model(config: Config, datasets: dict[str, FaceDataset] | None) -> IFAN:
@@ -42,6 +44,65 @@ def load_weights(model: IFAN, source: Path) -> None:
     """Fill ``model`` from a model folder or a safetensors file; `CheckpointError` unless every tensor fits."""
     path = source / "model.safetensors" if source.is_dir() else source
     model.load_state_dict(load_checked(path, model.state_dict(), "this network"))
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What `load_fitting` took, and left as it was: names of tensors, and the values of this network they hold."""
+
+    taken: tuple[str, ...]
+    left: tuple[str, ...]
+    values: int
+    of: int
+
+    def __str__(self) -> str:
+        groups = sorted({_group(name) for name in self.left}) or ["nothing"]
+        return (
+            f"took {len(self.taken)} of {len(self.taken) + len(self.left)} tensors ({self.values:,} of {self.of:,}"
+            f" values); left as in a fresh run: {', '.join(groups)}"
+        )
+
+
+@torch.no_grad()
+def load_fitting(model: IFAN, source: str | Path) -> Fitting:
+    """Fill ``model`` with what fits of saved weights (a folder, a run, or a packaged name) of another size or variant.
+
+    Label means are never taken; a dense head is taken whole or not at all; statistics of later iterations that the
+    weights lack begin as those of the first; a differing ``image_scale`` is made up for. Raises ``ValueError`` for
+    weights of other tasks, and `CheckpointError` when less than half of the convolutions' weights fit.
+    """
+    other = load_network(source)
+    ours, theirs = ([(t.name, t.kind, t.classes) for t in m.config.tasks] for m in (model, other))
+    if ours != theirs:
+        raise ValueError(
+            f"{source}: its tasks are {[t[0] for t in theirs]} with their classes; this network's differ:"
+            f" {[t[0] for t in ours]}; begin from weights of the same tasks"
+        )
+    other.stem.weight[:, :3] *= other.config.image_scale / model.config.image_scale
+    given, own = other.state_dict(), model.state_dict()
+    found = {name: given.get(name, given.get(name.replace(".later_", ".running_"))) for name in own}
+    odd = {name for name, value in found.items() if value is None or value.shape != own[name].shape}
+    left = {_group(name) for name in odd} | set(_MEANS)
+    taken = {name: value for name, value in found.items() if value is not None and _group(name) not in left}
+    fit, all_ = (sum(v.numel() for v in values if v.dim() == 4) for values in (taken.values(), own.values()))
+    if 2 * fit < all_:
+        raise CheckpointError(
+            f"{source}: only {fit:,} of {all_:,} convolution weights fit this network; use weights of the same widths"
+        )
+    for name, value in taken.items():
+        own[name].copy_(value)
+    values = sum(value.numel() for value in taken.values())
+    return Fitting(tuple(taken), tuple(own.keys() - taken.keys()), values, sum(v.numel() for v in own.values()))
+
+
+_MEANS = ("mean_parsing", "mean_points", "mean_classes")
+
+
+def _group(name: str) -> str:
+    """The dense head, or the tensor, that a name in the state belongs to."""
+    parts = name.split(".")
+    heads = {"landmark_head": 1, "class_heads": 2}
+    return ".".join(parts[: heads.get(parts[0], len(parts))])
 
 
 def export(model: IFAN, target: Path) -> None:

@@ -23,6 +23,7 @@ from ifan.config import Config, dump_config, to_dict
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, Loader, Mixture
 from ifan.network import IFAN, Predictions
+from ifan.training.calibration import calibrate
 from ifan.training.checkpoint import (
     CheckpointError,
     Tensors,
@@ -34,7 +35,7 @@ from ifan.training.checkpoint import (
 from ifan.training.distributed import Processes, own_device
 from ifan.training.ema import EMA
 from ifan.training.log import Figures, RunLog, StepResult
-from ifan.training.model import build_model, export, load_weights
+from ifan.training.model import build_model, export, load_fitting, load_weights
 from ifan.training.optimizer import learning_rate, make_optimizer, optimizer_tensors, set_learning_rate
 from ifan.training.plot import plot_losses
 from ifan.training.stop import StopSignals
@@ -48,8 +49,9 @@ class Trainer:
     """A run in folder ``out``: ``config.yaml``, ``checkpoints/``, ``log.jsonl`` and, finished, ``model/``.
 
     ``datasets`` by the names that ``config.training.shares`` uses; ``validate`` measures the averaged network;
-    ``init`` is a model folder or safetensors file to begin from; ``workers`` processes prepare batches. Raises
-    ``ValueError`` for a folder in use without ``resume``, for weights of another shape, and when the loss diverges.
+    ``init`` is a model folder or safetensors file to begin from, or with ``partial`` weights of another size or variant
+    of which what fits is taken (`load_fitting`); ``workers`` processes prepare batches. Raises ``ValueError`` for a
+    folder in use without ``resume``, for weights of another shape, and when the loss diverges.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Trainer:
         resume: bool = False,
         *,
         init: Path | None = None,
+        partial: bool = False,
         workers: int = 0,
         validate: Validate | None = None,
     ) -> None:
@@ -75,9 +78,17 @@ class Trainer:
         found = checkpoints(self.out / "checkpoints") if resume else []
         if resume and not found:
             self.log.say(f"{self.out}: no checkpoint yet; beginning at the first step")
-        self.model = build_model(config, None if init or found else datasets).to(self.device)
-        if init:
-            load_weights(self.model, init)
+        if partial and not init:
+            raise ValueError(
+                "--partial says how much of --init is taken; name the weights with --init, or leave it out"
+            )
+        fresh = not found and (partial or not init)
+        self.model = build_model(config, datasets if fresh else None).to(self.device)
+        if init and not found:
+            if partial:
+                self.log.say(f"{init}: {load_fitting(self.model, init)}")
+            else:
+                load_weights(self.model, init)
         if self.processes.world > 1:
             self.model.moments_reduce = self.processes.moments
         self.weighting = make_weighting(training, tasks).to(self.device)
@@ -125,6 +136,7 @@ class Trainer:
     def step(self, batch: Batch) -> StepResult:
         """One update of the network, its average and the loss weighting."""
         settings, rate = self.config.training, learning_rate(self.done, self.config.training)
+        samples = sum(self.mixture.counts(self.done).values())
         torch.manual_seed(_seed(settings.seed, self.done, self.processes.rank))
         self.model.train()
         batch = _to(batch, self.device)
@@ -145,7 +157,7 @@ class Trainer:
         self.weighting.observe(whole, present)
         self.ema.update(self.model, self.done)
         self.done += 1
-        return StepResult(whole, present, settings.batch_size, rate, norm)
+        return StepResult(whole, present, samples, rate, norm)
 
     def save(self) -> None:
         """Write a checkpoint of the steps done so far."""
@@ -160,15 +172,17 @@ class Trainer:
         seeded = random.Random(f"{settings.seed}:{self.done}")
         passes = seeded.choices(range(1, len(settings.iterations) + 1), settings.iterations)[0]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            predictions = self.model(batch.images, batch.lanes, passes)[-1]
-        result = self._hybrid_loss(predictions, batch)
-        counts = self.processes.sum(result.counts)
-        losses = result.losses
+            every = settings.supervise == "all"
+            iterations = self.model(batch.images, batch.lanes, passes, every)
+        trained = iterations if every else iterations[-1:]
+        results = [self._hybrid_loss(predictions, batch) for predictions in trained]
+        counts = self.processes.sum(results[0].counts)  # the labels', so the same for every iteration
+        losses = torch.stack([result.losses for result in results]).mean(0)
         if self.processes.world > 1:
             # Mean over this process' labelled elements -> its part of the mean over all; outputs without rows join the
             # graph so that every process runs the same backward pass.
-            losses = losses * (result.counts / counts.clamp_min(1e-12))
-            outputs = (predictions.parsing_logits, predictions.points, *predictions.class_logits.values())
+            losses = losses * (results[0].counts / counts.clamp_min(1e-12))
+            outputs = [o for p in trained for o in (p.parsing_logits, p.points, *p.class_logits.values())]
             losses = losses + sum(_full(o).sum() for o in outputs if o.shape[0] == 0)
         return losses, self.processes.sum(losses.detach()), counts > 0
 
@@ -231,7 +245,18 @@ class Trainer:
         made = [k for k, p in enumerate(self.config.training.iterations, 1) if p > 0]
         return min(self.config.network.iterations, max(made))
 
+    def _calibrate(self) -> None:
+        """Give the averaged network statistics of its own, from the batches that would come next."""
+        last, count = self.config.training.steps, self.config.training.calibrate
+        batches = Loader(self.mixture, last, last + count, self.workers, **self._part())
+        with self.ema.applied(self.model):
+            calibrate(self.model, (_to(batch, self.device) for batch in batches), self._trained_passes())
+            self.ema.assign(self.model)
+        self.log.say(f"running statistics of the averaged network estimated from {count} batches")
+
     def _finish(self) -> None:
+        if self.config.training.calibrate:
+            self._calibrate()
         self._validate()
         if self.processes.rank == 0:
             with self.ema.applied(self.model):

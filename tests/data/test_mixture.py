@@ -57,6 +57,20 @@ def test_shapes_and_lanes() -> None:
     assert (batch.class_targets[5:] >= 0).all()
 
 
+def test_alternating_batches_are_the_hybrid_ones_split() -> None:
+    """Each step has one dataset, in turn; three steps have the samples and the pictures of one hybrid step."""
+    hybrid, alternating = mixture(), mixture(batches="alternating")
+    for step in (0, 7):
+        whole = hybrid.batch(step)
+        parts = [alternating.batch(3 * step + turn) for turn in range(3)]
+        assert [set(p.datasets) for p in parts] == [{"celebamask"}, {"mtfl"}, {"fer2013"}]
+        assert [k for p in parts for k in p.keys] == whole.keys
+        assert torch.equal(torch.cat([p.images for p in parts]), whole.images)
+        assert [sum(alternating.counts(3 * step + turn).values()) for turn in range(3)] == [len(p.keys) for p in parts]
+    with pytest.raises(DataError, match="'celebamask' is missing from some; raise"):
+        mixture(batch=7, batches="alternating")
+
+
 def test_a_sample_takes_the_lane_of_every_task_it_is_labelled_for() -> None:
     smile = TaskConfig("smile", "classification", ("smiling", "not_smiling"))
     network = NetworkConfig(size=64, tasks=(*NETWORK.tasks, smile))

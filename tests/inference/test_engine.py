@@ -26,9 +26,9 @@ def network(config: NetworkConfig, seed: int = 0) -> IFAN:
     torch.manual_seed(seed)
     model = IFAN(config).eval()
     for name, buffer in model.named_buffers():
-        if "running_mean" in name:
+        if name.endswith(("running_mean", "later_mean")):
             buffer.normal_(0, 0.3)
-        elif "running_var" in name:
+        elif name.endswith(("running_var", "later_var")):
             buffer.uniform_(0.5, 2)
     for name, parameter in model.named_parameters():
         if ".norm" in name:
@@ -64,6 +64,8 @@ CONFIGS = {
     "paper, 32 px": SMALL,
     "paper, 64 px": replace(SMALL, size=64, image_scale=1 / 64, normalise_heads=True),
     "extra tasks": replace(SMALL, tasks=(*PAPER_TASKS, TaskConfig("smile", "classification", ("yes", "no")))),
+    "statistics apart": replace(SMALL, normalise_heads=True, iteration_statistics="separate"),
+    "one norm": replace(SMALL, normalise_heads=True, task_norm=False),
     "no parsing": replace(SMALL, tasks=PAPER_TASKS[1:]),
     "no landmarks": replace(SMALL, tasks=(PAPER_TASKS[0], PAPER_TASKS[2])),
     "emotion only": replace(SMALL, tasks=(TaskConfig("emotion", "classification", EMOTIONS),)),

@@ -60,12 +60,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exact_config() -> Config:
-    """No dropout: each process draws its own. One parsing sample a batch, so that one process has none.
+    """Two passes, both trained; no dropout: each process draws its own. A parsing sample a batch: one process has none.
 
     64 px: at 32 the innermost maps are one pixel, which a single lane normalises to exactly 0, the kink of the ReLU.
     """
-    config = small_config(steps=2, weighting="uncertainty", learning_rate=1e-3, log_every=1)
-    return replace(config, network=replace(config.network, size=64, dropout=0.0))
+    config = small_config(
+        steps=2, weighting="uncertainty", learning_rate=1e-3, log_every=1, iterations=(0.0, 1.0), supervise="all"
+    )
+    network = replace(config.network, size=64, dropout=0.0, iteration_statistics="separate")
+    return replace(config, network=network)
 
 
 def main(folder: Path) -> None:

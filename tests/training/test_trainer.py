@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from ifan.network import IFAN
 from ifan.training import CheckpointError, Trainer, build_model, load_weights
 from ifan.training import trainer as module
 from ifan.training.checkpoint import checkpoints
+from ifan.training.model import load_fitting
 from tests.training.faces import Faces, small_config, three_datasets
 
 FILES = ("model", "ema", "optimizer")
@@ -27,8 +29,9 @@ def _one_thread() -> None:
 
 
 def run_config() -> Config:
-    """What is resumed: a learned weighting, dropout, a random number of passes."""
-    return small_config(steps=60, weighting="famo")
+    """What is resumed: a learned weighting, dropout, a random number of passes, their running statistics."""
+    config = small_config(steps=60, weighting="famo", supervise="all")
+    return replace(config, network=replace(config.network, iteration_statistics="separate"))
 
 
 def main(out: Path) -> None:
@@ -85,6 +88,19 @@ def test_a_task_missing_from_a_batch(tmp_path: Path) -> None:
     after = trainer.model.state_dict()
     assert not torch.equal(before["stem.weight"], after["stem.weight"])
     assert all(torch.isfinite(v).all() for v in after.values())
+
+
+def test_a_loss_on_every_iteration(tmp_path: Path) -> None:
+    """The step's losses are the mean over its passes, and the first one's has a gradient of its own."""
+    config = small_config(steps=1, iterations=(0.0, 1.0), supervise="all")
+    config = replace(config, network=replace(config.network, dropout=0.0))
+    trainer = Trainer(config, three_datasets(), tmp_path)
+    batch = trainer.mixture.batch(0)
+    passes = copy.deepcopy(trainer.model).train()(batch.images, batch.lanes, 2, every=True)
+    each = [trainer._hybrid_loss(p, batch).losses for p in passes]
+    assert (each[1] - each[0])[0].abs() > 1e-3 * each[0][0]
+    torch.testing.assert_close(trainer.step(batch).losses, (each[0] + each[1]).detach() / 2)
+    assert torch.autograd.grad(each[0].sum(), passes[0].parsing_logits)[0].abs().sum() > 0
 
 
 def test_datasets_plug_in_and_out(tmp_path: Path) -> None:
@@ -205,6 +221,46 @@ def test_initial_weights(tmp_path: Path) -> None:
     save_file({"stem.weight": torch.zeros(1)}, tmp_path / "odd.safetensors")
     with pytest.raises(CheckpointError, match=r"odd.safetensors: does not fit this network"):
         load_weights(other, tmp_path / "odd.safetensors")
+
+
+def test_what_fits_of_a_network_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Convolutions and normalisation come from the weights; means and dense heads are made as in a fresh run."""
+    config = small_config()
+    torch.manual_seed(5)
+    other = IFAN(replace(config.network, image_scale=0.5))
+    other.mean_points.fill_(0.3)
+    other.down_blocks[0].norms[0].running_mean.fill_(2.0)
+    other.save_pretrained(tmp_path / "given")
+    larger = replace(
+        config, network=replace(config.network, size=64, normalise_heads=True, iteration_statistics="separate")
+    )
+    model = Trainer(larger, three_datasets(), tmp_path / "run", init=tmp_path / "given", partial=True).model
+    fresh = build_model(larger, three_datasets())  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert "left as in a fresh run: class_heads.emotion, landmark_head, mean_classes, mean_parsing, mean_points" in out
+    state, begun, given = model.state_dict(), fresh.state_dict(), other.state_dict()
+    for name, value in state.items():
+        if name.startswith(("mean_", "landmark_head", "class_heads")):
+            assert torch.equal(value, begun[name]), name
+        elif name != "stem.weight":
+            assert torch.equal(value, given[name.replace(".later_", ".running_")]), name
+    torch.testing.assert_close(model.stem.weight[:, 3:], other.stem.weight[:, 3:])
+    torch.testing.assert_close(model.stem.weight[:, :3], other.stem.weight[:, :3] / 2)
+
+
+def test_weights_of_which_nothing_can_be_taken(tmp_path: Path) -> None:
+    config = small_config()
+    IFAN(replace(config.network, growth=6, stem_channels=12, up_channels=12)).save_pretrained(tmp_path / "wide")
+    narrow = build_model(replace(config, network=replace(config.network, tasks=config.network.tasks[:2])), None)
+    with pytest.raises(
+        ValueError, match=r"its tasks are .*'emotion'.* this network's differ: \['parsing', 'landmarks'\]"
+    ):
+        load_fitting(narrow, tmp_path / "wide")
+    with pytest.raises(CheckpointError, match=r"wide: only .* convolution weights fit this network"):
+        load_fitting(build_model(config, None), tmp_path / "wide")
+    with pytest.raises(ValueError, match="--partial says how much of --init"):
+        Trainer(config, three_datasets(), tmp_path / "run", partial=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_gradient_that_is_not_finite(tmp_path: Path) -> None:
