@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bindings.h"
+#include "cpu/convolution_bf16.h"
 #include "cpu/direct.h"
 #include "cpu/encode_predictions.h"
 #include "cpu/feedback.h"
@@ -31,6 +32,8 @@ Border border_of(const std::array<int64_t, 6>& b) { return {b[0], b[1], b[2], b[
 
 class RecordedPlan {
  public:
+  explicit RecordedPlan(bool bf16) : bf16_(bf16) {}
+
   void convolution(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address scale,
                    Address shift, Address filters, int64_t outputs, const std::string& epilogue, Address out,
                    int64_t out_lane_stride) {
@@ -39,6 +42,10 @@ class RecordedPlan {
                             written(out), out_lane_stride, 1};
     if (IFAN_PICK(fits_small_maps)(shape[2], shape[3]))
       record("small_convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(small_convolution_forward)(c); });
+#if defined(__x86_64__)
+    else if (bf16_)
+      record("convolution_bf16", call, [inputs](const ConvolutionForward& c) { return avx512bf16::convolution_forward(c); });
+#endif
     else
       record("convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(convolution_forward)(c); });
   }
@@ -154,6 +161,7 @@ class RecordedPlan {
                       }});
   }
 
+  const bool bf16_;
   std::vector<Step> steps_;
 };
 
@@ -188,6 +196,14 @@ void pack_small_filters(Address weight, int64_t outputs, int64_t inputs, Address
   IFAN_PICK(pack_small_filters)({read(weight), outputs, inputs, false, written(filters)});
 }
 
+#if defined(__x86_64__)
+int64_t packed_filters_bf16(int64_t outputs, int64_t inputs) { return avx512bf16::packed_filters(outputs, inputs); }
+
+void pack_filters_bf16(Address weight, int64_t outputs, int64_t inputs, Address filters) {
+  avx512bf16::pack_filters({read(weight), outputs, inputs, false, written(filters)});
+}
+#endif
+
 }  // namespace
 
 void bind_plan(py::module_& module) {
@@ -197,8 +213,12 @@ void bind_plan(py::module_& module) {
   module.def("fits_small_maps", &fits_small_maps, "Whether Plan.convolution reads filters of pack_small_filters for this shape.");
   module.def("packed_small_filters", &packed_small_filters, "Floats that pack_small_filters writes.");
   module.def("pack_small_filters", &pack_small_filters);
+#if defined(__x86_64__)
+  module.def("packed_filters_bf16", &packed_filters_bf16, "Floats that pack_filters_bf16 writes.");
+  module.def("pack_filters_bf16", &pack_filters_bf16, "Where features()['bf16']: filters of a convolution of Plan(bf16=True).");
+#endif
   py::class_<RecordedPlan>(module, "Plan", "Kernel calls recorded once and run together; see ifan.inference.engine.")
-      .def(py::init<>())
+      .def(py::init<bool>(), py::arg("bf16") = false)
       .def("convolution", &RecordedPlan::convolution)
       .def("integrate", &RecordedPlan::integrate)
       .def("direct", &RecordedPlan::direct)

@@ -121,16 +121,23 @@ class Engine:
         network: the network, on the CPU in float32; its weights are copied.
         iterations: feedback iterations; ``None`` = as the configuration says.
         tasks: what the last iteration predicts; ``None`` = all. Earlier iterations always predict everything.
+        precision: ``"fp32"``, or ``"bf16"``: products of the convolutions in bfloat16, sums and all else in float32.
 
-    May be called from several threads at once. Raises ``ValueError`` for an unknown task or a network elsewhere, and
-    ``ImportError`` where the native kernels are missing.
+    May be called from several threads at once. Raises ``ValueError`` for an unknown task or precision, a network
+    elsewhere or a processor without bfloat16 products, and ``ImportError`` where the native kernels are missing.
     """
 
-    def __init__(self, network: IFAN, iterations: int | None = None, tasks: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        network: IFAN,
+        iterations: int | None = None,
+        tasks: Sequence[str] | None = None,
+        precision: str = "fp32",
+    ) -> None:
         weight = network.stem.weight
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             raise ValueError(f"Engine: expected a float32 network on the CPU; got {weight.dtype} on {weight.device}")
-        cpu_module()
+        _check_precision(precision)
         self.config: NetworkConfig = network.config
         self.iterations = network.config.iterations if iterations is None else iterations
         if self.iterations < 1:
@@ -138,7 +145,7 @@ class Engine:
         names = [t.name for t in self.config.tasks]
         wanted = names if tasks is None else [self.config.task(t).name for t in tasks]
         self.tasks = tuple(names.index(n) for n in names if n in wanted)
-        self._weights = _Weights(released(network).eval())
+        self._weights = _Weights(released(network).eval(), precision == "bf16")
         self._plans: dict[_Key, list[_Plan]] = defaultdict(list)
         self._lock = threading.Lock()
 
@@ -190,11 +197,21 @@ class Engine:
         return _Plan(key, self._weights, count, iterations, self.tasks, from_planes)
 
 
+def _check_precision(precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
+    features = cpu_module().features()
+    if precision == "bf16" and not features["bf16"]:
+        raise ValueError(
+            f"precision 'bf16': expected a processor with AVX512_BF16; this one is {features['processor']}. Use 'fp32'."
+        )
+
+
 class _Weights:
     """The network's weights as the kernels read them, repacked once for each instruction set."""
 
-    def __init__(self, network: IFAN) -> None:
-        self.network, self.config = network, network.config
+    def __init__(self, network: IFAN, bf16: bool) -> None:
+        self.network, self.config, self.bf16 = network, network.config, bf16
         self._kept: dict[Any, Any] = {}
 
     def keep(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -217,6 +234,9 @@ class _Weights:
             if small:
                 packed = torch.empty(module.packed_small_filters(outputs, inputs))
                 module.pack_small_filters(whole.data_ptr(), outputs, inputs, packed.data_ptr())
+            elif self.bf16:
+                packed = torch.empty(module.packed_filters_bf16(outputs, inputs))
+                module.pack_filters_bf16(whole.data_ptr(), outputs, inputs, packed.data_ptr())
             else:
                 packed = torch.empty(module.packed_filters(outputs, inputs))
                 module.pack_filters(whole.data_ptr(), outputs, inputs, False, packed.data_ptr())
@@ -340,7 +360,7 @@ class _Recorder:
     ) -> None:
         self.arena, self.weights, self.network, self.config = arena, weights, weights.network, weights.config
         self.count, self.images, self.given = count, images, planes
-        self.plan = cpu_module().Plan()
+        self.plan = cpu_module().Plan(bf16=weights.bf16)
         self.kept: list[Predictions] = []
         self.bordered: dict[int | None, tuple[int, tuple[int, ...]]] = {}
         landmarks = self.config.landmarks
