@@ -9,7 +9,7 @@
 
 #include "bindings.h"
 #include "cpu/convolution_bf16.h"
-#include "cpu/direct.h"
+#include "cpu/direct_bf16.h"
 #include "cpu/encode_predictions.h"
 #include "cpu/feedback.h"
 #include "cpu/integrate.h"
@@ -60,11 +60,16 @@ class RecordedPlan {
 
   void direct(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape,
               const std::vector<int64_t>& offsets, int64_t row_step, Address filters, int64_t outputs, Address initial,
-              Address out, int64_t out_lane_stride, bool relu) {
+              Address out, int64_t out_lane_stride, bool relu, bool bf16) {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     const auto taps = std::make_shared<std::vector<int64_t>>(offsets);
     DirectConvolution call{inputs->x,     taps->data(),    static_cast<int64_t>(taps->size()), row_step, read(filters), outputs,
                            read(initial), written(out), out_lane_stride, relu, 1};
+#if defined(__x86_64__)
+    if (bf16)
+      record("direct_bf16", call, [inputs, taps](const DirectConvolution& c) { return avx512bf16::direct_convolution(c); });
+    else
+#endif
     record("direct", call, [inputs, taps](const DirectConvolution& c) { return IFAN_PICK(direct_convolution)(c); });
   }
 
@@ -202,6 +207,14 @@ int64_t packed_filters_bf16(int64_t outputs, int64_t inputs) { return avx512bf16
 void pack_filters_bf16(Address weight, int64_t outputs, int64_t inputs, Address filters) {
   avx512bf16::pack_filters({read(weight), outputs, inputs, false, written(filters)});
 }
+
+int64_t packed_taps_bf16(int64_t outputs, int64_t channels, int64_t taps) {
+  return avx512bf16::packed_taps(outputs, channels, taps);
+}
+
+void pack_taps_bf16(Address weight, int64_t outputs, int64_t channels, int64_t taps, Address filters) {
+  avx512bf16::pack_taps({read(weight), outputs, channels * taps, written(filters)}, taps);
+}
 #endif
 
 }  // namespace
@@ -216,12 +229,16 @@ void bind_plan(py::module_& module) {
 #if defined(__x86_64__)
   module.def("packed_filters_bf16", &packed_filters_bf16, "Floats that pack_filters_bf16 writes.");
   module.def("pack_filters_bf16", &pack_filters_bf16, "Where features()['bf16']: filters of a convolution of Plan(bf16=True).");
+  module.def("packed_taps_bf16", &packed_taps_bf16, "Floats that pack_taps_bf16 writes.");
+  module.def("pack_taps_bf16", &pack_taps_bf16, "Where features()['bf16']: filters of Plan.direct with bf16=True.");
 #endif
   py::class_<RecordedPlan>(module, "Plan", "Kernel calls recorded once and run together; see ifan.inference.engine.")
       .def(py::init<bool>(), py::arg("bf16") = false)
       .def("convolution", &RecordedPlan::convolution)
       .def("integrate", &RecordedPlan::integrate)
-      .def("direct", &RecordedPlan::direct)
+      .def("direct", &RecordedPlan::direct, py::arg("sources"), py::arg("rows"), py::arg("segments"), py::arg("shape"),
+           py::arg("offsets"), py::arg("row_step"), py::arg("filters"), py::arg("outputs"), py::arg("initial"), py::arg("out"),
+           py::arg("out_lane_stride"), py::arg("relu"), py::arg("bf16") = false)
       .def("head", &RecordedPlan::head)
       .def("image", &RecordedPlan::image)
       .def("border", &RecordedPlan::border)

@@ -75,28 +75,35 @@ void transform_neighbour(const Plane<normalise>& plane, const Tiling& t, int64_t
   for (int64_t k = 0; k < 6; ++k) out[k * row] = d[k];
 }
 
-// The six rows of a block's pixels of one channel, transformed across the rows. `planes`: that of each run.
+// The six rows of a block's pixels of one channel, transformed across the rows. `planes`: that of each run; `next`: those asked
+// for meanwhile, a line for each vector, so that the requests never queue up.
 template <int N, bool normalise>
-void transform_across(const Layout<N>& layout, const Plane<normalise>* planes, float* out) {
+void transform_across(const Layout<N>& layout, const Plane<normalise>* planes, const float* const* next, float* out) {
   constexpr int64_t row = Buffers<N>::row;
   const Block<N>& block = layout.block;
   const Tiling& t = block.tiling;
   const bool aligned = t.aligned();
   float copied[6][4 * block.size + 2];
-  if (!aligned)
+  if (!aligned) {
     for (int64_t k = 0; k < 6; ++k) copy_rows(block, planes, k, copied[k]);
+    for (int64_t r = 0; r < block.count; ++r) prefetch(next[r], t, block.runs[r]);
+  }
   for (int64_t v = 0; v < 4 * N; ++v) {
     Vec x[6] = {};
     if (!aligned) {
       for (int64_t k = 0; k < 6; ++k) x[k] = load(copied[k] + 1 + v * kWidth);
     } else if (layout.end[v] > 0) {
       const Plane<normalise>& plane = planes[block.run_of[v]];
-      const float* from = plane.data + layout.offset[v];
+      const float *from = plane.data + layout.offset[v], *ahead = next[block.run_of[v]] + layout.offset[v];
+      const auto read = [&](int64_t k) {
+        x[k] = plane(load(from + k * t.width));
+        __builtin_prefetch(ahead + k * t.width);
+      };
       if (layout.begin[v] == 0 && layout.end[v] == 6) {
-        for (int64_t k = 0; k < 6; ++k) x[k] = plane(load(from + k * t.width));
+        for (int64_t k = 0; k < 6; ++k) read(k);
       } else {
-        for (int64_t k = 0; k < 6; ++k)
-          if (k >= layout.begin[v] && k < layout.end[v]) x[k] = plane(load(from + k * t.width));
+        for (int64_t k = 0; k < 6; ++k)  // unrolled, so that x stays in registers
+          if (k >= layout.begin[v] && k < layout.end[v]) read(k);
       }
     }
     input_transform(x, 1);
@@ -110,13 +117,16 @@ void transform_across(const Layout<N>& layout, const Plane<normalise>* planes, f
 
 // 32 pixels of each of two channels to the first, second, third and fourth columns of eight tiles, the channels in turn.
 inline void split_pairs(const float* even, const float* odd, Vec p[4]) {
-  const __m512i first = _mm512_setr_epi32(0, 16, 4, 20, 8, 24, 12, 28, 1, 17, 5, 21, 9, 25, 13, 29);
-  const __m512i second = _mm512_setr_epi32(2, 18, 6, 22, 10, 26, 14, 30, 3, 19, 7, 23, 11, 27, 15, 31);
+  using Int = Lanes<kWidth>::Int;
   const Vec a = load(even), b = load(even + kWidth), c = load(odd), d = load(odd + kWidth);
-  const Vec ac01 = _mm512_permutex2var_ps(a, first, c), ac23 = _mm512_permutex2var_ps(a, second, c);
-  const Vec bd01 = _mm512_permutex2var_ps(b, first, d), bd23 = _mm512_permutex2var_ps(b, second, d);
-  p[0] = _mm512_shuffle_f32x4(ac01, bd01, 0x44), p[1] = _mm512_shuffle_f32x4(ac01, bd01, 0xee);
-  p[2] = _mm512_shuffle_f32x4(ac23, bd23, 0x44), p[3] = _mm512_shuffle_f32x4(ac23, bd23, 0xee);
+  const Vec ac01 = IFAN_SHUFFLE(a, c, 0, 16, 4, 20, 8, 24, 12, 28, 1, 17, 5, 21, 9, 25, 13, 29);
+  const Vec ac23 = IFAN_SHUFFLE(a, c, 2, 18, 6, 22, 10, 26, 14, 30, 3, 19, 7, 23, 11, 27, 15, 31);
+  const Vec bd01 = IFAN_SHUFFLE(b, d, 0, 16, 4, 20, 8, 24, 12, 28, 1, 17, 5, 21, 9, 25, 13, 29);
+  const Vec bd23 = IFAN_SHUFFLE(b, d, 2, 18, 6, 22, 10, 26, 14, 30, 3, 19, 7, 23, 11, 27, 15, 31);
+  p[0] = IFAN_SHUFFLE(ac01, bd01, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+  p[1] = IFAN_SHUFFLE(ac01, bd01, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  p[2] = IFAN_SHUFFLE(ac23, bd23, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+  p[3] = IFAN_SHUFFLE(ac23, bd23, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
 }
 
 template <int shift>
@@ -153,6 +163,7 @@ void transform_inputs(const Context& context, const Layout<N>& layout, int64_t f
   const ConvolutionForward& call = context.call;
   const Block<N>& block = layout.block;
   Plane<normalise> planes[Block<N>::size];
+  const float* next[Block<N>::size];
   for (int64_t pair = first; pair < first + pairs; ++pair) {
     for (int64_t c = 2 * pair; c < 2 * pair + 2; ++c) {
       float* pixels = b.pixels + c % 2 * Buffers<N>::channel;
@@ -163,9 +174,9 @@ void transform_inputs(const Context& context, const Layout<N>& layout, int64_t f
       for (int64_t r = 0; r < block.count; ++r) {
         const int64_t lane = block.runs[r].lane, at = context.plan.task[lane] * call.x.channels + c;
         planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-        if (c + 1 < call.x.channels) prefetch(context.plan.plane(lane, c + 1), context.tiling, block.runs[r]);
+        next[r] = context.plan.plane(lane, least(c + 2, call.x.channels - 1));
       }
-      transform_across(layout, planes, pixels);
+      transform_across(layout, planes, next, pixels);
     }
     transform_along(layout, b.pixels, b.point, b.pairs + (pair - first) * block.size);
   }

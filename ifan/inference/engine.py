@@ -244,14 +244,21 @@ class _Weights:
 
         return self.address((key, small), pack)
 
-    def taps(self, key: Any, weight: Tensor) -> int:
+    def taps(self, key: Any, weight: Tensor, bf16: bool) -> int:
+        """A weight ``(O, C)`` or ``(O, C, k, k)`` as `Plan.direct` reads it."""
+
         def pack() -> Tensor:
-            outputs, products = weight.shape[0], weight[0].numel()
-            packed, whole = torch.empty(cpu_module().packed_taps(outputs, products)), weight.contiguous()
-            cpu_module().pack_taps(whole.data_ptr(), outputs, products, packed.data_ptr())
+            module, whole, outputs, channels = cpu_module(), weight.contiguous(), weight.shape[0], weight.shape[1]
+            taps = weight[0, 0].numel()
+            if bf16:
+                packed = torch.empty(module.packed_taps_bf16(outputs, channels, taps))
+                module.pack_taps_bf16(whole.data_ptr(), outputs, channels, taps, packed.data_ptr())
+            else:
+                packed = torch.empty(module.packed_taps(outputs, channels * taps))
+                module.pack_taps(whole.data_ptr(), outputs, channels * taps, packed.data_ptr())
             return packed
 
-        return self.address(key, pack)
+        return self.address((key, bf16), pack)
 
     def norm(self, norm: TaskNorm, rows: Sequence[int]) -> tuple[int, int]:
         """Addresses of scale and shift of these of the norm's tasks."""
@@ -410,8 +417,8 @@ class _Recorder:
         border = _border(size, 3, 3)
         padded = self.arena.take(self.count * 3 * border[0])
         self.plan.image(self.images.data_ptr(), self.count, size, BGR_MEAN, config.image_scale, padded, border)
-        filters = self.weights.taps("stem.image", network.stem.weight[:, :3])
-        self._window(padded, 3, border, 7, filters, share, 0)
+        filters = self.weights.taps("stem.image", network.stem.weight[:, :3], self.weights.bf16)
+        self._window(padded, 3, border, 7, filters, share, 0, bf16=self.weights.bf16)
         return share
 
     def _first(self, share: View, stem: View) -> list[list[View]]:
@@ -466,8 +473,8 @@ class _Recorder:
         if dense:
             padded, border = self.bordered[None]
             self.plan.border(planes.address, self.count, planes.stride, dense, size, padded, border)
-            taps = self.weights.taps(("stem.planes", dense), weight[:, :dense])
-            self._window(padded, dense, border, 7, taps, stem, stem.address)
+            taps = self.weights.taps(("stem.planes", dense), weight[:, :dense], self.weights.bf16)
+            self._window(padded, dense, border, 7, taps, stem, stem.address, bf16=self.weights.bf16)
 
     def _re_encoded(self, t: int, task: TaskConfig, group: View) -> list[View]:
         size, arena, plan = self.config.size, self.arena, self.plan
@@ -482,7 +489,8 @@ class _Recorder:
         padded, border = self.bordered[t]
         plan.border(group.address, self.count, group.stride, group.channels, size, padded, border)
         whole = arena.maps(self.count, widths[0], size // 2)
-        self._window(padded, group.channels, border, 5, self.weights.taps((t, 0), convolutions[0]), whole, 0, 2, True)
+        taps = self.weights.taps((t, 0), convolutions[0], False)  # columns split far apart: nothing to round once for all
+        self._window(padded, group.channels, border, 5, taps, whole, 0, 2, True)
         plan.max_pool(whole.address, self.count * widths[0], sides[0], sides[0], maps[0].address)
         for i in (1, 2):
             with arena.frame():
@@ -530,7 +538,7 @@ class _Recorder:
             x = [*x, *self._block(lanes, cast(DenseBlock, block), x, [0])]
         sources, weight = _unique([*x, *maps[0]], network.parsing_head.weight)
         target = View(logits.data_ptr(), logits.shape[1], logits.shape[3], logits[0].numel())
-        self._pointwise(lanes, sources, "parsing_head", weight, target)
+        self._pointwise(lanes, sources, "parsing_head", weight, target, bf16=False)  # few outputs: it waits for memory
 
     def _block(self, lanes: _Lanes, block: DenseBlock, x: list[View], norm_rows: Sequence[int]) -> list[View]:
         """The grown channels, one view."""
@@ -550,7 +558,7 @@ class _Recorder:
             pooled = self.arena.maps(lanes.total, channels, side)
             scale, shift = self.weights.norm(down.norm, norm_rows)
             self.plan.integrate(*lanes.read(x), 2, scale, shift, pooled.address)
-            self._pointwise(lanes, [pooled], id(down), down.convolution.weight, out)
+            self._pointwise(lanes, [pooled], id(down), down.convolution.weight, out, self.weights.bf16)
         return out
 
     def _up(self, lanes: _Lanes, up: TransitionUp, x: list[View]) -> View:
@@ -600,10 +608,12 @@ class _Recorder:
         filters = self.weights.filters(key, weight, sources[0].side)
         self.plan.convolution(*lanes.read(sources), *norm, filters, weight.shape[0], epilogue, out.address, out.stride)
 
-    def _pointwise(self, lanes: _Lanes, sources: Sequence[View], key: Any, weight: Tensor, out: View) -> None:
-        filters = self.weights.taps((key, "pointwise"), weight)
+    def _pointwise(
+        self, lanes: _Lanes, sources: Sequence[View], key: Any, weight: Tensor, out: View, bf16: bool
+    ) -> None:
+        filters = self.weights.taps((key, "pointwise"), weight, bf16)
         outputs, side = weight.shape[0], sources[0].side
-        self.plan.direct(*lanes.read(sources), [0], side, filters, outputs, 0, out.address, out.stride, False)
+        self.plan.direct(*lanes.read(sources), [0], side, filters, outputs, 0, out.address, out.stride, False, bf16)
 
     def _window(
         self,
@@ -616,6 +626,7 @@ class _Recorder:
         initial: int,
         step: int = 1,
         relu: bool = False,
+        bf16: bool = False,
     ) -> None:
         """A ``kernel`` x ``kernel`` convolution of bordered planes."""
         plane, row, _, _, half, split = border
@@ -624,7 +635,7 @@ class _Recorder:
         taps = range(kernel)
         offsets = [y * row + (x % 2 * half + x // 2 if split else x) for y in taps for x in taps]
         arguments = ([field], 0, [self.count], shape, offsets, step * row, filters, out.channels, initial)
-        self.plan.direct(*arguments, out.address, out.stride, relu)
+        self.plan.direct(*arguments, out.address, out.stride, relu, bf16)
 
 
 def _border(size: int, before: int, after: int, split: bool = False) -> tuple[int, ...]:
