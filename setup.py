@@ -1,8 +1,9 @@
 """Builds the native modules beside the pure-Python package.
 
-ifan._cpu: every csrc/cpu/*.cpp is compiled once an instruction set (*_bf16.cpp for AVX512_BF16 only),
-csrc/cpu/runtime/*.cpp and csrc/*.cpp once, all by ninja, with $CXX, $CXXFLAGS and $LDFLAGS. IFAN_NATIVE=auto (default): a missing or failing compiler leaves a
-pure-Python install; require: that is an error; off: nothing native is built. What happened is kept in ifan/_build.json.
+ifan._cpu: every csrc/cpu/*.cpp is compiled once an instruction set (*_bf16.cpp for AVX512_BF16 alone),
+csrc/cpu/runtime/*.cpp and csrc/*.cpp once, all by ninja, with $CXX, $CXXFLAGS and $LDFLAGS. IFAN_NATIVE=auto
+(default): a missing or failing compiler leaves a pure-Python install; require: that is an error; off: nothing native is
+built. What happened is kept in ifan/_build.json.
 
 ifan._cuda: csrc/cuda/*, where nvcc lies in $CUDA_HOME/bin or on the PATH; half a minute on one core, no GPU needed.
 IFAN_CUDA=auto (default), require and off mean the same for it. ptxas' report of each kernel is kept beside its object,

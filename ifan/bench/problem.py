@@ -22,11 +22,13 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Ready:
-    """A contender ready to run; ``note`` says how it runs, ``first`` what its first run gave if that is over."""
+    """A contender ready to run; ``note`` says how it runs, ``first`` what its first run gave if that is over; ``check``
+    is compared with the truth where that is not what ``run`` gives."""
 
     run: Run
     note: str = ""
     first: Sequence[Tensor] | None = None
+    check: Run | None = None
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,10 @@ class FaceAnalyzer:
         batch_size: most faces that run at once.
         margin: how much wider than a face's box its crop is, see `FACE_MARGIN`; faces with points scale with it.
         tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
+        precision: ``"fp32"``, or on a CPU with AVX512_BF16 ``"bf16"``: faster, errors in docs/kernels/engine.md.
 
     Raises:
-        ValueError: unknown task, unusable device, a number out of range.
+        ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
     """
 
     def __init__(
@@ -76,15 +77,16 @@ class FaceAnalyzer:
         batch_size: int = 32,
         margin: float = FACE_MARGIN,
         tasks: Sequence[str] | None = None,
+        precision: str = "fp32",
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if not 0.5 <= margin <= 4:
             raise ValueError(f"margin: expected crop side / face side between 0.5 and 4; got {margin}")
-        self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks)
+        self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks, precision)
         self.network, self.batch_size, self.margin, self.iterations = network, batch_size, margin, iterations
         self.detector = _detector(detector)
-        self._device, self._tasks = device, tasks
+        self._device, self._tasks, self._precision = device, tasks, precision
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies, and those that other processes get, make an engine of their own."""
@@ -94,6 +96,7 @@ class FaceAnalyzer:
             "batch_size": self.batch_size,
             "margin": self.margin,
             "tasks": self._tasks,
+            "precision": self._precision,
         }
         return partial(type(self), **options), (self.network, self._device)
 

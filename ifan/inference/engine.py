@@ -489,7 +489,9 @@ class _Recorder:
         padded, border = self.bordered[t]
         plan.border(group.address, self.count, group.stride, group.channels, size, padded, border)
         whole = arena.maps(self.count, widths[0], size // 2)
-        taps = self.weights.taps((t, 0), convolutions[0], False)  # columns split far apart: nothing to round once for all
+        taps = self.weights.taps(
+            (t, 0), convolutions[0], False
+        )  # columns split far apart: nothing to round once for all
         self._window(padded, group.channels, border, 5, taps, whole, 0, 2, True)
         plan.max_pool(whole.address, self.count * widths[0], sides[0], sides[0], maps[0].address)
         for i in (1, 2):

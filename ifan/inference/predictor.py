@@ -35,9 +35,10 @@ class NetworkPredictor:
         network: the network; moved to ``device`` and put into evaluation mode.
         iterations: feedback iterations; ``None`` = as its configuration says.
         tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
+        precision: ``"fp32"``, or ``"bf16"`` of the native engine, see `Engine`.
 
     Raises:
-        ValueError: unknown task, unusable device, a number out of range.
+        ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class NetworkPredictor:
         device: str | torch.device = "cpu",
         iterations: int | None = None,
         tasks: Sequence[str] | None = None,
+        precision: str = "fp32",
     ) -> None:
         if iterations is not None and iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {iterations}")
@@ -53,14 +55,20 @@ class NetworkPredictor:
         self.device = _usable(device)
         self.network = network.to(self.device).eval()
         self.tasks = tuple(self.config.task(name) for name in (tasks or [t.name for t in self.config.tasks]))
-        self._engine = self._make_engine()
+        self._engine = self._make_engine(precision)
 
-    def _make_engine(self) -> Engine | None:
+    def _make_engine(self, precision: str) -> Engine | None:
         weight = self.network.stem.weight
         native = current_backend() in ("auto", "cpu") and cpu_refusal() is None
         if self.device.type != "cpu" or weight.dtype != torch.float32 or not native:
+            if precision != "fp32":
+                raise ValueError(
+                    f"precision {precision!r}: expected a float32 network on the CPU with the native engine; got "
+                    f"{weight.dtype} on {self.device}, backend {current_backend()!r}, native kernels "
+                    f"{cpu_refusal() or 'loaded'}. Use 'fp32'."
+                )
             return None
-        return Engine(self.network, self.iterations, [t.name for t in self.tasks])
+        return Engine(self.network, self.iterations, [t.name for t in self.tasks], precision)
 
     @torch.inference_mode()
     def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
