@@ -32,7 +32,7 @@ void multiply(const float* const* rows, int64_t offset, int64_t products, const 
   Vec sum[kOutputs][N] = {};
   for (int64_t k = 0; k < products; ++k, filters += kOutputs) {
     __m512bh x[N];
-    memcpy(x, rows[k] + offset, sizeof x);
+    for (int n = 0; n < N; ++n) x[n] = (__m512bh)load(rows[k] + offset + n * kWidth);
     for (int o = 0; o < kOutputs; ++o)
       for (int n = 0; n < N; ++n) sum[o][n] = _mm512_dpbf16_ps(sum[o][n], x[n], (__m512bh)_mm512_set1_ps(filters[o]));
   }

@@ -45,7 +45,7 @@ inline void pair_products(const float* u, const float* v, int64_t pairs, float* 
     for (int n = 0; n < N; ++n) sum[o][n] = add ? load(m + o * tiles + n * kWidth) : Vec{};
   for (int64_t c = 0; c < pairs; ++c, u += M, v += tiles) {
     __m512bh x[N];
-    memcpy(x, v, sizeof x);
+    for (int n = 0; n < N; ++n) x[n] = (__m512bh)load(v + n * kWidth);
     for (int o = 0; o < M; ++o)
       for (int n = 0; n < N; ++n) sum[o][n] = _mm512_dpbf16_ps(sum[o][n], x[n], (__m512bh)_mm512_set1_ps(u[o]));
   }

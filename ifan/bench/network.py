@@ -25,9 +25,9 @@ BATCHES = (1, 8, 32)
 TRAINING = {"paper-64": 24, "paper-128": 12}
 """Preset and samples of a step, a third of them from each dataset."""
 
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05}
-"""Of each output's largest value. In float32 after all iterations; in bfloat16 after the first: with random weights what
-rounding does to its logits moves the next planes, and after three iterations nobody's are near the truth."""
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.03}
+"""Of each output's largest value. In float32 after all iterations; in bfloat16 after the first one: with random weights,
+what rounding does to its logits redraws the next planes, and after three nobody's are near the truth."""
 
 DISTINCT = 2
 """Faces that differ in a batch; the rest repeat them, so that two faces' truth is enough to check all."""
@@ -102,11 +102,12 @@ def _images(size: int, batch: int, seed: int) -> Tensor:
 def _inference(config: NetworkConfig, batch: int, dtype: str, setting: Setting) -> Problem:
     network = random_network(config).to(setting.device)
     images = [_images(config.size, batch, seed).to(setting.device) for seed in (1, 2)]
-    bias = network.landmark_head.bias.detach().view(2, -1)
+    bias = network.landmark_head.bias.detach().view(2, -1) * (dtype == "float32")
     names = FeedbackGraph(network, 1).outputs
 
     def outputs(found: Sequence[Tensor]) -> list[Tensor]:
-        """Points less their bias, so that what is left is checked and not the constant."""
+        """Points less their bias, so that what is left is checked and not the constant; in bfloat16, where rounding the
+        sum loses most of what is left, as they are."""
         return [v - bias.to(v.device) if n == "points" else v for n, v in zip(names, found, strict=True)]
 
     exact: dict[int, list[Tensor]] = {}
