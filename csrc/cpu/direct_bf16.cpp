@@ -58,7 +58,12 @@ void round_to_pairs(const Context& context, int64_t lane, int64_t from, int64_t 
   for (int64_t c = 0; c < channels; c += 2, pairs += context.stride()) {
     const float* even = context.plan.plane(lane, c) + from;
     const float* odd = c + 1 < channels ? context.plan.plane(lane, c + 1) + from : nullptr;
-    for (int64_t i = 0; i < values; i += kWidth) interleave(pairs + i, even + i, odd ? odd + i : nullptr, values - i);
+    const float* next[2] = {even, even};  // planes lie too far apart for the processor to guess
+    for (int64_t k = 0; k < 2 && c + 2 + k < channels; ++k) next[k] = context.plan.plane(lane, c + 2 + k) + from;
+    for (int64_t i = 0; i < values; i += kWidth) {
+      __builtin_prefetch(next[0] + i), __builtin_prefetch(next[1] + i);
+      interleave(pairs + i, even + i, odd ? odd + i : nullptr, values - i);
+    }
   }
 }
 

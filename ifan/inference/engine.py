@@ -540,7 +540,7 @@ class _Recorder:
             x = [*x, *self._block(lanes, cast(DenseBlock, block), x, [0])]
         sources, weight = _unique([*x, *maps[0]], network.parsing_head.weight)
         target = View(logits.data_ptr(), logits.shape[1], logits.shape[3], logits[0].numel())
-        self._pointwise(lanes, sources, "parsing_head", weight, target, bf16=False)  # few outputs: it waits for memory
+        self._pointwise(lanes, sources, "parsing_head", weight, target, self.weights.bf16)
 
     def _block(self, lanes: _Lanes, block: DenseBlock, x: list[View], norm_rows: Sequence[int]) -> list[View]:
         """The grown channels, one view."""
