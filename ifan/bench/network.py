@@ -26,7 +26,7 @@ TRAINING = {"paper-64": 24, "paper-128": 12}
 """Preset and samples of a step, a third of them from each dataset."""
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.03}
-"""Of each output's largest value. In float32 after all iterations; in bfloat16 after the first one: with random weights,
+"""Of each output's largest value. In float32 after all iterations; in bfloat16 after the first: with random weights,
 what rounding does to its logits redraws the next planes, and after three nobody's are near the truth."""
 
 DISTINCT = 2

@@ -24,7 +24,7 @@ from ifan.graph import encoder_widths
 from ifan.layers import EPSILON, DenseBlock, DenseHead, TaskNorm, TransitionDown, TransitionUp
 from ifan.network import BGR_MEAN, IFAN, Predictions, released
 from ifan.ops.concatenation import Normalisation
-from ifan.ops.native import cpu_module
+from ifan.ops.native import bf16_refusal, cpu_module
 
 _LARGEST_SLICE = 128 * 128
 """Pixels of the faces that share an arena: more of them outgrow the caches, fewer read the weights more often."""
@@ -200,11 +200,9 @@ class Engine:
 def _check_precision(precision: str) -> None:
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
-    features = cpu_module().features()
-    if precision == "bf16" and not features["bf16"]:
-        raise ValueError(
-            f"precision 'bf16': expected a processor with AVX512_BF16; this one is {features['processor']}. Use 'fp32'."
-        )
+    cpu_module()
+    if precision == "bf16" and (missing := bf16_refusal()):
+        raise ValueError(f"precision 'bf16': expected a processor with AVX512_BF16; {missing}. Use 'fp32'.")
 
 
 class _Weights:
