@@ -162,7 +162,7 @@ void use_isa(const std::string& wanted) {
 
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of ifan, compiled once an instruction set; see ifan.ops.";
-  module.def("features", &features, "Processor name, the instruction set in use, those compiled and supported, and whether products in bf16 are.");
+  module.def("features", &features, "Processor name, the instruction set in use, those compiled and those this processor has.");
   module.def("use_isa", &use_isa, "Run the kernels of this instruction set from now on (tests and benchmarks).");
   module.def("channel_moments_forward", &channel_moments_forward);
   module.def("channel_moments_backward", &channel_moments_backward);

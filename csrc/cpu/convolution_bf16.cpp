@@ -44,18 +44,19 @@ struct Buffers {
 template <int N>
 struct Layout {
   const Block<N>& block;
-  int64_t offset[4 * N], begin[4 * N], end[4 * N];  // of each vector of pixels, where aligned: place of row 0, rows in the picture
+  const bool aligned;                                             // every vector of pixels lies in one row; then of each of them:
+  int64_t run[4 * N], offset[4 * N], begin[4 * N], end[4 * N] = {};  // run, place of the first of six rows, which lie in the picture
   __mmask16 left[2 * N] = {}, right[2 * N] = {};     // of values that have a neighbour
   bool before, after;                                // whether the block itself has one
 
-  explicit Layout(const Block<N>& b) : block(b) {
+  explicit Layout(const Block<N>& b) : block(b), aligned(b.tiling.width % kWidth == 0) {
     const Tiling& t = b.tiling;
-    for (int64_t v = 0; v < 4 * N; ++v) {
-      const int64_t y = b.run_of[v] < 0 ? 0 : 4 * b.runs[b.run_of[v]].y - 1;
-      offset[v] = y * t.width + b.x_of[v];
-      begin[v] = y < 0 ? -y : 0;
-      end[v] = b.run_of[v] < 0 ? 0 : least(6, t.height - y);
-    }
+    for (int64_t r = 0; aligned && r < b.count; ++r)
+      for (int64_t i = 0; i < 4 * b.runs[r].count; i += kWidth) {
+        const int64_t v = 4 * b.runs[r].at / kWidth + i / kWidth, y = 4 * b.runs[r].y - 1;
+        run[v] = r, offset[v] = y * t.width + 4 * b.runs[r].x + i;
+        begin[v] = y < 0 ? -y : 0, end[v] = least(6, t.height - y);
+      }
     for (int64_t i = 0; i < b.size; ++i) {
       left[i / 8] |= static_cast<__mmask16>((b.inner_left[i] & 3) << 2 * (i % 8));
       right[i / 8] |= static_cast<__mmask16>((b.inner_right[i] & 3) << 2 * (i % 8));
@@ -76,25 +77,23 @@ void transform_neighbour(const Plane<normalise>& plane, const Tiling& t, int64_t
 }
 
 // The six rows of a block's pixels of one channel, transformed across the rows. `planes`: that of each run; `next`: those asked
-// for meanwhile, a line for each vector, so that the requests never queue up.
+// for meanwhile where vectors are aligned, a line for each, so that the requests never queue up.
 template <int N, bool normalise>
 void transform_across(const Layout<N>& layout, const Plane<normalise>* planes, const float* const* next, float* out) {
   constexpr int64_t row = Buffers<N>::row;
   const Block<N>& block = layout.block;
   const Tiling& t = block.tiling;
-  const bool aligned = t.aligned();
-  float copied[6][4 * block.size + 2];
-  if (!aligned) {
-    for (int64_t k = 0; k < 6; ++k) copy_rows(block, planes, k, copied[k]);
-    for (int64_t r = 0; r < block.count; ++r) prefetch(next[r], t, block.runs[r]);
-  }
+  float copied[6][4 * block.size];
+  for (int64_t k = 0; k < 6 && !layout.aligned; ++k)
+    for (int64_t r = 0; r < block.count; ++r)
+      copy_row(planes[r], t, block.runs[r], 4 * block.runs[r].y - 1 + k, copied[k] + 4 * block.runs[r].at);
   for (int64_t v = 0; v < 4 * N; ++v) {
     Vec x[6] = {};
-    if (!aligned) {
-      for (int64_t k = 0; k < 6; ++k) x[k] = load(copied[k] + 1 + v * kWidth);
+    if (!layout.aligned) {
+      for (int64_t k = 0; k < 6; ++k) x[k] = load(copied[k] + v * kWidth);
     } else if (layout.end[v] > 0) {
-      const Plane<normalise>& plane = planes[block.run_of[v]];
-      const float *from = plane.data + layout.offset[v], *ahead = next[block.run_of[v]] + layout.offset[v];
+      const Plane<normalise>& plane = planes[layout.run[v]];
+      const float *from = plane.data + layout.offset[v], *ahead = next[layout.run[v]] + layout.offset[v];
       const auto read = [&](int64_t k) {
         x[k] = plane(load(from + k * t.width));
         __builtin_prefetch(ahead + k * t.width);
