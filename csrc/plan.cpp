@@ -70,7 +70,7 @@ class RecordedPlan {
       record("direct_bf16", call, [inputs, taps](const DirectConvolution& c) { return avx512bf16::direct_convolution(c); });
     else
 #endif
-    record("direct", call, [inputs, taps](const DirectConvolution& c) { return IFAN_PICK(direct_convolution)(c); });
+      record("direct", call, [inputs, taps](const DirectConvolution& c) { return IFAN_PICK(direct_convolution)(c); });
   }
 
   void head(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address weight, Address bias,

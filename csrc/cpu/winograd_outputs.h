@@ -1,4 +1,4 @@
-// From the sums of a block's products to the output of a convolution: what follows winograd.h in the forward pass.
+// From the sums of a block's products to the output of a convolution, through its epilogue.
 #pragma once
 #include "convolution.h"
 #include "winograd.h"

@@ -416,7 +416,7 @@ class _Recorder:
         padded = self.arena.take(self.count * 3 * border[0])
         self.plan.image(self.images.data_ptr(), self.count, size, BGR_MEAN, config.image_scale, padded, border)
         filters = self.weights.taps("stem.image", network.stem.weight[:, :3], self.weights.bf16)
-        self._window(padded, 3, border, 7, filters, share, 0, bf16=self.weights.bf16)
+        self._window(padded, 3, border, 7, filters, share, 0)
         return share
 
     def _first(self, share: View, stem: View) -> list[list[View]]:
@@ -472,7 +472,7 @@ class _Recorder:
             padded, border = self.bordered[None]
             self.plan.border(planes.address, self.count, planes.stride, dense, size, padded, border)
             taps = self.weights.taps(("stem.planes", dense), weight[:, :dense], self.weights.bf16)
-            self._window(padded, dense, border, 7, taps, stem, stem.address, bf16=self.weights.bf16)
+            self._window(padded, dense, border, 7, taps, stem, stem.address)
 
     def _re_encoded(self, t: int, task: TaskConfig, group: View) -> list[View]:
         size, arena, plan = self.config.size, self.arena, self.plan
@@ -487,9 +487,7 @@ class _Recorder:
         padded, border = self.bordered[t]
         plan.border(group.address, self.count, group.stride, group.channels, size, padded, border)
         whole = arena.maps(self.count, widths[0], size // 2)
-        taps = self.weights.taps(
-            (t, 0), convolutions[0], False
-        )  # columns split far apart: nothing to round once for all
+        taps = self.weights.taps((t, 0), convolutions[0], False)
         self._window(padded, group.channels, border, 5, taps, whole, 0, 2, True)
         plan.max_pool(whole.address, self.count * widths[0], sides[0], sides[0], maps[0].address)
         for i in (1, 2):
@@ -538,7 +536,7 @@ class _Recorder:
             x = [*x, *self._block(lanes, cast(DenseBlock, block), x, [0])]
         sources, weight = _unique([*x, *maps[0]], network.parsing_head.weight)
         target = View(logits.data_ptr(), logits.shape[1], logits.shape[3], logits[0].numel())
-        self._pointwise(lanes, sources, "parsing_head", weight, target, self.weights.bf16)
+        self._pointwise(lanes, sources, "parsing_head", weight, target)
 
     def _block(self, lanes: _Lanes, block: DenseBlock, x: list[View], norm_rows: Sequence[int]) -> list[View]:
         """The grown channels, one view."""
@@ -558,7 +556,7 @@ class _Recorder:
             pooled = self.arena.maps(lanes.total, channels, side)
             scale, shift = self.weights.norm(down.norm, norm_rows)
             self.plan.integrate(*lanes.read(x), 2, scale, shift, pooled.address)
-            self._pointwise(lanes, [pooled], id(down), down.convolution.weight, out, self.weights.bf16)
+            self._pointwise(lanes, [pooled], id(down), down.convolution.weight, out)
         return out
 
     def _up(self, lanes: _Lanes, up: TransitionUp, x: list[View]) -> View:
@@ -608,11 +606,9 @@ class _Recorder:
         filters = self.weights.filters(key, weight, sources[0].side)
         self.plan.convolution(*lanes.read(sources), *norm, filters, weight.shape[0], epilogue, out.address, out.stride)
 
-    def _pointwise(
-        self, lanes: _Lanes, sources: Sequence[View], key: Any, weight: Tensor, out: View, bf16: bool
-    ) -> None:
+    def _pointwise(self, lanes: _Lanes, sources: Sequence[View], key: Any, weight: Tensor, out: View) -> None:
+        outputs, side, bf16 = weight.shape[0], sources[0].side, self.weights.bf16
         filters = self.weights.taps((key, "pointwise"), weight, bf16)
-        outputs, side = weight.shape[0], sources[0].side
         self.plan.direct(*lanes.read(sources), [0], side, filters, outputs, 0, out.address, out.stride, False, bf16)
 
     def _window(
@@ -626,16 +622,15 @@ class _Recorder:
         initial: int,
         step: int = 1,
         relu: bool = False,
-        bf16: bool = False,
     ) -> None:
-        """A ``kernel`` x ``kernel`` convolution of bordered planes."""
+        """A ``kernel`` x ``kernel`` convolution of bordered planes; in float32 where taps lie half a plane apart."""
         plane, row, _, _, half, split = border
         field = (padded, channels, channels * plane, plane, 0, 0)
         shape = (self.count, channels, out.side, out.side)
         taps = range(kernel)
         offsets = [y * row + (x % 2 * half + x // 2 if split else x) for y in taps for x in taps]
         arguments = ([field], 0, [self.count], shape, offsets, step * row, filters, out.channels, initial)
-        self.plan.direct(*arguments, out.address, out.stride, relu, bf16)
+        self.plan.direct(*arguments, out.address, out.stride, relu, self.weights.bf16 and not split)
 
 
 def _border(size: int, before: int, after: int, split: bool = False) -> tuple[int, ...]:
