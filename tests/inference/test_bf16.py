@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import CONFIGS, SMALL, faces, network, outputs, reference
+from test_engine import CONFIGS, SMALL, faces, network, outputs, reference
 from torch import Tensor
 
 from ifan.config import NetworkConfig
