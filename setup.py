@@ -1,8 +1,9 @@
 """Builds the native modules beside the pure-Python package.
 
-ifan._cpu: every csrc/cpu/*.cpp is compiled once an instruction set, csrc/cpu/runtime/*.cpp and csrc/*.cpp once,
-all by ninja, with $CXX, $CXXFLAGS and $LDFLAGS. IFAN_NATIVE=auto (default): a missing or failing compiler leaves a
-pure-Python install; require: that is an error; off: nothing native is built. What happened is kept in ifan/_build.json.
+ifan._cpu: every csrc/cpu/*.cpp is compiled once an instruction set (*_bf16.cpp for AVX512_BF16 alone),
+csrc/cpu/runtime/*.cpp and csrc/*.cpp once, all by ninja, with $CXX, $CXXFLAGS and $LDFLAGS. IFAN_NATIVE=auto
+(default): a missing or failing compiler leaves a pure-Python install; require: that is an error; off: nothing native is
+built. What happened is kept in ifan/_build.json.
 
 ifan._cuda: csrc/cuda/*, where nvcc lies in $CUDA_HOME/bin or on the PATH; half a minute on one core, no GPU needed.
 IFAN_CUDA=auto (default), require and off mean the same for it. ptxas' report of each kernel is kept beside its object,
@@ -35,6 +36,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         "avx2": "-mavx2 -mfma -mf16c",
         "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512",
     }
+# Of the files *_bf16.cpp: kernels that exist for this instruction set alone.
+BF16_ISAS = {"avx512bf16": ISAS["avx512"] + " -mavx512bf16"} if "avx512" in ISAS else {}
 CUDA = os.environ.get("IFAN_CUDA", "auto")
 CUDA_TARGETS = ("compute_80,code=sm_80", "compute_90a,code=sm_90a", "compute_100,code=[sm_100,compute_100]")
 """Machine code for A100, H100 and B200; the last one's PTX is for whatever comes after. 8.6 and 8.9 run that of 8.0."""
@@ -127,9 +130,10 @@ def cpu_ninja(objects: Path, sources: list[str], target: Path) -> str:
     linked = []
     for source in sources:
         kernel = Path(source).parent == Path("csrc/cpu")
-        for isa in ISAS if kernel else ["once"]:
+        isas = (BF16_ISAS if Path(source).stem.endswith("_bf16") else ISAS) if kernel else {"once": ""}
+        for isa, options in isas.items():
             linked.append(str(objects / isa / f"{Path(source).stem}.o"))
-            flags = f"-DIFAN_ISA={isa} {ISAS[isa]}" if kernel else ""
+            flags = f"-DIFAN_ISA={isa} {options}" if kernel else ""
             lines.append(f"build {linked[-1]}: compile {ROOT / source}\n  isa = {flags}")
     lines.append(f"build {target}: link {' '.join(linked)}")
     return "\n".join(lines) + "\n"

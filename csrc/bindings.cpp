@@ -145,6 +145,7 @@ py::dict features() {
   result["isa"] = name(current_isa());
   result["compiled"] = compiled;
   result["supported"] = usable;
+  result["bf16"] = has_bf16();
   return result;
 }
 

@@ -8,7 +8,8 @@
 #include <utility>
 
 #include "bindings.h"
-#include "cpu/direct.h"
+#include "cpu/convolution_bf16.h"
+#include "cpu/direct_bf16.h"
 #include "cpu/encode_predictions.h"
 #include "cpu/feedback.h"
 #include "cpu/integrate.h"
@@ -31,6 +32,8 @@ Border border_of(const std::array<int64_t, 6>& b) { return {b[0], b[1], b[2], b[
 
 class RecordedPlan {
  public:
+  explicit RecordedPlan(bool bf16) : bf16_(bf16) {}
+
   void convolution(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address scale,
                    Address shift, Address filters, int64_t outputs, const std::string& epilogue, Address out,
                    int64_t out_lane_stride) {
@@ -39,6 +42,10 @@ class RecordedPlan {
                             written(out), out_lane_stride, 1};
     if (IFAN_PICK(fits_small_maps)(shape[2], shape[3]))
       record("small_convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(small_convolution_forward)(c); });
+#if defined(__x86_64__)
+    else if (bf16_)
+      record("convolution_bf16", call, [inputs](const ConvolutionForward& c) { return avx512bf16::convolution_forward(c); });
+#endif
     else
       record("convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(convolution_forward)(c); });
   }
@@ -53,12 +60,17 @@ class RecordedPlan {
 
   void direct(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape,
               const std::vector<int64_t>& offsets, int64_t row_step, Address filters, int64_t outputs, Address initial,
-              Address out, int64_t out_lane_stride, bool relu) {
+              Address out, int64_t out_lane_stride, bool relu, bool bf16) {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     const auto taps = std::make_shared<std::vector<int64_t>>(offsets);
     DirectConvolution call{inputs->x,     taps->data(),    static_cast<int64_t>(taps->size()), row_step, read(filters), outputs,
                            read(initial), written(out), out_lane_stride, relu, 1};
-    record("direct", call, [inputs, taps](const DirectConvolution& c) { return IFAN_PICK(direct_convolution)(c); });
+#if defined(__x86_64__)
+    if (bf16)
+      record("direct_bf16", call, [inputs, taps](const DirectConvolution& c) { return avx512bf16::direct_convolution(c); });
+    else
+#endif
+      record("direct", call, [inputs, taps](const DirectConvolution& c) { return IFAN_PICK(direct_convolution)(c); });
   }
 
   void head(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address weight, Address bias,
@@ -154,6 +166,7 @@ class RecordedPlan {
                       }});
   }
 
+  const bool bf16_;
   std::vector<Step> steps_;
 };
 
@@ -188,6 +201,22 @@ void pack_small_filters(Address weight, int64_t outputs, int64_t inputs, Address
   IFAN_PICK(pack_small_filters)({read(weight), outputs, inputs, false, written(filters)});
 }
 
+#if defined(__x86_64__)
+int64_t packed_filters_bf16(int64_t outputs, int64_t inputs) { return avx512bf16::packed_filters(outputs, inputs); }
+
+void pack_filters_bf16(Address weight, int64_t outputs, int64_t inputs, Address filters) {
+  avx512bf16::pack_filters({read(weight), outputs, inputs, false, written(filters)});
+}
+
+int64_t packed_taps_bf16(int64_t outputs, int64_t channels, int64_t taps) {
+  return avx512bf16::packed_taps(outputs, channels, taps);
+}
+
+void pack_taps_bf16(Address weight, int64_t outputs, int64_t channels, int64_t taps, Address filters) {
+  avx512bf16::pack_taps({read(weight), outputs, channels * taps, written(filters)}, taps);
+}
+#endif
+
 }  // namespace
 
 void bind_plan(py::module_& module) {
@@ -197,11 +226,19 @@ void bind_plan(py::module_& module) {
   module.def("fits_small_maps", &fits_small_maps, "Whether Plan.convolution reads filters of pack_small_filters for this shape.");
   module.def("packed_small_filters", &packed_small_filters, "Floats that pack_small_filters writes.");
   module.def("pack_small_filters", &pack_small_filters);
+#if defined(__x86_64__)
+  module.def("packed_filters_bf16", &packed_filters_bf16, "Floats that pack_filters_bf16 writes.");
+  module.def("pack_filters_bf16", &pack_filters_bf16, "Where features()['bf16']: filters of a convolution of Plan(bf16=True).");
+  module.def("packed_taps_bf16", &packed_taps_bf16, "Floats that pack_taps_bf16 writes.");
+  module.def("pack_taps_bf16", &pack_taps_bf16, "Where features()['bf16']: filters of Plan.direct with bf16=True.");
+#endif
   py::class_<RecordedPlan>(module, "Plan", "Kernel calls recorded once and run together; see ifan.inference.engine.")
-      .def(py::init<>())
+      .def(py::init<bool>(), py::arg("bf16") = false)
       .def("convolution", &RecordedPlan::convolution)
       .def("integrate", &RecordedPlan::integrate)
-      .def("direct", &RecordedPlan::direct)
+      .def("direct", &RecordedPlan::direct, py::arg("sources"), py::arg("rows"), py::arg("segments"), py::arg("shape"),
+           py::arg("offsets"), py::arg("row_step"), py::arg("filters"), py::arg("outputs"), py::arg("initial"), py::arg("out"),
+           py::arg("out_lane_stride"), py::arg("relu"), py::arg("bf16") = false)
       .def("head", &RecordedPlan::head)
       .def("image", &RecordedPlan::image)
       .def("border", &RecordedPlan::border)

@@ -2,19 +2,15 @@
 
 #include <atomic>
 
+#include "direct_outputs.h"
 #include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
-#include "simd.h"
 
 namespace ifan {
 namespace IFAN_ISA {
 namespace {
 
-constexpr int kOutputs = kRegisters == 32 ? 12 : 6;  // output channels whose sums stay in registers
-constexpr int64_t kPixels = 16 * kWidth;             // of a row, at a time: what is read for them stays in the first-level cache
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
+constexpr int64_t kPixels = 16 * kWidth;  // of a row, at a time: what is read for them stays in the first-level cache
 
 struct Context {
   const DirectConvolution& call;
@@ -35,27 +31,6 @@ void multiply(const float* const* rows, int64_t offset, int64_t products, const 
   }
   for (int o = 0; o < kOutputs; ++o)
     for (int n = 0; n < N; ++n) store(sums + (o * N + n) * kWidth, sum[o][n]);
-}
-
-// Adds the initial values, applies the ReLU and writes `pixels` of N vectors.
-template <int N>
-void write(const Context& context, const float* sums, int64_t lane, int64_t first, int64_t at, int64_t pixels) {
-  const DirectConvolution& call = context.call;
-  const int64_t plane = call.x.height * call.x.width, some = least(kOutputs, call.outputs - first);
-  for (int64_t o = 0; o < some; ++o) {
-    const int64_t place = lane * call.out_lane_stride + (first + o) * plane + at;
-    const float* sum = sums + o * N * kWidth;
-    int64_t i = 0;
-    for (; i + kWidth <= pixels; i += kWidth) {
-      Vec v = load(sum + i);
-      if (call.initial) v += load(call.initial + place + i);
-      store(call.out + place + i, call.relu ? relu(v) : v);
-    }
-    for (; i < pixels; ++i) {
-      const float v = sum[i] + (call.initial ? call.initial[place + i] : 0);
-      call.out[place + i] = call.relu ? relu(v) : v;
-    }
-  }
 }
 
 void convolve_rows(void* argument, int64_t begin, int64_t end) {  // index: (lane, row, piece)
@@ -92,15 +67,15 @@ void convolve_rows(void* argument, int64_t begin, int64_t end) {  // index: (lan
       int64_t i = 0;
       for (; i + 2 * kWidth <= whole; i += 2 * kWidth) {
         multiply<2>(rows, i, products, filters, sums);
-        write<2>(context, sums, lane, first, at + i, 2 * kWidth);
+        write_sums<2>(call, sums, lane, first, at + i, 2 * kWidth);
       }
       if (i < whole) {
         multiply<1>(rows, i, products, filters, sums);
-        write<1>(context, sums, lane, first, at + i, kWidth);
+        write_sums<1>(call, sums, lane, first, at + i, kWidth);
       }
       if (rest) {
         multiply<1>(tail_rows, 0, products, filters, sums);
-        write<1>(context, sums, lane, first, at + whole, rest);
+        write_sums<1>(call, sums, lane, first, at + whole, rest);
       }
     }
   }

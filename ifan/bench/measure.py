@@ -70,9 +70,11 @@ def _prepare(problem: Problem, entries: dict[str, Row], names: Sequence[str]) ->
         try:
             one = problem.makers[name]()
             found = one.run(0) if one.first is None else one.first
+            checked = one.check or one.run
+            found = one.check(0) if one.check else found
             entry |= {"note": one.note, "prepare_s": time.perf_counter() - began}
             entry["error"] = problem.error(found, problem.expected(0))
-            found = one.run(1)
+            found = checked(1)
             if problem.repeatable:
                 entry["error"] = max(entry["error"], problem.error(found, problem.expected(1)))
             if entry["error"] <= problem.tolerance:
@@ -101,7 +103,8 @@ def _time(problem: Problem, ready: dict[str, Ready], row: Row, setting: Setting,
         entry = entries[name]
         entry["ms"] = asdict(spread([1e3 * s for s in seconds]))
         if problem.repeatable:
-            again = problem.error(last[name], problem.expected((len(seconds) - 1) % 2))
+            i, check = (len(seconds) - 1) % 2, ready[name].check
+            again = problem.error(check(i) if check else last[name], problem.expected(i))
             entry["error"] = max(entry["error"], again)
             if again > problem.tolerance:
                 entry |= {"status": "wrong", "ms": None, "note": "later runs: " + _wrong(again, problem.tolerance)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +26,9 @@ BATCHES = (1, 8, 32)
 TRAINING = {"paper-64": 24, "paper-128": 12}
 """Preset and samples of a step, a third of them from each dataset."""
 
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}
-"""Of each output's largest value; bfloat16 keeps eight bits and the loop runs through about fifty layers each time."""
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.03}
+"""Of each output's largest value. In float32 after all iterations; in bfloat16 after the first: with random weights,
+what rounding does to its logits redraws the next planes, and after three nobody's are near the truth."""
 
 DISTINCT = 2
 """Faces that differ in a batch; the rest repeat them, so that two faces' truth is enough to check all."""
@@ -103,19 +103,21 @@ def _images(size: int, batch: int, seed: int) -> Tensor:
 def _inference(config: NetworkConfig, batch: int, dtype: str, setting: Setting) -> Problem:
     network = random_network(config).to(setting.device)
     images = [_images(config.size, batch, seed).to(setting.device) for seed in (1, 2)]
-    bias = network.landmark_head.bias.detach().view(2, -1)
+    bias = network.landmark_head.bias.detach().view(2, -1) * (dtype == "float32")
     names = FeedbackGraph(network, 1).outputs
 
     def outputs(found: Sequence[Tensor]) -> list[Tensor]:
-        """Points less their bias, so that what is left is checked and not the constant."""
+        """Points less their bias, so that what is left is checked and not the constant; in bfloat16, where rounding the
+        sum loses most of what is left, as they are."""
         return [v - bias.to(v.device) if n == "points" else v for n, v in zip(names, found, strict=True)]
 
     exact: dict[int, list[Tensor]] = {}
 
     def expected(i: int) -> list[Tensor]:
         if i not in exact:
+            checked = 1 if dtype == "bfloat16" else config.iterations
             with torch.inference_mode(), ops.use_backend("reference"):
-                found = network.double()(images[i][:DISTINCT])[-1]
+                found = network.double()(images[i][:DISTINCT], None, checked)[-1]
                 network.float()
             repeated = [v.float().repeat(-(-batch // DISTINCT), *[1] * (v.dim() - 1))[:batch] for v in _listed(found)]
             exact[i] = outputs(repeated)
@@ -132,12 +134,9 @@ def _inference(config: NetworkConfig, batch: int, dtype: str, setting: Setting) 
         feeds = [[value] for value in images]
         if dtype == "float32":
             makers["onnxruntime"] = lambda: _through(
-                rivals.onnxruntime(_exported(network, setting), feeds, setting.threads), outputs
+                rivals.onnxruntime(_exported(network, setting, config.iterations), feeds, setting.threads), outputs
             )
-        precision = {"float32": "f32", "bfloat16": "bf16"}[dtype]
-        makers["openvino"] = lambda: _through(
-            rivals.openvino(_exported(network, setting), feeds, setting.threads, precision), outputs
-        )
+        makers["openvino"] = lambda: _openvino(network, feeds, dtype, setting, outputs)
     return Problem(makers, expected, TOLERANCES[dtype])
 
 
@@ -152,42 +151,59 @@ def _through(ready: Ready, outputs: Outputs) -> Ready:
     return Ready(lambda i: outputs(ready.run(i)), ready.note)
 
 
+def _openvino(
+    network: IFAN, feeds: Sequence[Sequence[Tensor]], dtype: str, setting: Setting, outputs: Outputs
+) -> Ready:
+    def loop(iterations: int, precision: str) -> Ready:
+        graph = _exported(network, setting, iterations)
+        return _through(rivals.openvino(graph, feeds, setting.threads, precision), outputs)
+
+    if dtype == "float32":
+        return loop(network.config.iterations, "f32")
+    return replace(loop(network.config.iterations, "bf16"), check=loop(1, "bf16").run)
+
+
 def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Setting, outputs: Outputs) -> Ready:
     """The native engine; on a GPU the CUDA graphs of the network with the ops' fastest backends."""
     model = network if dtype == "float32" else in_bfloat16(network)
 
-    @torch.inference_mode()
-    def steps(i: int) -> list[Tensor]:
-        return outputs([value.float() for value in _listed(model(images[i % 2])[-1])])
+    def passes(iterations: int) -> Run:
+        @torch.inference_mode()
+        def run(i: int) -> list[Tensor]:
+            return outputs([value.float() for value in _listed(model(images[i % 2], None, iterations)[-1])])
 
+        return run
+
+    steps, short = passes(network.config.iterations), dtype == "bfloat16"
     if setting.device == "cpu":
         from ifan.inference.engine import Engine
 
+        def loop(iterations: int, precision: str) -> Run:
+            engine = Engine(network, iterations, precision=precision)
+            return lambda i: outputs(_listed(engine(images[i % 2])))
+
         if dtype == "float32":
-            engine = Engine(network)
-        elif "precision" in inspect.signature(Engine).parameters:
-            engine = cast(Any, Engine)(network, precision="bf16")
-        else:
-            raise Missing("the engine of this version has no bfloat16 mode")
-        return Ready(lambda i: outputs(_listed(engine(images[i % 2]))), "engine", steps=steps)
+            return Ready(loop(network.config.iterations, "fp32"), "engine", steps=steps)
+        try:
+            return Ready(loop(network.config.iterations, "bf16"), "engine", check=loop(1, "bf16"), steps=steps)
+        except ValueError as error:  # of the processor
+            raise Missing(str(error)) from error
     if setting.ranges:
-        return Ready(steps, "network, part by part")
+        return Ready(steps, "network, part by part", check=passes(1) if short else None)
     runner = GraphRunner(model)
 
-    def run(i: int) -> list[Tensor]:
-        return outputs([value.float() for value in _listed(runner(images[i % 2]))])
+    def replay(iterations: int) -> Run:
+        return lambda i: outputs([value.float() for value in _listed(runner(images[i % 2], iterations))])
 
-    return Ready(run, f"CUDA graph, backend {ops.current_backend()}", steps=steps)
+    check = replay(1) if short else None
+    note = f"CUDA graph, backend {ops.current_backend()}"
+    return Ready(replay(network.config.iterations), note, check=check, steps=steps)
 
 
 def _graph(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Setting, outputs: Outputs) -> Ready:
     model = FeedbackGraph(network).to(setting.device)
 
-    @torch.inference_mode()
-    def run(i: int) -> list[Tensor]:
-        with _autocast(setting.device, dtype):
-            return outputs([value.float() for value in model(images[i % 2])])
-
+    run = _loop(model, images, dtype, setting, outputs, model.image_share, model.iterate, model.draw)
     return Ready(run, "the exported graph, run by PyTorch")
 
 
@@ -198,29 +214,43 @@ def _compiled(
     model = FeedbackGraph(network).to(setting.device)
     parts: list[Any] = [model.image_share, model.iterate, model.draw]
     share, iterate, draw = (torch.compile(part, mode=mode, dynamic=False) for part in parts)
+    return _loop(model, images, dtype, setting, outputs, share, iterate, draw)
+
+
+def _loop(
+    model: FeedbackGraph,
+    images: Sequence[Tensor],
+    dtype: str,
+    setting: Setting,
+    outputs: Outputs,
+    share: Callable[..., Any],
+    iterate: Callable[..., Any],
+    draw: Callable[..., Any],
+) -> Run:
+    """All iterations by these parts of the graph; gives the last one's outputs, in bfloat16 the first one's."""
 
     @torch.inference_mode()
     def run(i: int) -> list[Tensor]:
         with _autocast(setting.device, dtype):
             image, planes = share(images[i % 2]), cast(Tensor, model.first)
-            found = iterate(image, planes.expand(image.shape[0], -1, -1, -1).contiguous())
+            found = first = iterate(image, planes.expand(image.shape[0], -1, -1, -1).contiguous())
             for _ in range(model.iterations - 1):
                 found = iterate(image, draw(found))
-            return outputs([value.float() for value in found])
+            return outputs([value.float() for value in (first if dtype == "bfloat16" else found)])
 
     return run
 
 
-def _exported(network: IFAN, setting: Setting) -> Path:
+def _exported(network: IFAN, setting: Setting, iterations: int) -> Path:
     """The ONNX file that ``ifan export`` writes; made once for all batch sizes."""
     try:
         for package in ("onnx", "onnxscript"):
             require(package)
     except ValueError as error:
         raise Missing(str(error)) from error
-    path = setting.folder / f"network{network.config.size}x{network.config.iterations}.onnx"
+    path = setting.folder / f"network{network.config.size}x{iterations}.onnx"
     if not path.exists():
-        export(network, path)
+        export(network, path, iterations)
     return path
 
 

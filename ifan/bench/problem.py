@@ -22,12 +22,14 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Ready:
-    """A contender ready to run; ``note`` says how it runs, ``first`` what its first run gave if that is over, ``steps``
-    does the same work part by part where ``run`` shows a profiler one block."""
+    """A contender ready to run; ``note`` says how it runs, ``first`` what its first run gave if that is over; ``check``
+    is compared with the truth where that is not what ``run`` gives; ``steps`` does the same work part by part where
+    ``run`` shows a profiler one block."""
 
     run: Run
     note: str = ""
     first: Sequence[Tensor] | None = None
+    check: Run | None = None
     steps: Run | None = None
 
 

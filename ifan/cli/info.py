@@ -37,6 +37,7 @@ def gather() -> dict[str, Any]:
 
     from ifan import __version__
     from ifan.ops import dispatch, gpu
+    from ifan.ops.native import bf16_refusal
     from ifan.weights import available
 
     name, features = processor()
@@ -47,6 +48,7 @@ def gather() -> dict[str, Any]:
             "features": features,
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "bf16_missing": bf16_refusal(),
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda_graphs": _checked(gpu.checked_on("graphs")),
@@ -78,6 +80,8 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(name, version or "[dim]not installed[/]")
     table.add_row("processor", f"{escape(cpu['name'])}, {cpu['cores']} cores, {cpu['threads']} threads in use")
     table.add_row("features", " ".join(cpu["features"]) or "unknown")
+    missing = cpu["bf16_missing"]
+    table.add_row("bf16", escape(f"no: {missing}" if missing else "yes: the CPU engine's --precision bf16 runs here"))
     table.add_row("gpu", escape(", ".join(facts["gpus"])) or "none that torch can use")
     table.add_row("gpu inference", f"one CUDA graph a batch size; {facts['cuda_graphs']}")
     table.add_row("weights", ", ".join(facts["weights"]) or "none ship with this installation; see `ifan train --help`")

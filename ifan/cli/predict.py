@@ -44,6 +44,7 @@ def predict(
     iterations: Annotated[int | None, typer.Option(help="Feedback iterations.", min=1)] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these, such as parsing,landmarks.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 on a CPU with AVX512_BF16: faster.")] = "fp32",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad photo.")] = False,
     batch: Annotated[int, typer.Option(help="Faces the network sees at once.", min=1)] = 32,
@@ -74,7 +75,15 @@ def predict(
     if table and not (wanted or maps):  # nobody would see the parsing
         wanted = [task.name for task in network.config.tasks if task.kind != "parsing"]
     detector = None if crops else CenterFace(max_side)
-    analyzer = FaceAnalyzer(network, device, detector=detector, iterations=iterations, tasks=wanted, batch_size=batch)
+    analyzer = FaceAnalyzer(
+        network,
+        device,
+        detector=detector,
+        iterations=iterations,
+        tasks=wanted,
+        batch_size=batch,
+        precision=precision,
+    )
     if table:
         _predict_table(analyzer, paths, out, every, maps, shard)
         return

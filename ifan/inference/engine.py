@@ -24,7 +24,7 @@ from ifan.graph import encoder_widths
 from ifan.layers import EPSILON, DenseBlock, DenseHead, TaskNorm, TransitionDown, TransitionUp
 from ifan.network import BGR_MEAN, IFAN, Predictions, released
 from ifan.ops.concatenation import Normalisation
-from ifan.ops.native import cpu_module
+from ifan.ops.native import bf16_refusal, cpu_module
 
 _LARGEST_SLICE = 128 * 128
 """Pixels of the faces that share an arena: more of them outgrow the caches, fewer read the weights more often."""
@@ -121,16 +121,23 @@ class Engine:
         network: the network, on the CPU in float32; its weights are copied.
         iterations: feedback iterations; ``None`` = as the configuration says.
         tasks: what the last iteration predicts; ``None`` = all. Earlier iterations always predict everything.
+        precision: ``"fp32"``, or ``"bf16"``: products of the convolutions in bfloat16, sums and all else in float32.
 
-    May be called from several threads at once. Raises ``ValueError`` for an unknown task or a network elsewhere, and
-    ``ImportError`` where the native kernels are missing.
+    May be called from several threads at once. Raises ``ValueError`` for an unknown task or precision, a network
+    elsewhere or a processor without bfloat16 products, and ``ImportError`` where the native kernels are missing.
     """
 
-    def __init__(self, network: IFAN, iterations: int | None = None, tasks: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        network: IFAN,
+        iterations: int | None = None,
+        tasks: Sequence[str] | None = None,
+        precision: str = "fp32",
+    ) -> None:
         weight = network.stem.weight
         if weight.device.type != "cpu" or weight.dtype != torch.float32:
             raise ValueError(f"Engine: expected a float32 network on the CPU; got {weight.dtype} on {weight.device}")
-        cpu_module()
+        _check_precision(precision)
         self.config: NetworkConfig = network.config
         self.iterations = network.config.iterations if iterations is None else iterations
         if self.iterations < 1:
@@ -138,7 +145,7 @@ class Engine:
         names = [t.name for t in self.config.tasks]
         wanted = names if tasks is None else [self.config.task(t).name for t in tasks]
         self.tasks = tuple(names.index(n) for n in names if n in wanted)
-        self._weights = _Weights(released(network).eval())
+        self._weights = _Weights(released(network).eval(), precision == "bf16")
         self._plans: dict[_Key, list[_Plan]] = defaultdict(list)
         self._lock = threading.Lock()
 
@@ -190,11 +197,19 @@ class Engine:
         return _Plan(key, self._weights, count, iterations, self.tasks, from_planes)
 
 
+def _check_precision(precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
+    cpu_module()
+    if precision == "bf16" and (missing := bf16_refusal()):
+        raise ValueError(f"precision 'bf16': expected a processor with AVX512_BF16; {missing}. Use 'fp32'.")
+
+
 class _Weights:
     """The network's weights as the kernels read them, repacked once for each instruction set."""
 
-    def __init__(self, network: IFAN) -> None:
-        self.network, self.config = network, network.config
+    def __init__(self, network: IFAN, bf16: bool) -> None:
+        self.network, self.config, self.bf16 = network, network.config, bf16
         self._kept: dict[Any, Any] = {}
 
     def keep(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -217,6 +232,9 @@ class _Weights:
             if small:
                 packed = torch.empty(module.packed_small_filters(outputs, inputs))
                 module.pack_small_filters(whole.data_ptr(), outputs, inputs, packed.data_ptr())
+            elif self.bf16:
+                packed = torch.empty(module.packed_filters_bf16(outputs, inputs))
+                module.pack_filters_bf16(whole.data_ptr(), outputs, inputs, packed.data_ptr())
             else:
                 packed = torch.empty(module.packed_filters(outputs, inputs))
                 module.pack_filters(whole.data_ptr(), outputs, inputs, False, packed.data_ptr())
@@ -224,14 +242,21 @@ class _Weights:
 
         return self.address((key, small), pack)
 
-    def taps(self, key: Any, weight: Tensor) -> int:
+    def taps(self, key: Any, weight: Tensor, bf16: bool) -> int:
+        """A weight ``(O, C)`` or ``(O, C, k, k)`` as `Plan.direct` reads it."""
+
         def pack() -> Tensor:
-            outputs, products = weight.shape[0], weight[0].numel()
-            packed, whole = torch.empty(cpu_module().packed_taps(outputs, products)), weight.contiguous()
-            cpu_module().pack_taps(whole.data_ptr(), outputs, products, packed.data_ptr())
+            module, whole, outputs, channels = cpu_module(), weight.contiguous(), weight.shape[0], weight.shape[1]
+            taps = weight[0, 0].numel()
+            if bf16:
+                packed = torch.empty(module.packed_taps_bf16(outputs, channels, taps))
+                module.pack_taps_bf16(whole.data_ptr(), outputs, channels, taps, packed.data_ptr())
+            else:
+                packed = torch.empty(module.packed_taps(outputs, channels * taps))
+                module.pack_taps(whole.data_ptr(), outputs, channels * taps, packed.data_ptr())
             return packed
 
-        return self.address(key, pack)
+        return self.address((key, bf16), pack)
 
     def norm(self, norm: TaskNorm, rows: Sequence[int], later: bool) -> tuple[int, int]:
         """Addresses of scale and shift of these of the norm's tasks, in the first or a later iteration."""
@@ -343,7 +368,7 @@ class _Recorder:
     ) -> None:
         self.arena, self.weights, self.network, self.config = arena, weights, weights.network, weights.config
         self.count, self.images, self.given = count, images, planes
-        self.plan = cpu_module().Plan()
+        self.plan = cpu_module().Plan(bf16=weights.bf16)
         self.kept: list[Predictions] = []
         self.later = planes is not None  # whether the iteration being recorded is fed with predictions
         self.bordered: dict[int | None, tuple[int, tuple[int, ...]]] = {}
@@ -394,7 +419,7 @@ class _Recorder:
         border = _border(size, 3, 3)
         padded = self.arena.take(self.count * 3 * border[0])
         self.plan.image(self.images.data_ptr(), self.count, size, BGR_MEAN, config.image_scale, padded, border)
-        filters = self.weights.taps("stem.image", network.stem.weight[:, :3])
+        filters = self.weights.taps("stem.image", network.stem.weight[:, :3], self.weights.bf16)
         self._window(padded, 3, border, 7, filters, share, 0)
         return share
 
@@ -450,7 +475,7 @@ class _Recorder:
         if dense:
             padded, border = self.bordered[None]
             self.plan.border(planes.address, self.count, planes.stride, dense, size, padded, border)
-            taps = self.weights.taps(("stem.planes", dense), weight[:, :dense])
+            taps = self.weights.taps(("stem.planes", dense), weight[:, :dense], self.weights.bf16)
             self._window(padded, dense, border, 7, taps, stem, stem.address)
 
     def _re_encoded(self, t: int, task: TaskConfig, group: View) -> list[View]:
@@ -466,7 +491,8 @@ class _Recorder:
         padded, border = self.bordered[t]
         plan.border(group.address, self.count, group.stride, group.channels, size, padded, border)
         whole = arena.maps(self.count, widths[0], size // 2)
-        self._window(padded, group.channels, border, 5, self.weights.taps((t, 0), convolutions[0]), whole, 0, 2, True)
+        taps = self.weights.taps((t, 0), convolutions[0], False)
+        self._window(padded, group.channels, border, 5, taps, whole, 0, 2, True)
         plan.max_pool(whole.address, self.count * widths[0], sides[0], sides[0], maps[0].address)
         for i in (1, 2):
             with arena.frame():
@@ -587,9 +613,9 @@ class _Recorder:
         self.plan.convolution(*lanes.read(sources), *norm, filters, weight.shape[0], epilogue, out.address, out.stride)
 
     def _pointwise(self, lanes: _Lanes, sources: Sequence[View], key: Any, weight: Tensor, out: View) -> None:
-        filters = self.weights.taps((key, "pointwise"), weight)
-        outputs, side = weight.shape[0], sources[0].side
-        self.plan.direct(*lanes.read(sources), [0], side, filters, outputs, 0, out.address, out.stride, False)
+        outputs, side, bf16 = weight.shape[0], sources[0].side, self.weights.bf16
+        filters = self.weights.taps((key, "pointwise"), weight, bf16)
+        self.plan.direct(*lanes.read(sources), [0], side, filters, outputs, 0, out.address, out.stride, False, bf16)
 
     def _window(
         self,
@@ -603,14 +629,14 @@ class _Recorder:
         step: int = 1,
         relu: bool = False,
     ) -> None:
-        """A ``kernel`` x ``kernel`` convolution of bordered planes."""
+        """A ``kernel`` x ``kernel`` convolution of bordered planes; in float32 where taps lie half a plane apart."""
         plane, row, _, _, half, split = border
         field = (padded, channels, channels * plane, plane, 0, 0)
         shape = (self.count, channels, out.side, out.side)
         taps = range(kernel)
         offsets = [y * row + (x % 2 * half + x // 2 if split else x) for y in taps for x in taps]
         arguments = ([field], 0, [self.count], shape, offsets, step * row, filters, out.channels, initial)
-        self.plan.direct(*arguments, out.address, out.stride, relu)
+        self.plan.direct(*arguments, out.address, out.stride, relu, self.weights.bf16 and not split)
 
 
 def _border(size: int, before: int, after: int, split: bool = False) -> tuple[int, ...]:

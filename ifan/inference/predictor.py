@@ -36,7 +36,7 @@ class NetworkPredictor:
         network: the network; moved to ``device`` and put into evaluation mode.
         iterations: feedback iterations; ``None`` = as its configuration says.
         tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
-        precision: of the convolutions, ``"fp32"`` or, on a GPU, ``"bf16"``.
+        precision: ``"fp32"``, or ``"bf16"``: of the native engine (see `Engine`), on a GPU of the convolutions.
 
     Raises:
         ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
@@ -60,16 +60,21 @@ class NetworkPredictor:
 
     def _make_engine(self, precision: str) -> Engine | GraphRunner | None:
         weight, names = self.network.stem.weight, [t.name for t in self.tasks]
-        if precision not in ("fp32", "bf16") or (precision == "bf16" and self.device.type != "cuda"):
-            raise ValueError(f'precision: expected "fp32", or on a GPU "bf16"; got {precision!r} on {self.device}')
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
         if self.device.type == "cuda":
-            return GraphRunner(
-                in_bfloat16(self.network) if precision == "bf16" else self.network, self.iterations, names
-            )
+            network = in_bfloat16(self.network) if precision == "bf16" else self.network
+            return GraphRunner(network, self.iterations, names)
         native = current_backend() in ("auto", "cpu") and cpu_refusal() is None
         if self.device.type != "cpu" or weight.dtype != torch.float32 or not native:
+            if precision != "fp32":
+                raise ValueError(
+                    f"precision {precision!r}: expected a float32 network on the CPU with the native engine; got "
+                    f"{weight.dtype} on {self.device}, backend {current_backend()!r}, native kernels "
+                    f"{cpu_refusal() or 'loaded'}. Use 'fp32'."
+                )
             return None
-        return Engine(self.network, self.iterations, names)
+        return Engine(self.network, self.iterations, names, precision)
 
     @torch.inference_mode()
     def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:

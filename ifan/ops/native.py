@@ -39,6 +39,15 @@ def cpu_module() -> ModuleType:
     return module
 
 
+def bf16_refusal() -> str | None:
+    """Why the compiled CPU kernels cannot multiply in bfloat16 here; ``None`` when they can."""
+    module, reason = _load("ifan._cpu")
+    if module is None:
+        return reason
+    features = module.features()
+    return None if features["bf16"] else f"{features['processor']} has no AVX512_BF16"
+
+
 def cpu_refusal() -> str | None:
     """Why the compiled CPU kernels are missing; ``None`` when they are there."""
     module, reason = _load("ifan._cpu")

@@ -67,6 +67,16 @@ def test_a_contender_that_ignores_its_input_is_wrong() -> None:
     assert row(case(makers))["contenders"]["eager"]["status"] == "wrong"
 
 
+def test_what_is_compared_may_be_another_run_than_what_is_timed() -> None:
+    def wrong(i: int) -> list[torch.Tensor]:
+        return [TRUTH[i % 2] * 2]
+
+    makers = {"ifan": lambda: Ready(wrong, check=right), "eager": lambda: Ready(right, check=wrong)}
+    found = row(case(makers))["contenders"]
+    assert {name: entry["status"] for name, entry in found.items()} == {"ifan": "ok", "eager": "wrong"}
+    assert found["ifan"]["ms"]["count"] == 3
+
+
 def test_a_case_that_cannot_be_built_is_one_row() -> None:
     def fail(setting: Setting) -> None:
         raise MemoryError("too large")

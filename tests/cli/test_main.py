@@ -58,6 +58,8 @@ def test_info_as_json(run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(backends) == ["reference", "cpu", "triton", "cuda"]
     assert backends["reference"]["available"]
     assert facts["cuda_graphs"].startswith(("has not run on a GPU", "checked on "))
+    has_bf16 = backends["cpu"]["available"] and "avx512_bf16" in facts["processor"]["features"]
+    assert (facts["processor"]["bf16_missing"] is None) == has_bf16
     assert all(b["available"] or (b["reason"] and b["fix"]) for b in backends.values())
 
 
@@ -65,7 +67,7 @@ def test_info_tables_hold_what_the_json_holds(run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", "200")
     code, text, _ = run("info")
     assert code == 0
-    for word in ("torch", "processor", "reference", "triton", "one CUDA graph a batch size", *ENVIRONMENT):
+    for word in ("torch", "processor", "bf16", "reference", "triton", "one CUDA graph a batch size", *ENVIRONMENT):
         assert word in text
 
 

@@ -106,8 +106,9 @@ def test_strict_stops_at_once(run, photo: Path, weights: Path, tmp_path: Path) -
         (["--box", "1,2,3"], "expected four numbers"),
         (["--tasks", "age"], "unknown task 'age'"),
         (["--device", "abacus"], "abacus"),
+        (["--precision", "half"], "precision: expected 'fp32' or 'bf16'; got 'half'"),
     ],
-    ids=["weights", "box", "task", "device"],
+    ids=["weights", "box", "task", "device", "precision"],
 )
 def test_wrong_options_are_one_line(
     run, photo: Path, weights: Path, tmp_path: Path, options: list[str], message: str

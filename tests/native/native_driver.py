@@ -48,7 +48,8 @@ def build_driver(name: str, isa: str, extra: str = "", cxx: str | None = None) -
         f"rule link\n  command = $cxx {extra} -pthread $in -o $out",
     ]
     sources = [*sorted(ROOT.glob("csrc/cpu/**/*.cpp")), Path(__file__).with_name("driver.cpp")]
-    objects = {f"{source.stem}.o": source for source in sources if source.stem != "isa"}
+    kept = [source for source in sources if source.stem != "isa" and not source.stem.endswith("_bf16")]
+    objects = {f"{source.stem}.o": source for source in kept}
     lines += [f"build {target}: compile {source}" for target, source in objects.items()]
     lines.append(f"build driver: link {' '.join(objects)}")
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")

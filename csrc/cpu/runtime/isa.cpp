@@ -37,6 +37,14 @@ bool supported(Isa isa) {
   return isa == Isa::baseline;
 }
 
+bool has_bf16() {
+#if defined(__x86_64__)
+  return supported(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 namespace {
 
 Isa fastest() {

@@ -10,6 +10,7 @@ enum class Isa { baseline, avx2, avx512 };
 const char* name(Isa isa);
 std::vector<Isa> compiled_isas();  // from slow to fast
 bool supported(Isa isa);           // by the processor this runs on
+bool has_bf16();                   // whether the kernels of namespace avx512bf16 are compiled, and run here
 Isa current_isa();                 // the fastest compiled and supported one, unless set
 void set_isa(Isa isa);
 std::string processor();
