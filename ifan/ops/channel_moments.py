@@ -12,6 +12,7 @@ from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
+from ifan.ops.operation import operation
 from ifan.ops.recompute import gradients
 
 NAME = "channel_moments"
@@ -47,7 +48,7 @@ register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
-@torch.library.custom_op("ifan::channel_moments", mutates_args=())
+@operation("ifan::channel_moments")
 def _forward(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return reference.channel_moments(x, segments)
@@ -74,7 +75,7 @@ def _(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]
     return _empty_moments(x, segments)
 
 
-@torch.library.custom_op("ifan::channel_moments_backward", mutates_args=())
+@operation("ifan::channel_moments_backward")
 def _backward(
     mean_gradient: Tensor, var_gradient: Tensor, x: Tensor, mean: Tensor, segments: Sequence[int], backend: str
 ) -> Tensor:

@@ -12,6 +12,7 @@ from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import cuda_refusal, kernels, triton_refusal
+from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS, HybridLoss
 from ifan.reference.lanes import accumulation_dtype
@@ -212,7 +213,7 @@ register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", cuda_refusal)
 
 
-@torch.library.custom_op("ifan::hybrid_loss", mutates_args=())
+@operation("ifan::hybrid_loss")
 def _forward(
     predictions: Sequence[Tensor],
     targets: Sequence[Tensor],
@@ -298,7 +299,7 @@ def _(predictions: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor
     return empty[0], empty[1], empty[2], made
 
 
-@torch.library.custom_op("ifan::hybrid_loss_backward", mutates_args=())
+@operation("ifan::hybrid_loss_backward")
 def _backward(
     upstream: Sequence[Tensor],
     losses: Tensor,

@@ -13,6 +13,7 @@ from ifan.ops import checks, native
 from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
+from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 
 NAME = "integrate"
@@ -89,7 +90,7 @@ def _check(
     return counts, flags
 
 
-@torch.library.custom_op("ifan::integrate", mutates_args=())
+@operation("ifan::integrate")
 def _forward(
     sources: Sequence[Tensor],
     weight: Tensor,
@@ -149,7 +150,7 @@ def _(
     return weight.new_empty((sum(segments), weight.shape[1], height // pool, width // pool), dtype=dtype)
 
 
-@torch.library.custom_op("ifan::integrate_backward", mutates_args=())
+@operation("ifan::integrate_backward")
 def _backward(
     gradient: Tensor,
     inputs: Sequence[Tensor],

@@ -475,7 +475,9 @@ def test_opcheck_and_one_graph() -> None:
     targets = [data[name] for name in ("parsing_target", "points_target", "points_weight", "class_targets")]
     settings = [0.1, 0.1, 0.1, 0.02]
     for backend in ("reference", *(row.name for row in backends() if row.available and row.name == "cpu")):
-        opcheck(_forward, (predictions, targets, torch.ones(5), torch.ones(4), SIZES, settings, "wing", backend))
+        opcheck(
+            _forward.registered, (predictions, targets, torch.ones(5), torch.ones(4), SIZES, settings, "wing", backend)
+        )
     for call in (hybrid_loss, op, eager):
         assert_compiles(lambda *v, c=call: list(c(**with_predictions(data, v))[:2]), predictions)
 
