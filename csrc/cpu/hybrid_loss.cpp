@@ -33,19 +33,21 @@ struct Parsing {
   int64_t pieces;     // of an image
   Sums* sums;         // of each piece
   float* edges;       // gradient of the row of logits behind each strip: (classes, columns, three parts)
-  std::atomic<bool> failed{false};
+  std::atomic<bool> failed{false}, wrong{false};  // out of memory; a label of no class
 };
 
 // Cross-entropy of n pixels, whole vectors of them: logits z[k stride + i] turn into their gradient.
 template <bool smooth>
-void cross_entropy(const Parsing& parsing, float* z, int64_t stride, const int32_t* labels, int64_t n, Sums* sums) {
+void cross_entropy(Parsing& parsing, float* z, int64_t stride, const int32_t* labels, int64_t n, Sums* sums) {
   const int64_t classes = parsing.task.classes;
   const float own_share = 1 - parsing.task.smoothing, each = parsing.task.smoothing / static_cast<float>(classes);
   Vec losses{}, weights{};
+  Int wrong{};
   for (int64_t i = 0; i < n; i += kWidth) {
     float* column = z + i;
     Int label;
     __builtin_memcpy(&label, labels + i, sizeof label);
+    wrong |= (label >= static_cast<int32_t>(classes)) & (label != static_cast<int32_t>(kIgnored));
     Vec most = load(column);
     for (int64_t k = 1; k < classes; ++k) {
       const Vec v = load(column + k * stride);
@@ -69,11 +71,13 @@ void cross_entropy(const Parsing& parsing, float* z, int64_t stride, const int32
       store(column + k * stride, label == static_cast<int32_t>(k) ? g - of_own : g);
     }
   }
+  for (int j = 0; j < kWidth; ++j)
+    if (wrong[j]) parsing.wrong = true;
   sums->loss += static_cast<double>(sum_of(losses));
   sums->weight += static_cast<double>(sum_of(weights));
 }
 
-void cross_entropy(const Parsing& parsing, float* z, int64_t stride, const int32_t* labels, int64_t n, Sums* sums) {
+void cross_entropy(Parsing& parsing, float* z, int64_t stride, const int32_t* labels, int64_t n, Sums* sums) {
   parsing.task.smoothing > 0 ? cross_entropy<true>(parsing, z, stride, labels, n, sums)
                              : cross_entropy<false>(parsing, z, stride, labels, n, sums);
 }
@@ -127,7 +131,7 @@ struct Strip {
 };
 
 // One row of labels, `y`, between logits of row `above` and the next.
-void label_row(const Parsing& parsing, const Strip& s, int64_t image, int64_t y, Sums* sums) {
+void label_row(Parsing& parsing, const Strip& s, int64_t image, int64_t y, Sums* sums) {
   const ParsingTask& task = parsing.task;
   const Tap& between = parsing.rows[y];
   const int64_t plane = task.height * task.width, above = between.first, step = above + 1 < task.height ? task.width : 0;
@@ -187,28 +191,28 @@ void join_strips(const Parsing& parsing, float* row) {
   }
 }
 
-bool parsing_loss(const ParsingTask& task, int threads, Sums* sums) {
+Outcome parsing_loss(const ParsingTask& task, int threads, Sums* sums) {
   const bool same = task.height == task.label_height && task.width == task.label_width;
   const int64_t pieces = same ? (task.height * task.width + kChunk - 1) / kChunk : (task.height + kStrip - 1) / kStrip;
   const int64_t count = task.images * pieces, columns = whole_vectors(task.width);
   Tap* taps = static_cast<Tap*>(malloc((task.label_width + task.label_height + 1) * sizeof(Tap)));
   Sums* partial = static_cast<Sums*>(malloc((count + 1) * sizeof(Sums)));
   float* floats = static_cast<float*>(malloc((task.classes + task.width + (same ? 0 : count * task.classes * 3 * columns)) * sizeof(float)));
-  bool made = taps && partial && floats;
+  bool made = taps && partial && floats, wrong = false;
   if (made && count && task.width) {
     for (int64_t k = 0; k < task.classes; ++k) floats[k] = k == kIgnored ? 0 : task.class_weights ? task.class_weights[k] : 1;
     for (int64_t y = 0; y < task.label_height; ++y) taps[task.label_width + y] = tap_of(y, task.height, task.label_height);
     Parsing parsing{task, floats, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
                     floats + task.classes + task.width};
     parallel_for(count, 1, threads, same ? chunks : strips, &parsing);
-    made = !parsing.failed;
+    made = !parsing.failed, wrong = parsing.wrong;
     if (made && !same) join_strips(parsing, floats + task.classes);
     for (int64_t i = 0; made && i < count; ++i) sums->loss += partial[i].loss, sums->weight += partial[i].weight;
   }
   free(taps);
   free(partial);
   free(floats);
-  return made;
+  return !made ? Outcome::out_of_memory : wrong ? Outcome::wrong_label : Outcome::done;
 }
 
 void points_loss(const PointsTask& task, Sums* sums) {
@@ -242,24 +246,28 @@ void class_loss(const float* z, int64_t size, int64_t label, double smoothing, f
   for (int64_t k = 0; k < size; ++k)
     gradient[k] = label < 0 ? 0 : static_cast<float>(exp(z[k] - most) / sum - each - (k == label ? 1 - smoothing : 0));
   if (label < 0) return;
-  sums->loss += log(sum) - (1 - smoothing) * (label < size ? z[label] - most : 0) - spread;
+  sums->loss += log(sum) - (1 - smoothing) * (z[label] - most) - spread;
   sums->weight += 1;
 }
 
 }  // namespace
 
-bool hybrid_loss(const HybridLoss& call) {
+Outcome hybrid_loss(const HybridLoss& call) {
   const ClassTasks& classes = call.classes;
   int64_t task = 0, width = 0;
+  double total = 0;
   const auto finish = [&](const Sums& sums) {
     const float divisor = call.denominators ? call.denominators[task] : static_cast<float>(sums.weight);
     call.divisors[task] = divisor;
     call.counts[task] = static_cast<float>(sums.weight);
-    call.losses[task++] = divisor > 0 ? static_cast<float>(sums.loss / static_cast<double>(divisor)) : 0;
+    call.losses[task] = divisor > 0 ? static_cast<float>(sums.loss / static_cast<double>(divisor)) : 0;
+    total += static_cast<double>(call.task_weights[task]) * static_cast<double>(call.losses[task]);
+    ++task;
   };
   if (call.parsing.classes) {
     Sums sums{0, 0};
-    if (!parsing_loss(call.parsing, call.threads, &sums)) return false;
+    const Outcome outcome = parsing_loss(call.parsing, call.threads, &sums);
+    if (outcome != Outcome::done) return outcome;
     finish(sums);
   }
   if (call.points.count) {
@@ -270,12 +278,16 @@ bool hybrid_loss(const HybridLoss& call) {
   for (int64_t t = 0; t < classes.tasks; ++t) width += classes.sizes[t];
   for (int64_t t = 0, first = 0; t < classes.tasks; first += classes.sizes[t++]) {
     Sums sums{0, 0};
-    for (int64_t row = 0; row < classes.rows; ++row)
-      class_loss(classes.logits + row * width + first, classes.sizes[t], classes.targets[row * classes.tasks + t],
-                 classes.smoothing, classes.gradient + row * width + first, &sums);
+    for (int64_t row = 0; row < classes.rows; ++row) {
+      const int64_t label = classes.targets[row * classes.tasks + t];
+      if (label < -1 || label >= classes.sizes[t]) return Outcome::wrong_label;
+      class_loss(classes.logits + row * width + first, classes.sizes[t], label, classes.smoothing,
+                 classes.gradient + row * width + first, &sums);
+    }
     finish(sums);
   }
-  return true;
+  *call.total = static_cast<float>(total);
+  return Outcome::done;
 }
 
 }  // namespace IFAN_ISA

@@ -36,7 +36,8 @@ def channel_moments(x: Tensor, segments: Sequence[int], *, backend: str | None =
     """
     checks.dimensions(NAME, "x", x, "(N, C, H, W)")
     checks.floating(NAME, x.device, x=x)
-    checks.require(min(x.shape[2:]) > 0, NAME, f"x must have H and W of at least 1; got {tuple(x.shape)}. Drop it.")
+    if min(x.shape[2:]) == 0:
+        checks.fail(NAME, f"x must have H and W of at least 1; got {tuple(x.shape)}. Drop it.")
     counts = checks.segments_of(NAME, segments, x.shape[0])
     chosen = choose(NAME, backend, x)
     if chosen == "reference":

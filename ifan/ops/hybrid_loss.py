@@ -88,6 +88,8 @@ def hybrid_loss(
     targets = [parsing_target, points_target, points_weight, class_targets]
     constants = (targets, parsing_class_weights, denominators, sizes, settings, point_loss)
     chosen = choose(NAME, backend, *predictions[:3])
+    if chosen != "cpu":  # whose kernel looks at every label anyway
+        _check_labels(parsing_logits, parsing_target, class_targets, sizes)
     if chosen == "reference":
         return _reference(predictions, *constants)
     return HybridLoss(*_forward(predictions, *constants, chosen)[:3])
@@ -116,12 +118,13 @@ def _check_targets(
     checks.dimensions(NAME, "parsing_target", parsing_target, "(Bp, H, W)")
     expected = (parsing_logits.shape[0], *parsing_target.shape[1:])
     checks.shape(NAME, "parsing_target", parsing_target, expected, "(Bp, H, W)")
-    coarse, fine = tuple(parsing_logits.shape[2:]), tuple(parsing_target.shape[1:])
-    checks.require(
-        coarse == fine or 0 not in coarse + fine,
-        NAME,
-        f"parsing_logits cannot be resized to parsing_target without pixels; got {coarse} and {fine}. Drop the rows.",
-    )
+    coarse, fine = parsing_logits.shape[2:], parsing_target.shape[1:]
+    if coarse != fine and 0 in (*coarse, *fine):
+        checks.fail(
+            NAME,
+            f"parsing_logits cannot be resized to parsing_target without pixels; got {tuple(coarse)} and "
+            f"{tuple(fine)}. Drop the rows.",
+        )
     checks.shape(NAME, "points_target", points_target, tuple(points.shape), "(Bl, 2, P)")
     checks.shape(NAME, "points_weight", points_weight, (points.shape[0], points.shape[2]), "(Bl, P)")
     checks.dimensions(NAME, "class_targets", class_targets, "(Bc, n)")
@@ -132,9 +135,11 @@ def _check_targets(
         ("parsing_target", parsing_target, torch.uint8),
         ("class_targets", class_targets, torch.int64),
     ):
-        checks.require(
-            tensor.dtype == dtype, NAME, f"{name} must be {dtype}; got {tensor.dtype}. Convert it with .to()."
-        )
+        if tensor.dtype != dtype:
+            checks.fail(NAME, f"{name} must be {dtype}; got {tensor.dtype}. Convert it with .to().")
+
+
+def _check_labels(parsing_logits: Tensor, parsing_target: Tensor, class_targets: Tensor, sizes: Sequence[int]) -> None:
     if parsing_logits.shape[1]:
         checks.index_range(NAME, "parsing_target", parsing_target, 0, parsing_logits.shape[1] - 1, IGNORED_PIXEL)
     for index, size in enumerate(sizes):
@@ -166,13 +171,14 @@ def _check_weights(
 def _check_settings(
     parsing_smoothing: float, class_smoothing: float, point_loss: str, wing_width: float, wing_curvature: float
 ) -> None:
-    checks.require(
-        point_loss in POINT_LOSSES, NAME, f"point_loss must be one of {POINT_LOSSES}; got {point_loss!r}. Choose one."
-    )
+    if point_loss not in POINT_LOSSES:
+        checks.fail(NAME, f"point_loss must be one of {POINT_LOSSES}; got {point_loss!r}. Choose one.")
     for name, value in (("parsing_smoothing", parsing_smoothing), ("class_smoothing", class_smoothing)):
-        checks.require(0 <= value < 1, NAME, f"{name} must be in [0, 1); got {value}. Use 0 for none.")
+        if not 0 <= value < 1:
+            checks.fail(NAME, f"{name} must be in [0, 1); got {value}. Use 0 for none.")
     for name, value in (("wing_width", wing_width), ("wing_curvature", wing_curvature)):
-        checks.require(value > 0, NAME, f"{name} must be positive; got {value}. Use 0.1 and 0.02 of a crop side.")
+        if not value > 0:
+            checks.fail(NAME, f"{name} must be positive; got {value}. Use 0.1 and 0.02 of a crop side.")
 
 
 def _reference(
@@ -250,8 +256,9 @@ def _cpu_forward(
     optional = [None if value is None else value.float().contiguous() for value in (class_weights, denominators)]
     weights_at, denominators_at = (0 if value is None else value.data_ptr() for value in optional)
     made = [torch.empty_like(value) for value in (parsing, points, classes)]
+    total = task_weights.new_empty(())
     losses, counts, divisors = (torch.empty_like(task_weights) for _ in range(3))
-    native.cpu_module().hybrid_loss(
+    right = native.cpu_module().hybrid_loss(
         (parsing.data_ptr(), labels.data_ptr(), weights_at, made[0].data_ptr()),
         parsing.shape,
         labels.shape[1:],
@@ -262,11 +269,13 @@ def _cpu_forward(
         class_sizes,
         settings,
         point_loss,
-        denominators_at,
-        (losses.data_ptr(), counts.data_ptr(), divisors.data_ptr()),
+        (task_weights.data_ptr(), denominators_at),
+        [value.data_ptr() for value in (total, losses, counts, divisors)],
         torch.get_num_threads(),
     )
-    return task_weights.dot(losses), losses, counts, [divisors, *made]
+    if not right:
+        _check_labels(predictions[0], labels, class_targets, class_sizes)
+    return total, losses, counts, [divisors, *made]
 
 
 def _cpu_backward(
@@ -277,16 +286,25 @@ def _cpu_backward(
     class_sizes: Sequence[int],
 ) -> list[Tensor]:
     """What forward made are the gradients of each task's sum."""
-    total, of_losses = (value.float() for value in upstream)
-    divisors, parsing, points, classes = made
-    arriving = total * predictions[3].float() + of_losses
-    factors = iter(torch.where(divisors > 0, arriving / divisors, 0).tolist())
-    found = [
-        value * next(factors) if value.shape[axis] else value.clone() for value, axis in ((parsing, 1), (points, 2))
-    ]
-    columns = [factor for factor, size in zip(factors, class_sizes, strict=True) for _ in range(size)]
-    found += [classes * classes.new_tensor(columns), total * losses]
-    return [value.to(like.dtype) for value, like in zip(found, predictions, strict=True)]
+    total, of_losses, task_weights = (value.float().contiguous() for value in (*upstream, predictions[3]))
+    divisors, *sums = made
+    found = [torch.empty_like(value) for value in (*sums, losses)]
+    parsing, points, classes = (
+        (source.data_ptr(), target.data_ptr(), source.numel()) for source, target in zip(sums, found[:3], strict=True)
+    )
+    native.cpu_module().hybrid_loss_backward(
+        (total.data_ptr(), of_losses.data_ptr()),
+        (task_weights.data_ptr(), losses.data_ptr(), divisors.data_ptr()),
+        parsing,
+        sums[0].shape[1] > 0,
+        points,
+        sums[1].shape[2] > 0,
+        (*classes[:2], sums[2].shape[0]),
+        class_sizes,
+        found[3].data_ptr(),
+        torch.get_num_threads(),
+    )
+    return native.in_dtypes_of(predictions, found)
 
 
 @_forward.register_fake

@@ -81,12 +81,10 @@ def _check(
         checks.shape(NAME, name, value, (len(counts), channels), "(T, C)")
     checks.floating(NAME, sources[0].device, **values)
     height, width = sources[0].shape[2:]
-    checks.require(pool in (1, 2), NAME, f"pool must be 1 or 2; got {pool}. Choose one of them.")
-    checks.require(
-        height % pool == 0 and width % pool == 0,
-        NAME,
-        f"pool=2 needs even H and W; got {(height, width)}. Pad the sources or use pool=1.",
-    )
+    if pool not in (1, 2):
+        checks.fail(NAME, f"pool must be 1 or 2; got {pool}. Choose one of them.")
+    if height % pool or width % pool:
+        checks.fail(NAME, f"pool=2 needs even H and W; got {(height, width)}. Pad the sources or use pool=1.")
     return counts, flags
 
 

@@ -29,12 +29,12 @@ else:
 
 
 class Operation:
-    """The operation ``name`` whose value is ``function(*arguments)``; ``registered`` is what `torch.library` made of it.
+    """The operation ``name``, whose value is ``function(*arguments)``.
 
-    A call runs the registered operation where something has to see it (compilation, tracing, tensor subclasses,
-    dispatch modes, `torch.func`, the profiler). In plain eager mode it runs the function itself, under a `torch.autograd.Function`
-    if gradients are recorded. Without `register_autograd`, recording goes to the registered operation, whose backward
-    raises.
+    A call runs ``registered``, what `torch.library` made of it, where something has to see it: compilation, tracing,
+    tensor subclasses, dispatch modes, `torch.func`, the profiler. In plain eager mode it runs the function itself,
+    under a `torch.autograd.Function` if gradients are recorded. Without `register_autograd` recording is left to
+    ``registered``, whose backward raises.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
