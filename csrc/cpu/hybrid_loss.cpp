@@ -15,7 +15,7 @@ namespace IFAN_ISA {
 namespace {
 
 constexpr int64_t kIgnored = 255;    // label of pixels that do not count
-constexpr int64_t kChunk = 512;      // pixels of labels as large as the logits that are taken at once
+constexpr int64_t kChunk = 2048;     // pixels of labels as large as the logits that are taken at once
 constexpr int64_t kStrip = 16;       // rows of logits whose labels one piece of work takes
 constexpr int64_t kStagger = 16;     // floats between rows of 2^n floats, which would share their cache lines' places
 
@@ -36,39 +36,48 @@ struct Parsing {
   std::atomic<bool> failed{false}, wrong{false};  // out of memory; a label of no class
 };
 
-// Cross-entropy of n pixels, whole vectors of them: logits z[k stride + i] turn into their gradient.
+// Logits of some pixels, value k of pixel i at values[k stride + i], and where their gradient goes in the same order. The gradient
+// may take the logits' place.
+struct Pixels {
+  const float* values;
+  float* gradient;
+  int64_t stride;
+};
+
+// Cross-entropy of n pixels, whole vectors of them. `exponentials`: room for a vector a class, so that each logit is read once
+// and each gradient written once. `labels`: -1 and 255 do not count.
 template <bool smooth>
-void cross_entropy(Parsing& parsing, float* z, int64_t stride, const int32_t* labels, int64_t n, Sums* sums) {
+void cross_entropy(Parsing& parsing, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials, Sums* sums) {
   const int64_t classes = parsing.task.classes;
   const float own_share = 1 - parsing.task.smoothing, each = parsing.task.smoothing / static_cast<float>(classes);
   Vec losses{}, weights{};
   Int wrong{};
   for (int64_t i = 0; i < n; i += kWidth) {
-    float* column = z + i;
     Int label;
     __builtin_memcpy(&label, labels + i, sizeof label);
     wrong |= (label >= static_cast<int32_t>(classes)) & (label != static_cast<int32_t>(kIgnored));
-    Vec most = load(column);
-    for (int64_t k = 1; k < classes; ++k) {
-      const Vec v = load(column + k * stride);
+    Vec most = load(pixels.values + i);
+    for (int64_t k = 0; k < classes; ++k) {
+      const Vec v = load(pixels.values + k * pixels.stride + i);
+      store(exponentials + k * kWidth, v);
       most = v > most ? v : most;
     }
     Vec sum{}, total{}, own{}, weight{};
     for (int64_t k = 0; k < classes; ++k) {
-      const Vec d = load(column + k * stride) - most, e = exponential(d);
+      const Vec d = load(exponentials + k * kWidth) - most, e = exponential(d);
       own = label == static_cast<int32_t>(k) ? d : own;
       weight = label == static_cast<int32_t>(k) ? Vec{} + parsing.class_weights[k] : weight;
       if (smooth) total += d;
       sum += e;
-      store(column + k * stride, e);
+      store(exponentials + k * kWidth, e);
     }
     losses += weight * (logarithm(sum) - own * own_share - total * each);
     weights += weight;
     const Vec factor = weight / sum, of_own = weight * own_share, of_each = weight * each;
     for (int64_t k = 0; k < classes; ++k) {
-      Vec g = load(column + k * stride) * factor;
+      Vec g = load(exponentials + k * kWidth) * factor;
       if (smooth) g -= of_each;
-      store(column + k * stride, label == static_cast<int32_t>(k) ? g - of_own : g);
+      store(pixels.gradient + k * pixels.stride + i, label == static_cast<int32_t>(k) ? g - of_own : g);
     }
   }
   for (int j = 0; j < kWidth; ++j)
@@ -77,53 +86,53 @@ void cross_entropy(Parsing& parsing, float* z, int64_t stride, const int32_t* la
   sums->weight += static_cast<double>(sum_of(weights));
 }
 
-void cross_entropy(Parsing& parsing, float* z, int64_t stride, const int32_t* labels, int64_t n, Sums* sums) {
-  parsing.task.smoothing > 0 ? cross_entropy<true>(parsing, z, stride, labels, n, sums)
-                             : cross_entropy<false>(parsing, z, stride, labels, n, sums);
+void cross_entropy(Parsing& parsing, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials, Sums* sums) {
+  parsing.task.smoothing > 0 ? cross_entropy<true>(parsing, pixels, labels, n, exponentials, sums)
+                             : cross_entropy<false>(parsing, pixels, labels, n, exponentials, sums);
 }
 
-// Labels as large as the logits; index: (image, chunk of pixels). The chunk is copied: planes of 2^n values share the places of
-// their cache lines.
+// Labels as large as the logits; index: (image, chunk of pixels). Pixels that do not fill a vector are copied.
 void chunks(void* context, int64_t begin, int64_t end) {
   Parsing& parsing = *static_cast<Parsing*>(context);
   const ParsingTask& task = parsing.task;
-  const int64_t pixels = task.height * task.width, stride = kChunk + kStagger;
-  float* z = scratch(task.classes * stride + kChunk);
-  if (!z) {
+  const int64_t plane = task.height * task.width;
+  float* exponentials = scratch(2 * task.classes * kWidth + kChunk);
+  if (!exponentials) {
     parsing.failed = true;
     return;
   }
-  int32_t* labels = reinterpret_cast<int32_t*>(z + task.classes * stride);
+  float* last = exponentials + task.classes * kWidth;
+  int32_t* labels = reinterpret_cast<int32_t*>(last + task.classes * kWidth);
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t image = index / parsing.pieces, first = index % parsing.pieces * kChunk, n = least(kChunk, pixels - first);
-    const int64_t at = image * task.classes * pixels + first;
-    for (int64_t i = 0; i < n; ++i) labels[i] = task.labels[image * pixels + first + i];
+    const int64_t image = index / parsing.pieces, first = index % parsing.pieces * kChunk, n = least(kChunk, plane - first);
+    const int64_t at = image * task.classes * plane + first, whole = n - n % kWidth, rest = n - whole;
+    for (int64_t i = 0; i < n; ++i) labels[i] = task.labels[image * plane + first + i];
     for (int64_t i = n; i < whole_vectors(n); ++i) labels[i] = -1;
-    for (int64_t k = 0; k < task.classes; ++k) {
-      __builtin_memcpy(z + k * stride, task.logits + at + k * pixels, n * sizeof(float));
-      for (int64_t i = n; i < whole_vectors(n); ++i) z[k * stride + i] = 0;
-    }
     parsing.sums[index] = {0, 0};
-    cross_entropy(parsing, z, stride, labels, whole_vectors(n), parsing.sums + index);
+    cross_entropy(parsing, {task.logits + at, task.gradient + at, plane}, labels, whole, exponentials, parsing.sums + index);
+    if (!rest) continue;
     for (int64_t k = 0; k < task.classes; ++k)
-      __builtin_memcpy(task.gradient + at + k * pixels, z + k * stride, n * sizeof(float));
+      store(last + k * kWidth, load_first(task.logits + at + k * plane + whole, rest));
+    cross_entropy(parsing, {last, last, kWidth}, labels + whole, kWidth, exponentials, parsing.sums + index);
+    for (int64_t k = 0; k < task.classes; ++k)
+      store_first(task.gradient + at + k * plane + whole, load(last + k * kWidth), rest);
   }
 }
 
 // The buffers of a strip.
 struct Strip {
   int64_t pixels, stride, parts;
-  float *row, *z, *upper, *lower, *spare;
+  float *row, *z, *upper, *lower, *spare, *exponentials;
   int32_t* labels;
 
   static int64_t floats(const Parsing& p) {
     const int64_t pixels = p.x.pixels();
-    return p.x.row() + p.task.classes * (pixels + kStagger + 6 * p.x.columns) + 3 * p.x.columns + pixels;
+    return p.x.row() + p.task.classes * (pixels + kStagger + kWidth + 6 * p.x.columns) + 3 * p.x.columns + pixels;
   }
   Strip(const Parsing& p, float* memory)
       : pixels(p.x.pixels()), stride(pixels + kStagger), parts(3 * p.x.columns), row(memory), z(row + p.x.row()),
         upper(z + p.task.classes * stride), lower(upper + p.task.classes * parts), spare(lower + p.task.classes * parts),
-        labels(reinterpret_cast<int32_t*>(spare + parts)) {
+        exponentials(spare + parts), labels(reinterpret_cast<int32_t*>(exponentials + p.task.classes * kWidth)) {
     for (int64_t i = 0; i < p.x.row(); ++i) row[i] = 0;
     for (int64_t i = 0; i < pixels; ++i) labels[i] = -1;
     for (int64_t i = 0; i < p.task.classes * stride; ++i) z[i] = 0;
@@ -141,7 +150,7 @@ void label_row(Parsing& parsing, const Strip& s, int64_t image, int64_t y, Sums*
     parsing.x.interpolate(s.row, s.z + k * s.stride);
   }
   parsing.x.spread(task.labels + (image * task.label_height + y) * task.label_width, s.labels);
-  cross_entropy(parsing, s.z, s.stride, s.labels, s.pixels, sums);
+  cross_entropy(parsing, {s.z, s.z, s.stride}, s.labels, s.pixels, s.exponentials, sums);
   for (int64_t k = 0; k < task.classes; ++k)
     parsing.x.gather(s.z + k * s.stride, between, s.upper + k * s.parts, s.lower + k * s.parts, s.spare);
 }
