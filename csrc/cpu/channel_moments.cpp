@@ -98,7 +98,7 @@ void forward_planes(void* context, int64_t begin, int64_t end) {  // index: (lan
     const int64_t first = piece * f.chunk, n = f.size(piece);
     const T* plane = static_cast<const T*>(call.x) + lane * call.strides[0] + channel * call.strides[1];
     const float* values = direct ? reinterpret_cast<const float*>(plane) + first : gather(f, plane, first, n, buffer);
-    f.at(lane, piece)[channel] = moments_of(values, n);
+    f.at(lane, piece)[channel] = moments_of(values, n, values + n);
     if (++piece < f.chunks) continue;  // counting is cheaper than dividing where planes are small
     piece = 0;
     if (++channel < call.shape[1]) continue;

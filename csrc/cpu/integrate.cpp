@@ -31,13 +31,10 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
   for (int64_t index = begin; index < end; ++index) {
     const int64_t lane = index / channels, c = index % channels, at = plan.task[lane] * channels + c;
     const Affine f{call.scale[at], call.shift[at], call.mean[at]};
-    const float *x = plan.plane(lane, c), *d = call.gradient + index * (pixels / (call.pool * call.pool));
-    float* gx = plan.gradient(lane, c);
+    const float* d = call.gradient + index * (pixels / (call.pool * call.pool));
+    const Writer write(plan.gradient(lane, c), width, large);
     double sums[2] = {0, 0};
-    for_runs(d, call.pool, height, width, [&](int64_t first, const float* wide, int64_t n) {
-      const Writer write(gx + first, large);
-      visit_affine_relu(x + first, wide, n, f, sums, [&](int64_t i, auto e, auto) { write(i, e * f.scale); });
-    });
+    visit_plane(plan.plane(lane, c), d, call.pool, height, width, f, sums, [&](int64_t i, auto e, auto) { write(i, e * f.scale); });
     call.sums[2 * index] = static_cast<float>(sums[0]);
     call.sums[2 * index + 1] = static_cast<float>(sums[1]);
   }

@@ -40,8 +40,9 @@ Moments moments_of_piece(const Plan& plan, const Piece& piece, Moments* partial)
   const double n = static_cast<double>((piece.end - piece.first) * pixels);
   const auto size = [&](int64_t i) { return least(kPlaneChunk, pixels - i % chunks * kPlaneChunk); };
   Moments joint{0, count ? 0. : 1.};
+  const auto chunk = [&](int64_t i) { return plan.plane(piece.first + i / chunks, piece.channel) + i % chunks * kPlaneChunk; };
   for (int64_t i = 0; i < count; ++i) {
-    partial[i] = moments_of(plan.plane(piece.first + i / chunks, piece.channel) + i % chunks * kPlaneChunk, size(i));
+    partial[i] = moments_of(chunk(i), size(i), chunk(least(i + 1, count - 1)));
     joint.mean += size(i) / n * partial[i].mean;
   }
   for (int64_t i = 0; i < count; ++i) {
@@ -82,27 +83,21 @@ void backward_pieces(void* context, int64_t begin, int64_t end) {  // index: (ta
     const Piece piece(x, index);
     const float inverse = inverse_deviation(call.var[index], call.shared.eps), scale = call.shared.weight[index] * inverse;
     const Affine f{scale, call.shared.bias[index] - call.mean[index] * scale, call.mean[index]};
-    const auto of_lane = [&](int64_t lane) { return call.gradient + (lane * x.channels + piece.channel) * (pixels / (pool * pool)); };
+    const auto visit = [&](int64_t lane, double* sums, auto write) {
+      const float* d = call.gradient + (lane * x.channels + piece.channel) * (pixels / (pool * pool));
+      visit_plane(plan.plane(lane, piece.channel), d, pool, x.height, x.width, f, sums, write);
+    };
     double sums[2] = {0, 0};
-    for (int64_t lane = piece.first; lane < piece.end; ++lane) {
-      const float* plane = plan.plane(lane, piece.channel);
-      for_runs(of_lane(lane), pool, x.height, x.width, [&](int64_t first, const float* d, int64_t n) {
-        visit_affine_relu(plane + first, d, n, f, sums, [](int64_t, auto, auto) {});
-      });
-    }
+    for (int64_t lane = piece.first; lane < piece.end; ++lane) visit(lane, sums, [](int64_t, auto, auto) {});
     call.bias_gradient[index] = static_cast<float>(sums[0]);
     call.weight_gradient[index] = static_cast<float>(sums[1] * inverse);
     const double n = static_cast<double>((piece.end - piece.first) * pixels);
     const float offset = static_cast<float>((call.mean_gradient[index] - sums[0] * scale) / n);
     const float slope = static_cast<float>(2 * (call.var_gradient[index] - sums[1] * scale * inverse * inverse / 2) / n);
     for (int64_t lane = piece.first; lane < piece.end; ++lane) {
-      const float* plane = plan.plane(lane, piece.channel);
-      float* gx = plan.gradient(lane, piece.channel);
-      for_runs(of_lane(lane), pool, x.height, x.width, [&](int64_t first, const float* d, int64_t n) {
-        const Writer write(gx + first, large);
-        double unused[2] = {0, 0};
-        visit_affine_relu(plane + first, d, n, f, unused, [&](int64_t i, auto e, auto deviation) { write(i, e * scale + (deviation * slope + offset)); });
-      });
+      const Writer write(plan.gradient(lane, piece.channel), x.width, large);
+      double unused[2] = {0, 0};
+      visit(lane, unused, [&](int64_t i, auto e, auto deviation) { write(i, e * scale + (deviation * slope + offset)); });
     }
   }
   finish_streams();

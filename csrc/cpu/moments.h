@@ -30,7 +30,7 @@ inline double total(const Sum* sums, int64_t n) {
 // `lanes` independent sums: many hide the latency of an addition, few are sooner added up. The mean is summed in double
 // precision: where it is large beside the deviation, float sums of chunks would differ by more than the chunks do.
 template <int64_t lanes>
-inline Moments moments_of(const float* x, int64_t n) {
+inline Moments moments_of(const float* x, int64_t n, const float* next) {
   double sums[lanes] = {};
   float squares[lanes] = {};
   const int64_t whole = n - n % lanes;
@@ -41,16 +41,20 @@ inline Moments moments_of(const float* x, int64_t n) {
   const float centre = static_cast<float>(mean);
   for (int64_t i = 0; i < whole;) {
     float part[lanes] = {};
-    for (const int64_t stop = least(whole, i + kShortSum * lanes); i < stop; i += lanes)
+    for (const int64_t stop = least(whole, i + kShortSum * lanes); i < stop; i += lanes) {
+      for (int64_t j = 0; j < lanes; j += 16) __builtin_prefetch(next + i + j);
       for (int64_t j = 0; j < lanes; ++j) part[j] += (x[i + j] - centre) * (x[i + j] - centre);
+    }
     for (int64_t j = 0; j < lanes; ++j) squares[j] += part[j];
   }
   for (int64_t i = whole; i < n; ++i) squares[i - whole] += (x[i] - centre) * (x[i] - centre);
   return settle(mean, centre, total(squares, lanes), n);
 }
 
-// Of at most kPlaneChunk values.
-inline Moments moments_of(const float* x, int64_t n) { return n < kLongPlane ? moments_of<8>(x, n) : moments_of<32>(x, n); }
+// Of at most kPlaneChunk values. The second look, which finds them in the first-level cache, asks for the values to come at `next`.
+inline Moments moments_of(const float* x, int64_t n, const float* next) {
+  return n < kLongPlane ? moments_of<8>(x, n, next) : moments_of<32>(x, n, next);
+}
 
 }  // namespace IFAN_ISA
 }  // namespace ifan
