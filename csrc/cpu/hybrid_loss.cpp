@@ -5,7 +5,7 @@
 
 #include <atomic>
 
-#include "elementary.h"
+#include "cross_entropy.h"
 #include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
 #include "upsampling.h"
@@ -14,20 +14,15 @@ namespace ifan {
 namespace IFAN_ISA {
 namespace {
 
-constexpr int64_t kIgnored = 255;    // label of pixels that do not count
 constexpr int64_t kChunk = 2048;     // pixels of labels as large as the logits that are taken at once
 constexpr int64_t kStrip = 16;       // rows of logits whose labels one piece of work takes
 constexpr int64_t kStagger = 16;     // floats between rows of 2^n floats, which would share their cache lines' places
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-struct Sums {
-  double loss, weight;
-};
-
 struct Parsing {
   const ParsingTask& task;
-  const float* class_weights;
+  CrossEntropy loss;
   Axis x;
   const Tap* rows;    // of each row of labels
   int64_t pieces;     // of an image
@@ -36,59 +31,8 @@ struct Parsing {
   std::atomic<bool> failed{false}, wrong{false};  // out of memory; a label of no class
 };
 
-// Logits of some pixels, value k of pixel i at values[k stride + i], and where their gradient goes in the same order. The gradient
-// may take the logits' place.
-struct Pixels {
-  const float* values;
-  float* gradient;
-  int64_t stride;
-};
-
-// Cross-entropy of n pixels, whole vectors of them. `exponentials`: room for a vector a class, so that each logit is read once
-// and each gradient written once. `labels`: -1 and 255 do not count.
-template <bool smooth>
-void cross_entropy(Parsing& parsing, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials, Sums* sums) {
-  const int64_t classes = parsing.task.classes;
-  const float own_share = 1 - parsing.task.smoothing, each = parsing.task.smoothing / static_cast<float>(classes);
-  Vec losses{}, weights{};
-  Int wrong{};
-  for (int64_t i = 0; i < n; i += kWidth) {
-    Int label;
-    __builtin_memcpy(&label, labels + i, sizeof label);
-    wrong |= (label >= static_cast<int32_t>(classes)) & (label != static_cast<int32_t>(kIgnored));
-    Vec most = load(pixels.values + i);
-    for (int64_t k = 0; k < classes; ++k) {
-      const Vec v = load(pixels.values + k * pixels.stride + i);
-      store(exponentials + k * kWidth, v);
-      most = v > most ? v : most;
-    }
-    Vec sum{}, total{}, own{}, weight{};
-    for (int64_t k = 0; k < classes; ++k) {
-      const Vec d = load(exponentials + k * kWidth) - most, e = exponential(d);
-      own = label == static_cast<int32_t>(k) ? d : own;
-      weight = label == static_cast<int32_t>(k) ? Vec{} + parsing.class_weights[k] : weight;
-      if (smooth) total += d;
-      sum += e;
-      store(exponentials + k * kWidth, e);
-    }
-    losses += weight * (logarithm(sum) - own * own_share - total * each);
-    weights += weight;
-    const Vec factor = weight / sum, of_own = weight * own_share, of_each = weight * each;
-    for (int64_t k = 0; k < classes; ++k) {
-      Vec g = load(exponentials + k * kWidth) * factor;
-      if (smooth) g -= of_each;
-      store(pixels.gradient + k * pixels.stride + i, label == static_cast<int32_t>(k) ? g - of_own : g);
-    }
-  }
-  for (int j = 0; j < kWidth; ++j)
-    if (wrong[j]) parsing.wrong = true;
-  sums->loss += static_cast<double>(sum_of(losses));
-  sums->weight += static_cast<double>(sum_of(weights));
-}
-
-void cross_entropy(Parsing& parsing, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials, Sums* sums) {
-  parsing.task.smoothing > 0 ? cross_entropy<true>(parsing, pixels, labels, n, exponentials, sums)
-                             : cross_entropy<false>(parsing, pixels, labels, n, exponentials, sums);
+void cross_entropy_of(Parsing& parsing, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials, Sums* sums) {
+  if (!cross_entropy(parsing.loss, pixels, labels, n, exponentials, sums)) parsing.wrong = true;
 }
 
 // Labels as large as the logits; index: (image, chunk of pixels). Pixels that do not fill a vector are copied.
@@ -109,11 +53,11 @@ void chunks(void* context, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < n; ++i) labels[i] = task.labels[image * plane + first + i];
     for (int64_t i = n; i < whole_vectors(n); ++i) labels[i] = -1;
     parsing.sums[index] = {0, 0};
-    cross_entropy(parsing, {task.logits + at, task.gradient + at, plane}, labels, whole, exponentials, parsing.sums + index);
+    cross_entropy_of(parsing, {task.logits + at, task.gradient + at, plane}, labels, whole, exponentials, parsing.sums + index);
     if (!rest) continue;
     for (int64_t k = 0; k < task.classes; ++k)
       store(last + k * kWidth, load_first(task.logits + at + k * plane + whole, rest));
-    cross_entropy(parsing, {last, last, kWidth}, labels + whole, kWidth, exponentials, parsing.sums + index);
+    cross_entropy_of(parsing, {last, last, kWidth}, labels + whole, kWidth, exponentials, parsing.sums + index);
     for (int64_t k = 0; k < task.classes; ++k)
       store_first(task.gradient + at + k * plane + whole, load(last + k * kWidth), rest);
   }
@@ -150,7 +94,7 @@ void label_row(Parsing& parsing, const Strip& s, int64_t image, int64_t y, Sums*
     parsing.x.interpolate(s.row, s.z + k * s.stride);
   }
   parsing.x.spread(task.labels + (image * task.label_height + y) * task.label_width, s.labels);
-  cross_entropy(parsing, {s.z, s.z, s.stride}, s.labels, s.pixels, s.exponentials, sums);
+  cross_entropy_of(parsing, {s.z, s.z, s.stride}, s.labels, s.pixels, s.exponentials, sums);
   for (int64_t k = 0; k < task.classes; ++k)
     parsing.x.gather(s.z + k * s.stride, between, s.upper + k * s.parts, s.lower + k * s.parts, s.spare);
 }
@@ -211,7 +155,7 @@ Outcome parsing_loss(const ParsingTask& task, int threads, Sums* sums) {
   if (made && count && task.width) {
     for (int64_t k = 0; k < task.classes; ++k) floats[k] = k == kIgnored ? 0 : task.class_weights ? task.class_weights[k] : 1;
     for (int64_t y = 0; y < task.label_height; ++y) taps[task.label_width + y] = tap_of(y, task.height, task.label_height);
-    Parsing parsing{task, floats, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
+    Parsing parsing{task, {task.classes, floats, task.smoothing}, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
                     floats + task.classes + task.width};
     parallel_for(count, 1, threads, same ? chunks : strips, &parsing);
     made = !parsing.failed, wrong = parsing.wrong;

@@ -279,21 +279,22 @@ def _cpu_forward(
 
 
 def _cpu_backward(
-    upstream: Sequence[Tensor],
+    upstream: Sequence[Tensor | None],
     losses: Tensor,
     made: Sequence[Tensor],
     predictions: Sequence[Tensor],
     class_sizes: Sequence[int],
+    in_place: bool = False,
 ) -> list[Tensor]:
-    """What forward made are the gradients of each task's sum."""
-    total, of_losses, task_weights = (value.float().contiguous() for value in (*upstream, predictions[3]))
-    divisors, *sums = made
-    found = [torch.empty_like(value) for value in (*sums, losses)]
+    """What forward made are the gradients of each task's sum; ``in_place`` turns them into those of the predictions."""
+    arriving = [None if value is None else value.float().contiguous() for value in upstream]
+    task_weights, (divisors, *sums) = predictions[3].float().contiguous(), made
+    found = [*(value if in_place else torch.empty_like(value) for value in sums), torch.empty_like(losses)]
     parsing, points, classes = (
         (source.data_ptr(), target.data_ptr(), source.numel()) for source, target in zip(sums, found[:3], strict=True)
     )
     native.cpu_module().hybrid_loss_backward(
-        (total.data_ptr(), of_losses.data_ptr()),
+        [0 if value is None else value.data_ptr() for value in arriving],
         (task_weights.data_ptr(), losses.data_ptr(), divisors.data_ptr()),
         parsing,
         sums[0].shape[1] > 0,
@@ -355,17 +356,24 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     predictions, targets, parsing_class_weights, denominators, *ctx.settings = inputs
     ctx.set_materialize_grads(False)  # what forward made is as large as the logits and receives no gradient
-    ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators, output[1], *output[3])
+    ctx.in_place = ctx.settings[-1] == "cpu" and getattr(ctx, "direct", False)
+    ctx.made, made = (output[3], []) if ctx.in_place else (None, output[3])
+    ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators, output[1], *made)
 
 
 def _differentiate(ctx: Any, total: Tensor | None, losses: Tensor | None, *_: Any) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    forward = saved[10], list(saved[11:])
-    arriving = [
-        saved[10].new_zeros(()) if total is None else total,
-        torch.zeros_like(saved[10]) if losses is None else losses,
-    ]
-    found = _backward(arriving, *forward, list(saved[:4]), list(saved[4:8]), *saved[8:10], *ctx.settings)
+    predictions, targets, constants, made = list(saved[:4]), list(saved[4:8]), saved[8:10], list(saved[11:])
+    if ctx.in_place:  # the first backward gets what forward made to change it, a later one makes it again
+        made, ctx.made = ctx.made or _cpu_forward(predictions, targets, *constants, *ctx.settings[:-1])[3], None
+    if ctx.in_place and not torch.is_grad_enabled():
+        found = _cpu_backward([total, losses], saved[10], made, predictions, ctx.settings[0], in_place=True)
+    else:
+        arriving = [
+            saved[10].new_zeros(()) if total is None else total,
+            torch.zeros_like(saved[10]) if losses is None else losses,
+        ]
+        found = _backward(arriving, saved[10], made, predictions, targets, *constants, *ctx.settings)
     no_sizes: list[None] | None = (
         None if ctx.settings[0] else []
     )  # an empty list is a structure to autograd, a filled one a value

@@ -33,8 +33,8 @@ class Operation:
 
     A call runs ``registered``, what `torch.library` made of it, where something has to see it: compilation, tracing,
     tensor subclasses, dispatch modes, `torch.func`, the profiler. In plain eager mode it runs the function itself,
-    under a `torch.autograd.Function` if gradients are recorded. Without `register_autograd` recording is left to
-    ``registered``, whose backward raises.
+    under a `torch.autograd.Function`, whose context has ``direct = True``, if gradients are recorded. Without
+    `register_autograd` recording is left to ``registered``, whose backward raises.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
@@ -92,8 +92,8 @@ def _recorded(
         @staticmethod
         def forward(ctx: Any, arguments: Sequence[Any], kinds: Sequence[type | None], *_: Tensor) -> Any:
             found = function(*arguments)
+            ctx.direct, ctx.kinds = True, kinds
             setup_context(ctx, arguments, found)
-            ctx.kinds = kinds
             return found
 
         @staticmethod
