@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NoReturn
 
 import torch
 from torch import Tensor
+
+
+def signature(*arguments: object) -> Hashable:
+    """What the checks of a call see: shape, dtype and device of the tensors, the values of the rest."""
+    return tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in arguments])
 
 
 def fail(op: str, message: str) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, native
-from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import cuda_refusal, kernels, triton_refusal
 from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
@@ -19,6 +19,9 @@ from ifan.reference.lanes import accumulation_dtype
 
 NAME = "hybrid_loss"
 POINT_LOSSES = ("wing", "smooth_l1", "l2")
+MOST_CALLS = 256
+_NATIVE_CALLS: dict[Hashable, str] = {}
+"""Kinds of call that were right and taken by the native kernel; at most `MOST_CALLS`."""
 
 __all__ = ["HybridLoss", "hybrid_loss"]
 
@@ -79,20 +82,43 @@ def hybrid_loss(
     Source: hybrid training, iFAN (arXiv 1711.06055); wing loss, arXiv 1711.06753.
     """
     sizes = list(class_sizes)
-    _check_predictions(parsing_logits, points, class_logits, sizes)
-    _check_targets(parsing_logits, parsing_target, points, points_target, points_weight, class_targets, sizes)
-    _check_weights(parsing_logits, points, sizes, task_weights, parsing_class_weights, denominators)
-    _check_settings(parsing_smoothing, class_smoothing, point_loss, wing_width, wing_curvature)
     settings = [float(v) for v in (parsing_smoothing, class_smoothing, wing_width, wing_curvature)]
     predictions = [parsing_logits, points, class_logits, task_weights]
     targets = [parsing_target, points_target, points_weight, class_targets]
     constants = (targets, parsing_class_weights, denominators, sizes, settings, point_loss)
-    chosen = choose(NAME, backend, *predictions[:3])
+    if torch.compiler.is_compiling() or type(parsing_logits) is not Tensor:
+        chosen = _checked(backend, predictions, *constants)
+    else:  # looking once at a kind of call is enough, and every step makes the same one
+        optional, told = (parsing_class_weights, denominators), (backend, current_backend(), point_loss)
+        seen = checks.signature(*predictions, *targets, *optional, *sizes, *settings, *told)
+        chosen = _NATIVE_CALLS.get(seen, "") or _checked(backend, predictions, *constants)
+        if chosen == "cpu" and len(_NATIVE_CALLS) < MOST_CALLS:
+            _NATIVE_CALLS[seen] = chosen
     if chosen != "cpu":  # whose kernel looks at every label anyway
         _check_labels(parsing_logits, parsing_target, class_targets, sizes)
     if chosen == "reference":
         return _reference(predictions, *constants)
     return HybridLoss(*_forward(predictions, *constants, chosen)[:3])
+
+
+def _checked(
+    backend: str | None,
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    parsing_class_weights: Tensor | None,
+    denominators: Tensor | None,
+    sizes: list[int],
+    settings: Sequence[float],
+    point_loss: str,
+) -> str:
+    """The backend that runs the call, if all is right with it but the labels, which are not looked at."""
+    parsing_logits, points, class_logits, task_weights = predictions
+    parsing_target, points_target, points_weight, class_targets = targets
+    _check_predictions(parsing_logits, points, class_logits, sizes)
+    _check_targets(parsing_logits, parsing_target, points, points_target, points_weight, class_targets, sizes)
+    _check_weights(parsing_logits, points, sizes, task_weights, parsing_class_weights, denominators)
+    _check_settings(*settings, point_loss)
+    return choose(NAME, backend, *predictions[:3])
 
 
 def _check_predictions(parsing_logits: Tensor, points: Tensor, class_logits: Tensor, sizes: list[int]) -> None:
@@ -169,7 +195,7 @@ def _check_weights(
 
 
 def _check_settings(
-    parsing_smoothing: float, class_smoothing: float, point_loss: str, wing_width: float, wing_curvature: float
+    parsing_smoothing: float, class_smoothing: float, wing_width: float, wing_curvature: float, point_loss: str
 ) -> None:
     if point_loss not in POINT_LOSSES:
         checks.fail(NAME, f"point_loss must be one of {POINT_LOSSES}; got {point_loss!r}. Choose one.")

@@ -28,6 +28,9 @@ else:
         return _transformed() or _intercepted() or _profiled() or torch.jit.is_tracing()
 
 
+_PLAIN = (Tensor, Parameter)
+
+
 class Operation:
     """The operation ``name``, whose value is ``function(*arguments)``.
 
@@ -56,8 +59,12 @@ class Operation:
         if torch.compiler.is_compiling() or _watched():
             return self.registered(*arguments)
         tensors, kinds = _flat(arguments)
-        recording = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-        if (recording and self._recorded is None) or not all(type(x) in (Tensor, Parameter) for x in tensors):
+        plain, recording = True, False
+        for x in tensors:
+            plain = plain and type(x) in _PLAIN
+            recording = recording or x.requires_grad
+        recording = recording and torch.is_grad_enabled()
+        if not plain or (recording and self._recorded is None):
             return self.registered(*arguments)
         if recording and self._recorded is not None:
             return self._recorded.apply(arguments, kinds, *tensors)
