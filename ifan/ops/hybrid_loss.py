@@ -117,7 +117,7 @@ def _checked(
     _check_predictions(parsing_logits, points, class_logits, sizes)
     _check_targets(parsing_logits, parsing_target, points, points_target, points_weight, class_targets, sizes)
     _check_weights(parsing_logits, points, sizes, task_weights, parsing_class_weights, denominators)
-    _check_settings(*settings, point_loss)
+    _check_settings(point_loss, *settings)
     return choose(NAME, backend, *predictions[:3])
 
 
@@ -195,7 +195,7 @@ def _check_weights(
 
 
 def _check_settings(
-    parsing_smoothing: float, class_smoothing: float, wing_width: float, wing_curvature: float, point_loss: str
+    point_loss: str, parsing_smoothing: float, class_smoothing: float, wing_width: float, wing_curvature: float
 ) -> None:
     if point_loss not in POINT_LOSSES:
         checks.fail(NAME, f"point_loss must be one of {POINT_LOSSES}; got {point_loss!r}. Choose one.")

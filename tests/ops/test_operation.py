@@ -144,6 +144,7 @@ def test_transforms_see_the_registered_operation(ways: list[str]) -> None:
     assert torch.equal(found, torch.stack([channel_moments(v, [4])[1] for v in x]))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:DeprecationWarning")
 def test_subclasses_and_traces_see_the_registered_operation(ways: list[str]) -> None:
     class Named(Tensor):
         pass
