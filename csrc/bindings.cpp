@@ -7,6 +7,7 @@
 
 #include "cpu/channel_moments.h"
 #include "cpu/integrate.h"
+#include "cpu/integrate_with_moments.h"
 
 namespace py = pybind11;
 using namespace ifan;
@@ -84,6 +85,40 @@ void integrate_backward(const std::vector<SourceFields>& sources, Address rows, 
   call.threads = threads;
   py::gil_scoped_release release;
   if (!IFAN_PICK(integrate_backward)(call)) throw std::bad_alloc();
+}
+
+using Pair = std::array<Address, 2>;
+
+// `affine`: weight, bias; `results`: out, mean, var.
+void integrate_with_moments_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+                                    const Sizes& shape, int pool, const Pair& affine, float eps,
+                                    const std::array<Address, 3>& results, int threads) {
+  const Inputs inputs(sources, rows, segments, shape);
+  IntegrateWithMomentsForward call{};
+  call.shared = {inputs.x, pool, reinterpret_cast<const float*>(affine[0]), reinterpret_cast<const float*>(affine[1]), eps, threads};
+  call.out = reinterpret_cast<float*>(results[0]);
+  call.mean = reinterpret_cast<float*>(results[1]);
+  call.var = reinterpret_cast<float*>(results[2]);
+  py::gil_scoped_release release;
+  if (!IFAN_PICK(integrate_with_moments_forward)(call)) throw std::bad_alloc();
+}
+
+// `known`: mean, var, and the gradients of out, mean and var; `results`: those of weight and bias.
+void integrate_with_moments_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+                                     const Sizes& shape, int pool, const Pair& affine, float eps,
+                                     const std::array<Address, 5>& known, const Pair& results, int threads) {
+  const Inputs inputs(sources, rows, segments, shape);
+  IntegrateWithMomentsBackward call{};
+  call.shared = {inputs.x, pool, reinterpret_cast<const float*>(affine[0]), reinterpret_cast<const float*>(affine[1]), eps, threads};
+  call.mean = reinterpret_cast<const float*>(known[0]);
+  call.var = reinterpret_cast<const float*>(known[1]);
+  call.gradient = reinterpret_cast<const float*>(known[2]);
+  call.mean_gradient = reinterpret_cast<const float*>(known[3]);
+  call.var_gradient = reinterpret_cast<const float*>(known[4]);
+  call.weight_gradient = reinterpret_cast<float*>(results[0]);
+  call.bias_gradient = reinterpret_cast<float*>(results[1]);
+  py::gil_scoped_release release;
+  if (!IFAN_PICK(integrate_with_moments_backward)(call)) throw std::bad_alloc();
 }
 
 int64_t packed_filters(int64_t outputs, int64_t inputs) { return IFAN_PICK(packed_filters)(outputs, inputs); }
@@ -168,6 +203,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("channel_moments_backward", &channel_moments_backward);
   module.def("integrate_forward", &integrate_forward);
   module.def("integrate_backward", &integrate_backward);
+  module.def("integrate_with_moments_forward", &integrate_with_moments_forward);
+  module.def("integrate_with_moments_backward", &integrate_with_moments_backward);
   module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for the instruction set in use.");
   module.def("pack_filters", &pack_filters);
   module.def("convolution_forward", &convolution_forward);

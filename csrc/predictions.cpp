@@ -42,12 +42,12 @@ void encode_backward(Address gradient, Address parsing, Address logits, const st
 }
 
 // Addresses in the order logits, targets, weights, gradient; `settings`: parsing smoothing, class smoothing, wing width and
-// curvature; `results`: losses, counts, divisors.
-void hybrid_loss(const std::array<Address, 4>& parsing, const Sizes& logits_shape, const std::array<int64_t, 2>& labels_shape,
+// curvature; `of_tasks`: task weights, denominators; `results`: total, losses, counts, divisors. False: a label is out of range.
+bool hybrid_loss(const std::array<Address, 4>& parsing, const Sizes& logits_shape, const std::array<int64_t, 2>& labels_shape,
                  const std::array<Address, 4>& points, const std::array<int64_t, 2>& points_shape,
                  const std::array<Address, 3>& classes, int64_t rows, const std::vector<int64_t>& sizes,
-                 const std::array<double, 4>& settings, const std::string& point_loss, Address denominators,
-                 const std::array<Address, 3>& results, int threads) {
+                 const std::array<double, 4>& settings, const std::string& point_loss, const std::array<Address, 2>& of_tasks,
+                 const std::array<Address, 4>& results, int threads) {
   HybridLoss call{};
   call.parsing = {read(parsing[0]), reinterpret_cast<const uint8_t*>(parsing[1]), read(parsing[2]), logits_shape[0],
                   logits_shape[1], logits_shape[2], logits_shape[3], labels_shape[0], labels_shape[1],
@@ -56,11 +56,33 @@ void hybrid_loss(const std::array<Address, 4>& parsing, const Sizes& logits_shap
                  point_loss_of(point_loss), settings[2], settings[3], written(points[3])};
   call.classes = {read(classes[0]), reinterpret_cast<const int64_t*>(classes[1]), sizes.data(), rows,
                   static_cast<int64_t>(sizes.size()), settings[1], written(classes[2])};
-  call.denominators = read(denominators);
-  call.losses = written(results[0]), call.counts = written(results[1]), call.divisors = written(results[2]);
+  call.task_weights = read(of_tasks[0]), call.denominators = read(of_tasks[1]);
+  call.total = written(results[0]), call.losses = written(results[1]);
+  call.counts = written(results[2]), call.divisors = written(results[3]);
   call.threads = threads;
   py::gil_scoped_release release;
-  if (!IFAN_PICK(hybrid_loss)(call)) throw std::bad_alloc();
+  const Outcome outcome = IFAN_PICK(hybrid_loss)(call);
+  if (outcome == Outcome::out_of_memory) throw std::bad_alloc();
+  return outcome == Outcome::done;
+}
+
+// `of_tasks`: task weights, losses, divisors; of each prediction what forward made, its gradient and the number of values; rows
+// of classifications.
+void hybrid_loss_backward(const std::array<Address, 2>& upstream, const std::array<Address, 3>& of_tasks,
+                          const std::array<int64_t, 3>& parsing, bool has_parsing, const std::array<int64_t, 3>& points,
+                          bool has_points, const std::array<int64_t, 3>& classes, const std::vector<int64_t>& sizes,
+                          Address weights_gradient, int threads) {
+  HybridLossBackward call{};
+  call.total = read(upstream[0]), call.of_losses = read(upstream[1]);
+  call.task_weights = read(of_tasks[0]), call.losses = read(of_tasks[1]), call.divisors = read(of_tasks[2]);
+  call.parsing = {has_parsing, read(parsing[0]), written(parsing[1]), parsing[2]};
+  call.points = {has_points, read(points[0]), written(points[1]), points[2]};
+  call.classes_made = read(classes[0]), call.classes_gradient = written(classes[1]), call.rows = classes[2];
+  call.sizes = sizes.data(), call.class_tasks = static_cast<int64_t>(sizes.size());
+  call.weights_gradient = written(weights_gradient);
+  call.threads = threads;
+  py::gil_scoped_release release;
+  IFAN_PICK(hybrid_loss_backward)(call);
 }
 
 }  // namespace
@@ -69,6 +91,7 @@ void bind_predictions(py::module_& module) {
   module.def("encode_forward", &encode_forward);
   module.def("encode_backward", &encode_backward);
   module.def("hybrid_loss", &hybrid_loss);
+  module.def("hybrid_loss_backward", &hybrid_loss_backward);
 }
 
 }  // namespace ifan

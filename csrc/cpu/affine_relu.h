@@ -5,36 +5,53 @@
 namespace ifan {
 namespace IFAN_ISA {
 
-constexpr int64_t kRun = 512;  // values between two joins of the partial sums
+constexpr int64_t kRun = 128 * kWidth;  // values between two joins of the partial sums
 
 struct Affine {
   float scale, shift, mean;
 };
 
-// gx = e scale; sums += (sum e, sum e (x - mean)), where e is d where x scale + shift > 0, else 0. At most kRun values;
-// gx may be d.
-inline void affine_relu_run(const float* x, const float* d, float* gx, int64_t n, Affine f, double* sums) {
-  constexpr int64_t step = 2 * kWidth;  // two independent partial sums, which hide the latency of an addition
+// Sums of e and of e (x - mean), where e is the gradient d where x scale + shift > 0, else 0: two independent partial sums of
+// vectors, which hide the latency of an addition. Each visit calls write(place, e, x - mean).
+struct AffineSums {
   Vec first[2] = {}, second[2] = {};
-  int64_t i = 0;
-  for (; i + step <= n; i += step)
-    for (int64_t j = 0; j < 2; ++j) {
-      const Vec v = load(x + i + j * kWidth), g = load(d + i + j * kWidth);
-      const Vec e = v * f.scale + f.shift <= 0 ? Vec{} : g;
-      first[j] += e;
-      second[j] += e * (v - f.mean);
-      store(gx + i + j * kWidth, e * f.scale);
-    }
-  sums[0] += sum_of(first[0] + first[1]), sums[1] += sum_of(second[0] + second[1]);
-  for (; i < n; ++i) {
-    const float v = x[i], e = v * f.scale + f.shift <= 0 ? 0 : d[i];
-    sums[0] += e, sums[1] += e * (v - f.mean);
-    gx[i] = e * f.scale;
+
+  template <typename Write>
+  void visit(const float* x, int64_t i, Vec d, Affine f, int64_t part, Write write) {
+    const Vec v = load(x + i), e = v * f.scale + f.shift <= 0 ? Vec{} : d, deviation = v - f.mean;
+    first[part] += e;
+    second[part] += e * deviation;
+    write(i, e, deviation);
   }
+  template <typename Write>
+  void visit(const float* x, int64_t i, float d, Affine f, double* sums, Write write) {
+    const float e = x[i] * f.scale + f.shift <= 0 ? 0 : d, deviation = x[i] - f.mean;
+    sums[0] += e, sums[1] += e * deviation;
+    write(i, e, deviation);
+  }
+  void join(double* sums) {
+    sums[0] += sum_of(first[0] + first[1]), sums[1] += sum_of(second[0] + second[1]);
+    *this = {};
+  }
+};
+
+// Visits n values with the gradients d; write may change d there.
+template <typename Write>
+inline void visit_affine_relu(const float* x, const float* d, int64_t n, Affine f, double* sums, Write write) {
+  constexpr int64_t step = 2 * kWidth;
+  AffineSums run;
+  int64_t i = 0;
+  for (; i + step <= n; i += step) {
+    for (int64_t j = 0; j < 2; ++j) run.visit(x, i + j * kWidth, load(d + i + j * kWidth), f, j, write);
+    if ((i + step) % kRun == 0) run.join(sums);
+  }
+  run.join(sums);
+  for (; i < n; ++i) run.visit(x, i, d[i], f, sums, write);
 }
 
+// The same, and gx = e scale; gx may be d.
 inline void affine_relu_backward(const float* x, const float* d, float* gx, int64_t n, Affine f, double* sums) {
-  for (int64_t i = 0; i < n; i += kRun) affine_relu_run(x + i, d + i, gx + i, n - i < kRun ? n - i : kRun, f, sums);
+  visit_affine_relu(x, d, n, f, sums, [=](int64_t i, auto e, auto) { store(gx + i, e * f.scale); });
 }
 
 }  // namespace IFAN_ISA

@@ -3,20 +3,16 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "moments.h"
 #include "runtime/thread_pool.h"
 
 namespace ifan {
 namespace IFAN_ISA {
 namespace {
 
-constexpr int64_t kPlaneChunk = 4096;    // pixels of one channel: 16 KiB
 constexpr int64_t kRowChunk = 128;       // pixels of a tile of channels (channels-last): 16 KiB
 constexpr int64_t kTile = 32;            // channels of a tile
-constexpr int64_t kShortSum = 16;        // additions to one float before it is moved on, which bounds their rounding
-constexpr int64_t kLongPlane = 512;      // pixels from which on 32 sums pay
 constexpr int64_t kThreadWork = 32768;   // elements that are worth waking a thread for
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 float read(const float* p) { return *p; }
 float read(const uint16_t* p) {
@@ -31,44 +27,6 @@ void write(uint16_t* p, float value) {
   memcpy(&bits, &value, sizeof bits);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
   *p = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
-}
-
-struct Moments {
-  double mean, square;  // square: sum of squared deviations from the mean
-};
-
-// `square` was summed about `centre`, the mean rounded to a float.
-Moments settle(double mean, float centre, double square, int64_t n) {
-  return {mean, square - static_cast<double>(n) * (mean - centre) * (mean - centre)};
-}
-
-template <typename Sum>
-double total(const Sum* sums, int64_t n) {
-  double result = 0;
-  for (int64_t j = 0; j < n; ++j) result += sums[j];
-  return result;
-}
-
-// `lanes` independent sums: many hide the latency of an addition, few are sooner added up. The mean is summed in double
-// precision: where it is large beside the deviation, float sums of chunks would differ by more than the chunks do.
-template <int64_t lanes>
-Moments moments_of(const float* x, int64_t n) {
-  double sums[lanes] = {};
-  float squares[lanes] = {};
-  const int64_t whole = n - n % lanes;
-  for (int64_t i = 0; i < whole; i += lanes)
-    for (int64_t j = 0; j < lanes; ++j) sums[j] += x[i + j];
-  for (int64_t i = whole; i < n; ++i) sums[i - whole] += x[i];
-  const double mean = total(sums, lanes) / static_cast<double>(n);
-  const float centre = static_cast<float>(mean);
-  for (int64_t i = 0; i < whole;) {
-    float part[lanes] = {};
-    for (const int64_t stop = least(whole, i + kShortSum * lanes); i < stop; i += lanes)
-      for (int64_t j = 0; j < lanes; ++j) part[j] += (x[i + j] - centre) * (x[i + j] - centre);
-    for (int64_t j = 0; j < lanes; ++j) squares[j] += part[j];
-  }
-  for (int64_t i = whole; i < n; ++i) squares[i - whole] += (x[i] - centre) * (x[i] - centre);
-  return settle(mean, centre, total(squares, lanes), n);
 }
 
 // The same for `width` neighbouring channels over n pixels that lie `stride` apart. Width is a constant for whole tiles.
@@ -140,7 +98,7 @@ void forward_planes(void* context, int64_t begin, int64_t end) {  // index: (lan
     const int64_t first = piece * f.chunk, n = f.size(piece);
     const T* plane = static_cast<const T*>(call.x) + lane * call.strides[0] + channel * call.strides[1];
     const float* values = direct ? reinterpret_cast<const float*>(plane) + first : gather(f, plane, first, n, buffer);
-    f.at(lane, piece)[channel] = n < kLongPlane ? moments_of<8>(values, n) : moments_of<32>(values, n);
+    f.at(lane, piece)[channel] = moments_of(values, n, values + n);
     if (++piece < f.chunks) continue;  // counting is cheaper than dividing where planes are small
     piece = 0;
     if (++channel < call.shape[1]) continue;

@@ -5,7 +5,7 @@
 
 #include <atomic>
 
-#include "elementary.h"
+#include "cross_entropy.h"
 #include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
 #include "upsampling.h"
@@ -14,112 +14,69 @@ namespace ifan {
 namespace IFAN_ISA {
 namespace {
 
-constexpr int64_t kIgnored = 255;    // label of pixels that do not count
-constexpr int64_t kChunk = 512;      // pixels of labels as large as the logits that are taken at once
+constexpr int64_t kChunk = 2048;     // pixels of labels as large as the logits that are taken at once
 constexpr int64_t kStrip = 16;       // rows of logits whose labels one piece of work takes
 constexpr int64_t kStagger = 16;     // floats between rows of 2^n floats, which would share their cache lines' places
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-struct Sums {
-  double loss, weight;
-};
-
 struct Parsing {
   const ParsingTask& task;
-  const float* class_weights;
+  CrossEntropy loss;
   Axis x;
   const Tap* rows;    // of each row of labels
   int64_t pieces;     // of an image
   Sums* sums;         // of each piece
   float* edges;       // gradient of the row of logits behind each strip: (classes, columns, three parts)
-  std::atomic<bool> failed{false};
+  std::atomic<bool> failed{false}, wrong{false};  // out of memory; a label of no class
 };
 
-// Cross-entropy of n pixels, whole vectors of them: logits z[k stride + i] turn into their gradient.
-template <bool smooth>
-void cross_entropy(const Parsing& parsing, float* z, int64_t stride, const int32_t* labels, int64_t n, Sums* sums) {
-  const int64_t classes = parsing.task.classes;
-  const float own_share = 1 - parsing.task.smoothing, each = parsing.task.smoothing / static_cast<float>(classes);
-  Vec losses{}, weights{};
-  for (int64_t i = 0; i < n; i += kWidth) {
-    float* column = z + i;
-    Int label;
-    __builtin_memcpy(&label, labels + i, sizeof label);
-    Vec most = load(column);
-    for (int64_t k = 1; k < classes; ++k) {
-      const Vec v = load(column + k * stride);
-      most = v > most ? v : most;
-    }
-    Vec sum{}, total{}, own{}, weight{};
-    for (int64_t k = 0; k < classes; ++k) {
-      const Vec d = load(column + k * stride) - most, e = exponential(d);
-      own = label == static_cast<int32_t>(k) ? d : own;
-      weight = label == static_cast<int32_t>(k) ? Vec{} + parsing.class_weights[k] : weight;
-      if (smooth) total += d;
-      sum += e;
-      store(column + k * stride, e);
-    }
-    losses += weight * (logarithm(sum) - own * own_share - total * each);
-    weights += weight;
-    const Vec factor = weight / sum, of_own = weight * own_share, of_each = weight * each;
-    for (int64_t k = 0; k < classes; ++k) {
-      Vec g = load(column + k * stride) * factor;
-      if (smooth) g -= of_each;
-      store(column + k * stride, label == static_cast<int32_t>(k) ? g - of_own : g);
-    }
-  }
-  sums->loss += static_cast<double>(sum_of(losses));
-  sums->weight += static_cast<double>(sum_of(weights));
+void cross_entropy_of(Parsing& parsing, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials, Sums* sums) {
+  if (!cross_entropy(parsing.loss, pixels, labels, n, exponentials, sums)) parsing.wrong = true;
 }
 
-void cross_entropy(const Parsing& parsing, float* z, int64_t stride, const int32_t* labels, int64_t n, Sums* sums) {
-  parsing.task.smoothing > 0 ? cross_entropy<true>(parsing, z, stride, labels, n, sums)
-                             : cross_entropy<false>(parsing, z, stride, labels, n, sums);
-}
-
-// Labels as large as the logits; index: (image, chunk of pixels). The chunk is copied: planes of 2^n values share the places of
-// their cache lines.
+// Labels as large as the logits; index: (image, chunk of pixels). Pixels that do not fill a vector are copied.
 void chunks(void* context, int64_t begin, int64_t end) {
   Parsing& parsing = *static_cast<Parsing*>(context);
   const ParsingTask& task = parsing.task;
-  const int64_t pixels = task.height * task.width, stride = kChunk + kStagger;
-  float* z = scratch(task.classes * stride + kChunk);
-  if (!z) {
+  const int64_t plane = task.height * task.width;
+  float* exponentials = scratch(2 * task.classes * kWidth + kChunk);
+  if (!exponentials) {
     parsing.failed = true;
     return;
   }
-  int32_t* labels = reinterpret_cast<int32_t*>(z + task.classes * stride);
+  float* last = exponentials + task.classes * kWidth;
+  int32_t* labels = reinterpret_cast<int32_t*>(last + task.classes * kWidth);
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t image = index / parsing.pieces, first = index % parsing.pieces * kChunk, n = least(kChunk, pixels - first);
-    const int64_t at = image * task.classes * pixels + first;
-    for (int64_t i = 0; i < n; ++i) labels[i] = task.labels[image * pixels + first + i];
+    const int64_t image = index / parsing.pieces, first = index % parsing.pieces * kChunk, n = least(kChunk, plane - first);
+    const int64_t at = image * task.classes * plane + first, whole = n - n % kWidth, rest = n - whole;
+    for (int64_t i = 0; i < n; ++i) labels[i] = task.labels[image * plane + first + i];
     for (int64_t i = n; i < whole_vectors(n); ++i) labels[i] = -1;
-    for (int64_t k = 0; k < task.classes; ++k) {
-      __builtin_memcpy(z + k * stride, task.logits + at + k * pixels, n * sizeof(float));
-      for (int64_t i = n; i < whole_vectors(n); ++i) z[k * stride + i] = 0;
-    }
     parsing.sums[index] = {0, 0};
-    cross_entropy(parsing, z, stride, labels, whole_vectors(n), parsing.sums + index);
+    cross_entropy_of(parsing, {task.logits + at, task.gradient + at, plane}, labels, whole, exponentials, parsing.sums + index);
+    if (!rest) continue;
     for (int64_t k = 0; k < task.classes; ++k)
-      __builtin_memcpy(task.gradient + at + k * pixels, z + k * stride, n * sizeof(float));
+      store(last + k * kWidth, load_first(task.logits + at + k * plane + whole, rest));
+    cross_entropy_of(parsing, {last, last, kWidth}, labels + whole, kWidth, exponentials, parsing.sums + index);
+    for (int64_t k = 0; k < task.classes; ++k)
+      store_first(task.gradient + at + k * plane + whole, load(last + k * kWidth), rest);
   }
 }
 
 // The buffers of a strip.
 struct Strip {
   int64_t pixels, stride, parts;
-  float *row, *z, *upper, *lower, *spare;
+  float *row, *z, *upper, *lower, *spare, *exponentials;
   int32_t* labels;
 
   static int64_t floats(const Parsing& p) {
     const int64_t pixels = p.x.pixels();
-    return p.x.row() + p.task.classes * (pixels + kStagger + 6 * p.x.columns) + 3 * p.x.columns + pixels;
+    return p.x.row() + p.task.classes * (pixels + kStagger + kWidth + 6 * p.x.columns) + 3 * p.x.columns + pixels;
   }
   Strip(const Parsing& p, float* memory)
       : pixels(p.x.pixels()), stride(pixels + kStagger), parts(3 * p.x.columns), row(memory), z(row + p.x.row()),
         upper(z + p.task.classes * stride), lower(upper + p.task.classes * parts), spare(lower + p.task.classes * parts),
-        labels(reinterpret_cast<int32_t*>(spare + parts)) {
+        exponentials(spare + parts), labels(reinterpret_cast<int32_t*>(exponentials + p.task.classes * kWidth)) {
     for (int64_t i = 0; i < p.x.row(); ++i) row[i] = 0;
     for (int64_t i = 0; i < pixels; ++i) labels[i] = -1;
     for (int64_t i = 0; i < p.task.classes * stride; ++i) z[i] = 0;
@@ -127,7 +84,7 @@ struct Strip {
 };
 
 // One row of labels, `y`, between logits of row `above` and the next.
-void label_row(const Parsing& parsing, const Strip& s, int64_t image, int64_t y, Sums* sums) {
+void label_row(Parsing& parsing, const Strip& s, int64_t image, int64_t y, Sums* sums) {
   const ParsingTask& task = parsing.task;
   const Tap& between = parsing.rows[y];
   const int64_t plane = task.height * task.width, above = between.first, step = above + 1 < task.height ? task.width : 0;
@@ -137,7 +94,7 @@ void label_row(const Parsing& parsing, const Strip& s, int64_t image, int64_t y,
     parsing.x.interpolate(s.row, s.z + k * s.stride);
   }
   parsing.x.spread(task.labels + (image * task.label_height + y) * task.label_width, s.labels);
-  cross_entropy(parsing, s.z, s.stride, s.labels, s.pixels, sums);
+  cross_entropy_of(parsing, {s.z, s.z, s.stride}, s.labels, s.pixels, s.exponentials, sums);
   for (int64_t k = 0; k < task.classes; ++k)
     parsing.x.gather(s.z + k * s.stride, between, s.upper + k * s.parts, s.lower + k * s.parts, s.spare);
 }
@@ -187,28 +144,28 @@ void join_strips(const Parsing& parsing, float* row) {
   }
 }
 
-bool parsing_loss(const ParsingTask& task, int threads, Sums* sums) {
+Outcome parsing_loss(const ParsingTask& task, int threads, Sums* sums) {
   const bool same = task.height == task.label_height && task.width == task.label_width;
   const int64_t pieces = same ? (task.height * task.width + kChunk - 1) / kChunk : (task.height + kStrip - 1) / kStrip;
   const int64_t count = task.images * pieces, columns = whole_vectors(task.width);
   Tap* taps = static_cast<Tap*>(malloc((task.label_width + task.label_height + 1) * sizeof(Tap)));
   Sums* partial = static_cast<Sums*>(malloc((count + 1) * sizeof(Sums)));
   float* floats = static_cast<float*>(malloc((task.classes + task.width + (same ? 0 : count * task.classes * 3 * columns)) * sizeof(float)));
-  bool made = taps && partial && floats;
+  bool made = taps && partial && floats, wrong = false;
   if (made && count && task.width) {
     for (int64_t k = 0; k < task.classes; ++k) floats[k] = k == kIgnored ? 0 : task.class_weights ? task.class_weights[k] : 1;
     for (int64_t y = 0; y < task.label_height; ++y) taps[task.label_width + y] = tap_of(y, task.height, task.label_height);
-    Parsing parsing{task, floats, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
+    Parsing parsing{task, {task.classes, floats, task.smoothing}, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
                     floats + task.classes + task.width};
     parallel_for(count, 1, threads, same ? chunks : strips, &parsing);
-    made = !parsing.failed;
+    made = !parsing.failed, wrong = parsing.wrong;
     if (made && !same) join_strips(parsing, floats + task.classes);
     for (int64_t i = 0; made && i < count; ++i) sums->loss += partial[i].loss, sums->weight += partial[i].weight;
   }
   free(taps);
   free(partial);
   free(floats);
-  return made;
+  return !made ? Outcome::out_of_memory : wrong ? Outcome::wrong_label : Outcome::done;
 }
 
 void points_loss(const PointsTask& task, Sums* sums) {
@@ -242,24 +199,28 @@ void class_loss(const float* z, int64_t size, int64_t label, double smoothing, f
   for (int64_t k = 0; k < size; ++k)
     gradient[k] = label < 0 ? 0 : static_cast<float>(exp(z[k] - most) / sum - each - (k == label ? 1 - smoothing : 0));
   if (label < 0) return;
-  sums->loss += log(sum) - (1 - smoothing) * (label < size ? z[label] - most : 0) - spread;
+  sums->loss += log(sum) - (1 - smoothing) * (z[label] - most) - spread;
   sums->weight += 1;
 }
 
 }  // namespace
 
-bool hybrid_loss(const HybridLoss& call) {
+Outcome hybrid_loss(const HybridLoss& call) {
   const ClassTasks& classes = call.classes;
   int64_t task = 0, width = 0;
+  double total = 0;
   const auto finish = [&](const Sums& sums) {
     const float divisor = call.denominators ? call.denominators[task] : static_cast<float>(sums.weight);
     call.divisors[task] = divisor;
     call.counts[task] = static_cast<float>(sums.weight);
-    call.losses[task++] = divisor > 0 ? static_cast<float>(sums.loss / static_cast<double>(divisor)) : 0;
+    call.losses[task] = divisor > 0 ? static_cast<float>(sums.loss / static_cast<double>(divisor)) : 0;
+    total += static_cast<double>(call.task_weights[task]) * static_cast<double>(call.losses[task]);
+    ++task;
   };
   if (call.parsing.classes) {
     Sums sums{0, 0};
-    if (!parsing_loss(call.parsing, call.threads, &sums)) return false;
+    const Outcome outcome = parsing_loss(call.parsing, call.threads, &sums);
+    if (outcome != Outcome::done) return outcome;
     finish(sums);
   }
   if (call.points.count) {
@@ -270,12 +231,16 @@ bool hybrid_loss(const HybridLoss& call) {
   for (int64_t t = 0; t < classes.tasks; ++t) width += classes.sizes[t];
   for (int64_t t = 0, first = 0; t < classes.tasks; first += classes.sizes[t++]) {
     Sums sums{0, 0};
-    for (int64_t row = 0; row < classes.rows; ++row)
-      class_loss(classes.logits + row * width + first, classes.sizes[t], classes.targets[row * classes.tasks + t],
-                 classes.smoothing, classes.gradient + row * width + first, &sums);
+    for (int64_t row = 0; row < classes.rows; ++row) {
+      const int64_t label = classes.targets[row * classes.tasks + t];
+      if (label < -1 || label >= classes.sizes[t]) return Outcome::wrong_label;
+      class_loss(classes.logits + row * width + first, classes.sizes[t], label, classes.smoothing,
+                 classes.gradient + row * width + first, &sums);
+    }
     finish(sums);
   }
-  return true;
+  *call.total = static_cast<float>(total);
+  return Outcome::done;
 }
 
 }  // namespace IFAN_ISA

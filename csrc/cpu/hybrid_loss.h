@@ -19,7 +19,7 @@ enum class PointLoss { wing, smooth_l1, l2 };
 
 struct ParsingTask {
   const float* logits;         // (images, classes, height, width)
-  const uint8_t* labels;       // (images, label_height, label_width); those of no class are ignored
+  const uint8_t* labels;       // (images, label_height, label_width); 255: ignored
   const float* class_weights;  // (classes) or null: 1
   int64_t images, classes, height, width, label_height, label_width;
   float smoothing;
@@ -48,14 +48,39 @@ struct HybridLoss {
   ParsingTask parsing;
   PointsTask points;
   ClassTasks classes;
-  const float* denominators;                 // (T) or null: the counts
+  const float* task_weights;          // (T)
+  const float* denominators;          // (T) or null: the counts
+  float* total;                       // sum of weight x loss
   float *losses, *counts, *divisors;  // (T): sum / divisor, 0 where the divisor is; sums of weights; the divisors used
+  int threads;
+};
+
+enum class Outcome { done, out_of_memory, wrong_label };
+
+// What forward made times (total's gradient x weight + loss's gradient) / divisor of each task, 0 where the divisor is.
+struct MadeGradient {
+  bool present;
+  const float* made;
+  float* gradient;
+  int64_t count;
+};
+
+struct HybridLossBackward {
+  const float *total, *of_losses;                 // the arriving gradients, () and (T); null: 0
+  const float *task_weights, *losses, *divisors;  // (T)
+  MadeGradient parsing, points;
+  const float* classes_made;  // (rows, sum of sizes)
+  float* classes_gradient;
+  const int64_t* sizes;  // (class_tasks)
+  int64_t rows, class_tasks;
+  float* weights_gradient;  // (T)
   int threads;
 };
 
 #define IFAN_DECLARE_HYBRID_LOSS(ISA)          \
   namespace ISA {                              \
-  bool hybrid_loss(const HybridLoss& call); /* false: out of memory */ \
+  Outcome hybrid_loss(const HybridLoss& call); \
+  void hybrid_loss_backward(const HybridLossBackward& call); \
   }
 
 IFAN_DECLARE_HYBRID_LOSS(baseline)

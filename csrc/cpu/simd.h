@@ -58,6 +58,23 @@ inline void store(float* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// A store past the caches, for what is larger than they are and not read soon: the line is not fetched first. The address must be
+// aligned to the vector; `finish_streams` before another thread may read.
+inline void stream(float* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, v);
+#else
+  store(p, v);
+#endif
+}
+inline void finish_streams() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // The first n values at an address, the rest zeros.
 inline Vec load_first(const float* p, int64_t n) {
   if (n == kWidth) return load(p);
@@ -210,6 +227,35 @@ struct Doubled<16> {
   static void split(VecOf<16> v, VecOf<16> out[2]) {
     out[0] = IFAN_SHUFFLE(v, v, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     out[1] = IFAN_SHUFFLE(v, v, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15);
+  }
+};
+#endif
+
+// The sums of neighbours: a[0] + a[1], a[2] + a[3], ..., then those of b.
+template <int L>
+struct Neighbours;
+
+template <>
+struct Neighbours<4> {
+  using Int = Lanes<4>::Int;
+  static VecOf<4> sum(VecOf<4> a, VecOf<4> b) { return IFAN_SHUFFLE(a, b, 0, 2, 4, 6) + IFAN_SHUFFLE(a, b, 1, 3, 5, 7); }
+};
+#if defined(__AVX2__)
+template <>
+struct Neighbours<8> {
+  using Int = Lanes<8>::Int;
+  static VecOf<8> sum(VecOf<8> a, VecOf<8> b) {
+    return IFAN_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14) + IFAN_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  }
+};
+#endif
+#if defined(__AVX512F__)
+template <>
+struct Neighbours<16> {
+  using Int = Lanes<16>::Int;
+  static VecOf<16> sum(VecOf<16> a, VecOf<16> b) {
+    return IFAN_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           IFAN_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
   }
 };
 #endif

@@ -47,6 +47,10 @@ struct Plan {
     const Source& s = x->sources[source[c]];
     return s.data + (s.per_sample ? x->rows[lane] : lane) * s.lane_stride + channel[c] * s.channel_stride;
   }
+  float* gradient(int64_t lane, int64_t c) const {
+    const Source& s = x->sources[source[c]];
+    return s.gradient + (lane * s.channels + channel[c]) * x->height * x->width;
+  }
 };
 
 }  // namespace IFAN_ISA

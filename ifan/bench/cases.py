@@ -52,7 +52,7 @@ def operations(quick: bool = False) -> list[Case]:
         cases.append(_integrate(lanes, sources, level.size, FORWARD))
         if level is g.down[0]:
             cases.append(_integrate(lanes, sources, level.size, BOTH))
-            cases.append(_integrate_with_moments(lanes, sources, level.size))
+            cases += [_integrate_with_moments(lanes, sources, level.size, apart) for apart in (False, True)]
     layers, growth = 3, 12
     for width, size in [(d.width_in, d.size) for d in g.down] + [(u.dense_inputs[0], 2 * u.size) for u in g.up]:
         cases.append(_dense(1, width, size, layers, growth, FORWARD))
@@ -214,13 +214,17 @@ def _integrate(lanes: int, widths: Sequence[int], size: int, work: str) -> Case:
     return _case("integrate", shape, work, Operation(call, make, split, False), count + count // 4, 0)
 
 
-def _integrate_with_moments(lanes: int, widths: Sequence[int], size: int) -> Case:
+def _integrate_with_moments(lanes: int, widths: Sequence[int], size: int, apart: bool) -> Case:
+    """``apart``: moments of each source by an operation of its own, as the network needs them, which normalises a map
+    several times."""
     split, channels = len(widths), sum(widths)
 
     def call(values: Any, backend: str | None) -> Sequence[Tensor]:
         sources, norm = values[:split], values[split:]
         if backend == PLAIN:
             return [ORDINARY.integrate_with_moments(sources, *norm, pool=2)]
+        if not apart:
+            return [FUSED.integrate_with_moments(sources, *norm, [lanes], pool=2, backend=backend)[0]]
         moments = [FUSED.channel_moments(source, [lanes], backend=backend) for source in sources]
         mean, var = (torch.cat(parts, 1) for parts in zip(*moments, strict=True))
         return [FUSED.integrate(sources, *norm, mean, var, [lanes], pool=2, backend=backend)]
@@ -230,7 +234,8 @@ def _integrate_with_moments(lanes: int, widths: Sequence[int], size: int) -> Cas
 
     count = lanes * channels * size**2
     operation = Operation(call, make, split, True)
-    return _case("integrate+moments", f"{lanes}x{channels}x{size}x{size}", BOTH, operation, count + count // 4, 0)
+    name = "moments, integrate" if apart else "integrate+moments"
+    return _case(name, f"{lanes}x{channels}x{size}x{size}", BOTH, operation, count + count // 4, 0)
 
 
 def _dense(lanes: int, channels: int, size: int, layers: int, growth: int, work: str) -> Case:

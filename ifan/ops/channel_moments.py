@@ -12,6 +12,7 @@ from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
+from ifan.ops.operation import operation
 from ifan.ops.recompute import gradients
 from ifan.ranges import ranged
 
@@ -37,7 +38,8 @@ def channel_moments(x: Tensor, segments: Sequence[int], *, backend: str | None =
     """
     checks.dimensions(NAME, "x", x, "(N, C, H, W)")
     checks.floating(NAME, x.device, x=x)
-    checks.require(min(x.shape[2:]) > 0, NAME, f"x must have H and W of at least 1; got {tuple(x.shape)}. Drop it.")
+    if min(x.shape[2:]) == 0:
+        checks.fail(NAME, f"x must have H and W of at least 1; got {tuple(x.shape)}. Drop it.")
     counts = checks.segments_of(NAME, segments, x.shape[0])
     chosen = choose(NAME, backend, x)
     if chosen == "reference":
@@ -49,7 +51,7 @@ register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
-@torch.library.custom_op("ifan::channel_moments", mutates_args=())
+@operation("ifan::channel_moments")
 def _forward(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return reference.channel_moments(x, segments)
@@ -76,7 +78,7 @@ def _(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]
     return _empty_moments(x, segments)
 
 
-@torch.library.custom_op("ifan::channel_moments_backward", mutates_args=())
+@operation("ifan::channel_moments_backward")
 def _backward(
     mean_gradient: Tensor, var_gradient: Tensor, x: Tensor, mean: Tensor, segments: Sequence[int], backend: str
 ) -> Tensor:

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 
+def signature(*arguments: object) -> Hashable:
+    """What the checks of a call see: shape, dtype and device of the tensors, the values of the rest."""
+    return tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in arguments])
+
+
+def fail(op: str, message: str) -> NoReturn:
+    """Raise ``ValueError(f"{op}: {message}")``. For messages that take time to write: every call of an operation is
+    checked, and in small ones that shows."""
+    raise ValueError(f"{op}: {message}")
+
+
 def require(condition: bool, op: str, message: str) -> None:
     """Raise ``ValueError(f"{op}: {message}")`` unless ``condition``."""
     if not condition:
-        raise ValueError(f"{op}: {message}")
+        fail(op, message)
 
 
 def floating(op: str, device: torch.device, **tensors: Tensor) -> None:
     """Every tensor is floating point and lies on ``device``."""
     for name, tensor in tensors.items():
-        require(
-            tensor.is_floating_point(),
-            op,
-            f"{name} must be floating point; got {tensor.dtype}. Convert it with .float().",
-        )
-        on_device(op, device, **{name: tensor})
+        if not tensor.is_floating_point():
+            fail(op, f"{name} must be floating point; got {tensor.dtype}. Convert it with .float().")
+        if tensor.device != device:
+            on_device(op, device, **{name: tensor})
 
 
 def on_device(op: str, device: torch.device, **tensors: Tensor) -> None:
     """Every tensor lies on ``device``."""
     for name, tensor in tensors.items():
-        require(
-            tensor.device == device,
-            op,
-            f"{name} must be on {device} like the first input; got {tensor.device}. Move it.",
-        )
+        if tensor.device != device:
+            fail(op, f"{name} must be on {device} like the first input; got {tensor.device}. Move it.")
 
 
 def shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
     """``tensor`` has exactly the shape ``expected``, which stands for ``meaning``, for instance ``(T, C)``."""
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{op}: {name} must be {meaning} = {expected}; got {tuple(tensor.shape)}. Pass that shape.")
+    if tensor.shape != expected:
+        fail(op, f"{name} must be {meaning} = {expected}; got {tuple(tensor.shape)}. Pass that shape.")
 
 
 def dimensions(op: str, name: str, tensor: Tensor, meaning: str) -> None:
     """``tensor`` has as many dimensions as ``meaning`` names."""
     count = meaning.count(",") + 1
     if tensor.dim() != count:
-        raise ValueError(f"{op}: {name} must be {meaning}; got shape {tuple(tensor.shape)}. Pass {count} dimensions.")
+        fail(op, f"{name} must be {meaning}; got shape {tuple(tensor.shape)}. Pass {count} dimensions.")
 
 
 def segments_of(op: str, segments: Sequence[int], lanes: int) -> list[int]:
@@ -72,24 +79,21 @@ def sources_of(
     """
     require(len(sources) > 0, op, "sources must hold at least one tensor; got none. Pass the tensors to concatenate.")
     flags = [False] * len(sources) if per_sample is None else list(per_sample)
-    require(
-        len(flags) == len(sources),
-        op,
-        f"per_sample must have one entry a source, {len(sources)}; got {len(flags)}. Add or drop entries.",
-    )
+    if len(flags) != len(sources):
+        fail(op, f"per_sample must have one entry a source, {len(sources)}; got {len(flags)}. Add or drop entries.")
     first = sources[0]
     for index, source in enumerate(sources):
-        dimensions(op, f"sources[{index}]", source, "(N, C, H, W)")
-        floating(op, first.device, **{f"sources[{index}]": source})
-        require(
-            source.shape[2:] == first.shape[2:],
-            op,
-            f"sources must share (H, W); got {tuple(first.shape[2:])} and {tuple(source.shape[2:])} at "
-            f"sources[{index}]. Resize it or leave it out.",
-        )
-    require(
-        min(first.shape[2:]) > 0, op, f"sources must have H and W of at least 1; got {tuple(first.shape)}. Drop them."
-    )
+        name = f"sources[{index}]"
+        dimensions(op, name, source, "(N, C, H, W)")
+        floating(op, first.device, **{name: source})
+        if source.shape[2:] != first.shape[2:]:
+            fail(
+                op,
+                f"sources must share (H, W); got {tuple(first.shape[2:])} and {tuple(source.shape[2:])} at {name}. "
+                "Resize it or leave it out.",
+            )
+    if min(first.shape[2:]) == 0:
+        fail(op, f"sources must have H and W of at least 1; got {tuple(first.shape)}. Drop them.")
     if lanes is None:
         by_lane = [source.shape[0] for source, flag in zip(sources, flags, strict=True) if not flag]
         lanes = by_lane[0] if by_lane else (0 if rows is None else rows.shape[0])
@@ -102,16 +106,17 @@ def _check_rows(op: str, sources: Sequence[Tensor], lanes: int, rows: Tensor | N
         rows is not None or not any(flags), op, "per_sample sources need rows (N,); got None. Pass each lane's sample."
     )
     if rows is not None and any(flags):
-        require(rows.dtype == torch.int64, op, f"rows must be int64; got {rows.dtype}. Convert it with .long().")
+        if rows.dtype != torch.int64:
+            fail(op, f"rows must be int64; got {rows.dtype}. Convert it with .long().")
         shape(op, "rows", rows, (lanes,), "(N,)")
         on_device(op, sources[0].device, rows=rows)
     for index, (source, flag) in enumerate(zip(sources, flags, strict=True)):
-        require(
-            flag or source.shape[0] == lanes,
-            op,
-            f"sources[{index}] must have N = {lanes} rows, one a lane; got {source.shape[0]}. "
-            "Mark it in per_sample and pass rows if it has one a sample.",
-        )
+        if not flag and source.shape[0] != lanes:
+            fail(
+                op,
+                f"sources[{index}] must have N = {lanes} rows, one a lane; got {source.shape[0]}. "
+                "Mark it in per_sample and pass rows if it has one a sample.",
+            )
         if flag and rows is not None:
             index_range(op, "rows", rows, 0, source.shape[0] - 1)
 

@@ -15,6 +15,7 @@ from ifan.ops.channel_moments import _forward as channel_moments
 from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
+from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
@@ -107,7 +108,7 @@ def _check(
     return counts, flags
 
 
-@torch.library.custom_op("ifan::dense_block", mutates_args=())
+@operation("ifan::dense_block")
 def _forward(
     sources: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -203,7 +204,7 @@ def _(
     return grown, grown.new_empty(shape, dtype=kind), grown.new_empty(shape, dtype=kind)
 
 
-@torch.library.custom_op("ifan::dense_block_backward", mutates_args=())
+@operation("ifan::dense_block_backward")
 def _backward(
     upstream: Sequence[Tensor],
     inputs: Sequence[Tensor],

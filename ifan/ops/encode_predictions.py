@@ -12,6 +12,7 @@ from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
+from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
@@ -77,7 +78,7 @@ register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
-@torch.library.custom_op("ifan::encode_predictions", mutates_args=())
+@operation("ifan::encode_predictions")
 def _forward(
     parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int, backend: str
 ) -> Tensor:
@@ -133,7 +134,7 @@ def _(parsing_logits: Tensor, points: Tensor, class_logits: Tensor, *_: Any) -> 
     return parsing_logits.new_empty((batch, classes + points.shape[2] + class_logits.shape[1], size, size))
 
 
-@torch.library.custom_op("ifan::encode_predictions_backward", mutates_args=())
+@operation("ifan::encode_predictions_backward")
 def _backward(
     gradient: Tensor,
     parsing_logits: Tensor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, native
-from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import cuda_refusal, kernels, triton_refusal
+from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS, HybridLoss
@@ -19,6 +20,9 @@ from ifan.reference.lanes import accumulation_dtype
 
 NAME = "hybrid_loss"
 POINT_LOSSES = ("wing", "smooth_l1", "l2")
+MOST_CALLS = 256
+_NATIVE_CALLS: dict[Hashable, str] = {}
+"""Kinds of call that were right and taken by the native kernel; at most `MOST_CALLS`."""
 
 __all__ = ["HybridLoss", "hybrid_loss"]
 
@@ -80,18 +84,43 @@ def hybrid_loss(
     Source: hybrid training, iFAN (arXiv 1711.06055); wing loss, arXiv 1711.06753.
     """
     sizes = list(class_sizes)
-    _check_predictions(parsing_logits, points, class_logits, sizes)
-    _check_targets(parsing_logits, parsing_target, points, points_target, points_weight, class_targets, sizes)
-    _check_weights(parsing_logits, points, sizes, task_weights, parsing_class_weights, denominators)
-    _check_settings(parsing_smoothing, class_smoothing, point_loss, wing_width, wing_curvature)
     settings = [float(v) for v in (parsing_smoothing, class_smoothing, wing_width, wing_curvature)]
     predictions = [parsing_logits, points, class_logits, task_weights]
     targets = [parsing_target, points_target, points_weight, class_targets]
     constants = (targets, parsing_class_weights, denominators, sizes, settings, point_loss)
-    chosen = choose(NAME, backend, *predictions[:3])
+    if torch.compiler.is_compiling() or type(parsing_logits) is not Tensor:
+        chosen = _checked(backend, predictions, *constants)
+    else:  # looking once at a kind of call is enough, and every step makes the same one
+        optional, told = (parsing_class_weights, denominators), (backend, current_backend(), point_loss)
+        seen = checks.signature(*predictions, *targets, *optional, *sizes, *settings, *told)
+        chosen = _NATIVE_CALLS.get(seen, "") or _checked(backend, predictions, *constants)
+        if chosen == "cpu" and len(_NATIVE_CALLS) < MOST_CALLS:
+            _NATIVE_CALLS[seen] = chosen
+    if chosen != "cpu":  # whose kernel looks at every label anyway
+        _check_labels(parsing_logits, parsing_target, class_targets, sizes)
     if chosen == "reference":
         return _reference(predictions, *constants)
     return HybridLoss(*_forward(predictions, *constants, chosen)[:3])
+
+
+def _checked(
+    backend: str | None,
+    predictions: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    parsing_class_weights: Tensor | None,
+    denominators: Tensor | None,
+    sizes: list[int],
+    settings: Sequence[float],
+    point_loss: str,
+) -> str:
+    """The backend that runs the call, if all is right with it but the labels, which are not looked at."""
+    parsing_logits, points, class_logits, task_weights = predictions
+    parsing_target, points_target, points_weight, class_targets = targets
+    _check_predictions(parsing_logits, points, class_logits, sizes)
+    _check_targets(parsing_logits, parsing_target, points, points_target, points_weight, class_targets, sizes)
+    _check_weights(parsing_logits, points, sizes, task_weights, parsing_class_weights, denominators)
+    _check_settings(point_loss, *settings)
+    return choose(NAME, backend, *predictions[:3])
 
 
 def _check_predictions(parsing_logits: Tensor, points: Tensor, class_logits: Tensor, sizes: list[int]) -> None:
@@ -117,12 +146,13 @@ def _check_targets(
     checks.dimensions(NAME, "parsing_target", parsing_target, "(Bp, H, W)")
     expected = (parsing_logits.shape[0], *parsing_target.shape[1:])
     checks.shape(NAME, "parsing_target", parsing_target, expected, "(Bp, H, W)")
-    coarse, fine = tuple(parsing_logits.shape[2:]), tuple(parsing_target.shape[1:])
-    checks.require(
-        coarse == fine or 0 not in coarse + fine,
-        NAME,
-        f"parsing_logits cannot be resized to parsing_target without pixels; got {coarse} and {fine}. Drop the rows.",
-    )
+    coarse, fine = parsing_logits.shape[2:], parsing_target.shape[1:]
+    if coarse != fine and 0 in (*coarse, *fine):
+        checks.fail(
+            NAME,
+            f"parsing_logits cannot be resized to parsing_target without pixels; got {tuple(coarse)} and "
+            f"{tuple(fine)}. Drop the rows.",
+        )
     checks.shape(NAME, "points_target", points_target, tuple(points.shape), "(Bl, 2, P)")
     checks.shape(NAME, "points_weight", points_weight, (points.shape[0], points.shape[2]), "(Bl, P)")
     checks.dimensions(NAME, "class_targets", class_targets, "(Bc, n)")
@@ -133,9 +163,11 @@ def _check_targets(
         ("parsing_target", parsing_target, torch.uint8),
         ("class_targets", class_targets, torch.int64),
     ):
-        checks.require(
-            tensor.dtype == dtype, NAME, f"{name} must be {dtype}; got {tensor.dtype}. Convert it with .to()."
-        )
+        if tensor.dtype != dtype:
+            checks.fail(NAME, f"{name} must be {dtype}; got {tensor.dtype}. Convert it with .to().")
+
+
+def _check_labels(parsing_logits: Tensor, parsing_target: Tensor, class_targets: Tensor, sizes: Sequence[int]) -> None:
     if parsing_logits.shape[1]:
         checks.index_range(NAME, "parsing_target", parsing_target, 0, parsing_logits.shape[1] - 1, IGNORED_PIXEL)
     for index, size in enumerate(sizes):
@@ -165,15 +197,16 @@ def _check_weights(
 
 
 def _check_settings(
-    parsing_smoothing: float, class_smoothing: float, point_loss: str, wing_width: float, wing_curvature: float
+    point_loss: str, parsing_smoothing: float, class_smoothing: float, wing_width: float, wing_curvature: float
 ) -> None:
-    checks.require(
-        point_loss in POINT_LOSSES, NAME, f"point_loss must be one of {POINT_LOSSES}; got {point_loss!r}. Choose one."
-    )
+    if point_loss not in POINT_LOSSES:
+        checks.fail(NAME, f"point_loss must be one of {POINT_LOSSES}; got {point_loss!r}. Choose one.")
     for name, value in (("parsing_smoothing", parsing_smoothing), ("class_smoothing", class_smoothing)):
-        checks.require(0 <= value < 1, NAME, f"{name} must be in [0, 1); got {value}. Use 0 for none.")
+        if not 0 <= value < 1:
+            checks.fail(NAME, f"{name} must be in [0, 1); got {value}. Use 0 for none.")
     for name, value in (("wing_width", wing_width), ("wing_curvature", wing_curvature)):
-        checks.require(value > 0, NAME, f"{name} must be positive; got {value}. Use 0.1 and 0.02 of a crop side.")
+        if not value > 0:
+            checks.fail(NAME, f"{name} must be positive; got {value}. Use 0.1 and 0.02 of a crop side.")
 
 
 def _reference(
@@ -214,7 +247,7 @@ register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", cuda_refusal)
 
 
-@torch.library.custom_op("ifan::hybrid_loss", mutates_args=())
+@operation("ifan::hybrid_loss")
 def _forward(
     predictions: Sequence[Tensor],
     targets: Sequence[Tensor],
@@ -251,8 +284,9 @@ def _cpu_forward(
     optional = [None if value is None else value.float().contiguous() for value in (class_weights, denominators)]
     weights_at, denominators_at = (0 if value is None else value.data_ptr() for value in optional)
     made = [torch.empty_like(value) for value in (parsing, points, classes)]
+    total = task_weights.new_empty(())
     losses, counts, divisors = (torch.empty_like(task_weights) for _ in range(3))
-    native.cpu_module().hybrid_loss(
+    right = native.cpu_module().hybrid_loss(
         (parsing.data_ptr(), labels.data_ptr(), weights_at, made[0].data_ptr()),
         parsing.shape,
         labels.shape[1:],
@@ -263,31 +297,43 @@ def _cpu_forward(
         class_sizes,
         settings,
         point_loss,
-        denominators_at,
-        (losses.data_ptr(), counts.data_ptr(), divisors.data_ptr()),
+        (task_weights.data_ptr(), denominators_at),
+        [value.data_ptr() for value in (total, losses, counts, divisors)],
         torch.get_num_threads(),
     )
-    return task_weights.dot(losses), losses, counts, [divisors, *made]
+    if not right:
+        _check_labels(predictions[0], labels, class_targets, class_sizes)
+    return total, losses, counts, [divisors, *made]
 
 
 def _cpu_backward(
-    upstream: Sequence[Tensor],
+    upstream: Sequence[Tensor | None],
     losses: Tensor,
     made: Sequence[Tensor],
     predictions: Sequence[Tensor],
     class_sizes: Sequence[int],
+    in_place: bool = False,
 ) -> list[Tensor]:
-    """What forward made are the gradients of each task's sum."""
-    total, of_losses = (value.float() for value in upstream)
-    divisors, parsing, points, classes = made
-    arriving = total * predictions[3].float() + of_losses
-    factors = iter(torch.where(divisors > 0, arriving / divisors, 0).tolist())
-    found = [
-        value * next(factors) if value.shape[axis] else value.clone() for value, axis in ((parsing, 1), (points, 2))
-    ]
-    columns = [factor for factor, size in zip(factors, class_sizes, strict=True) for _ in range(size)]
-    found += [classes * classes.new_tensor(columns), total * losses]
-    return [value.to(like.dtype) for value, like in zip(found, predictions, strict=True)]
+    """What forward made are the gradients of each task's sum; ``in_place`` turns them into those of the predictions."""
+    arriving = [None if value is None else value.float().contiguous() for value in upstream]
+    task_weights, (divisors, *sums) = predictions[3].float().contiguous(), made
+    found = [*(value if in_place else torch.empty_like(value) for value in sums), torch.empty_like(losses)]
+    parsing, points, classes = (
+        (source.data_ptr(), target.data_ptr(), source.numel()) for source, target in zip(sums, found[:3], strict=True)
+    )
+    native.cpu_module().hybrid_loss_backward(
+        [0 if value is None else value.data_ptr() for value in arriving],
+        (task_weights.data_ptr(), losses.data_ptr(), divisors.data_ptr()),
+        parsing,
+        sums[0].shape[1] > 0,
+        points,
+        sums[1].shape[2] > 0,
+        (*classes[:2], sums[2].shape[0]),
+        class_sizes,
+        found[3].data_ptr(),
+        torch.get_num_threads(),
+    )
+    return native.in_dtypes_of(predictions, found)
 
 
 @_forward.register_fake
@@ -300,7 +346,7 @@ def _(predictions: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor
     return empty[0], empty[1], empty[2], made
 
 
-@torch.library.custom_op("ifan::hybrid_loss_backward", mutates_args=())
+@operation("ifan::hybrid_loss_backward")
 def _backward(
     upstream: Sequence[Tensor],
     losses: Tensor,
@@ -338,17 +384,24 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     predictions, targets, parsing_class_weights, denominators, *ctx.settings = inputs
     ctx.set_materialize_grads(False)  # what forward made is as large as the logits and receives no gradient
-    ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators, output[1], *output[3])
+    ctx.in_place = ctx.settings[-1] == "cpu" and getattr(ctx, "direct", False)
+    ctx.made, made = (output[3], []) if ctx.in_place else (None, output[3])
+    ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators, output[1], *made)
 
 
 def _differentiate(ctx: Any, total: Tensor | None, losses: Tensor | None, *_: Any) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    forward = saved[10], list(saved[11:])
-    arriving = [
-        saved[10].new_zeros(()) if total is None else total,
-        torch.zeros_like(saved[10]) if losses is None else losses,
-    ]
-    found = _backward(arriving, *forward, list(saved[:4]), list(saved[4:8]), *saved[8:10], *ctx.settings)
+    predictions, targets, constants, made = list(saved[:4]), list(saved[4:8]), saved[8:10], list(saved[11:])
+    if ctx.in_place:  # the first backward gets what forward made to change it, a later one makes it again
+        made, ctx.made = ctx.made or _cpu_forward(predictions, targets, *constants, *ctx.settings[:-1])[3], None
+    if ctx.in_place and not torch.is_grad_enabled():
+        found = _cpu_backward([total, losses], saved[10], made, predictions, ctx.settings[0], in_place=True)
+    else:
+        arriving = [
+            saved[10].new_zeros(()) if total is None else total,
+            torch.zeros_like(saved[10]) if losses is None else losses,
+        ]
+        found = _backward(arriving, saved[10], made, predictions, targets, *constants, *ctx.settings)
     no_sizes: list[None] | None = (
         None if ctx.settings[0] else []
     )  # an empty list is a structure to autograd, a filled one a value

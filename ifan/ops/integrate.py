@@ -13,6 +13,7 @@ from ifan.ops import checks, native
 from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
+from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
@@ -57,41 +58,39 @@ def integrate(
     Source: integration of task maps, iFAN (arXiv 1711.06055); the pooling may go before the 1x1 convolution, as both
     are linear.
     """
-    counts, flags = _check(sources, weight, bias, mean, var, segments, rows, per_sample, pool)
+    values = {"weight": weight, "bias": bias, "mean": mean, "var": var}
+    counts, flags = check(NAME, sources, values, segments, rows, per_sample, pool)
     chosen = choose(NAME, backend, *sources, weight, bias, mean, var)
     if chosen == "reference":
         return reference.integrate(sources, weight, bias, mean, var, counts, rows, flags, pool, eps)
     return _forward(sources, weight, bias, mean, var, counts, rows, flags, pool, eps, chosen)
 
 
-def _check(
+def check(
+    op: str,
     sources: Sequence[Tensor],
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
+    values: dict[str, Tensor],
     segments: Sequence[int],
     rows: Tensor | None,
     per_sample: Sequence[bool] | None,
     pool: int,
 ) -> tuple[list[int], list[bool]]:
-    lanes, channels, flags = checks.sources_of(NAME, sources, sum(segments), rows, per_sample)
-    counts = checks.segments_of(NAME, segments, lanes)
-    values = {"weight": weight, "bias": bias, "mean": mean, "var": var}
+    """Raise ``ValueError`` unless the arguments fit, ``values`` being ``(T, C)`` each; ``segments`` and ``per_sample``
+    as lists."""
+    lanes, channels, flags = checks.sources_of(op, sources, sum(segments), rows, per_sample)
+    counts = checks.segments_of(op, segments, lanes)
     for name, value in values.items():
-        checks.shape(NAME, name, value, (len(counts), channels), "(T, C)")
-    checks.floating(NAME, sources[0].device, **values)
+        checks.shape(op, name, value, (len(counts), channels), "(T, C)")
+    checks.floating(op, sources[0].device, **values)
     height, width = sources[0].shape[2:]
-    checks.require(pool in (1, 2), NAME, f"pool must be 1 or 2; got {pool}. Choose one of them.")
-    checks.require(
-        height % pool == 0 and width % pool == 0,
-        NAME,
-        f"pool=2 needs even H and W; got {(height, width)}. Pad the sources or use pool=1.",
-    )
+    if pool not in (1, 2):
+        checks.fail(op, f"pool must be 1 or 2; got {pool}. Choose one of them.")
+    if height % pool or width % pool:
+        checks.fail(op, f"pool=2 needs even H and W; got {(height, width)}. Pad the sources or use pool=1.")
     return counts, flags
 
 
-@torch.library.custom_op("ifan::integrate", mutates_args=())
+@operation("ifan::integrate")
 def _forward(
     sources: Sequence[Tensor],
     weight: Tensor,
@@ -151,7 +150,7 @@ def _(
     return weight.new_empty((sum(segments), weight.shape[1], height // pool, width // pool), dtype=dtype)
 
 
-@torch.library.custom_op("ifan::integrate_backward", mutates_args=())
+@operation("ifan::integrate_backward")
 def _backward(
     gradient: Tensor,
     inputs: Sequence[Tensor],

@@ -13,6 +13,7 @@ from ifan.ops import checks, convolution, native
 from ifan.ops.concatenation import Concatenation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
+from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
@@ -76,7 +77,7 @@ def _check(
     return flags
 
 
-@torch.library.custom_op("ifan::transition_up", mutates_args=())
+@operation("ifan::transition_up")
 def _forward(
     sources: Sequence[Tensor],
     weight_a: Tensor,
@@ -123,7 +124,7 @@ register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
-@torch.library.custom_op("ifan::transition_up_backward", mutates_args=())
+@operation("ifan::transition_up_backward")
 def _backward(
     gradient: Tensor,
     inputs: Sequence[Tensor],

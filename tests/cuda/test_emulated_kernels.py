@@ -176,7 +176,7 @@ def test_operations_pass_opcheck(emulation: ModuleType) -> None:
     *sources, weight, bias, mean, var = problem.arranged(torch.float32)
     arguments = (problems.SEGMENTS, problems.ROWS, [False, True, False], 1, 1e-3, "cuda")
     with emulated(emulation):
-        opcheck(integrate_op, (sources, weight, bias, mean, var, *arguments))
+        opcheck(integrate_op.registered, (sources, weight, bias, mean, var, *arguments))
 
 
 def test_what_the_backend_refuses(emulation: ModuleType) -> None:

@@ -190,12 +190,12 @@ def test_operations_have_schema_fake_and_autograd() -> None:
     problem = problems.integrate(2, 4)
     values = problem.arranged(torch.float32)
     arguments = (values[:3], *values[3:], [2, 0, 3], problems.ROWS, [False, True, False], 2, 1e-3, "triton")
-    opcheck(integrate_op, arguments)
+    opcheck(integrate_op.registered, arguments)
     logits, points, classes, weights = problems.hybrid_loss().arranged(torch.float32)
     labels = torch.zeros(2, 6, 4, dtype=torch.uint8)
     targets = [labels, points.detach(), torch.ones(3, 4), torch.zeros(4, 2, dtype=torch.int64)]
     constants = (targets, None, None, [3, 4], [0.0, 0.0, 0.1, 0.02], "wing", "triton")
-    opcheck(loss_op, ([logits, points, classes, weights], *constants))
+    opcheck(loss_op.registered, ([logits, points, classes, weights], *constants))
 
 
 @pytest.mark.parametrize("name", ["integrate", "hybrid_loss-finer"])

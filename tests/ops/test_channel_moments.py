@@ -132,14 +132,14 @@ def test_gradcheck() -> None:
 @pytest.mark.parametrize("backend", NATIVE)
 @pytest.mark.parametrize("layout", ["channels_last", "slice"])
 def test_opcheck(backend: str, layout: str) -> None:
-    opcheck(_forward, (arrange(torch.randn(4, 3, 2, 5), layout).requires_grad_(), [1, 0, 3], backend))
+    opcheck(_forward.registered, (arrange(torch.randn(4, 3, 2, 5), layout).requires_grad_(), [1, 0, 3], backend))
 
 
 @needs_cpu
 def test_opcheck_of_native_backward() -> None:
     moments = [torch.randn(3, 3) for _ in range(3)]
     x = arrange(torch.randn(4, 3, 2, 5), "slice")
-    opcheck(_backward, (moments[0], moments[1], x, moments[2], [1, 0, 3], "cpu"))
+    opcheck(_backward.registered, (moments[0], moments[1], x, moments[2], [1, 0, 3], "cpu"))
 
 
 @pytest.mark.parametrize("backend", NATIVE)

@@ -172,7 +172,9 @@ def test_gradcheck_with_moments_as_inputs() -> None:
 def test_opcheck_and_one_graph() -> None:
     groups, (means, variances) = inputs(torch.float32, layers=2), statistics(2, torch.float32)
     for count in (1, 2):
-        opcheck(_forward, (*groups, means[:count], variances[:count], SEGMENTS, ROWS, FLAGS, 1e-3, "reference"))
+        opcheck(
+            _forward.registered, (*groups, means[:count], variances[:count], SEGMENTS, ROWS, FLAGS, 1e-3, "reference")
+        )
     flat = [t for group in groups for t in group]
     assert_compiles(lambda *v: run(regroup(v, 2), means[:1], variances[:1], op=True), flat)
     assert_compiles(lambda *v: run(regroup(v, 2), means[:1], variances[:1], op=False), flat)

@@ -130,7 +130,7 @@ def test_gradcheck() -> None:
 def test_opcheck_and_one_graph() -> None:
     parsing, points, classes = predictions(size=6)
     for backend in BUILT:
-        opcheck(_forward, (parsing, points, classes, [3, 4], 2, backend))
+        opcheck(_forward.registered, (parsing, points, classes, [3, 4], 2, backend))
     assert_compiles(lambda a, b: _forward(a, points, b, [3, 4], 2, "reference"), [parsing, classes])
     assert_compiles(lambda a, b: encode_predictions(a, points, b, [3, 4], 2), [parsing, classes])
 

@@ -445,6 +445,36 @@ def test_backward_twice_and_through_losses_alone() -> None:
 
 
 @needs_cpu
+def test_first_backward_gets_what_forward_made_and_a_later_one_makes_it_again() -> None:
+    data = batch(torch.float32)
+    total = kernel(**data).total
+    (first,) = torch.autograd.grad(total, data["parsing_logits"], retain_graph=True)
+    before = first.clone()
+    (again,) = torch.autograd.grad(2 * total, data["parsing_logits"], retain_graph=True)
+    assert torch.equal(first, before)
+    assert_close(again, 2 * first)
+    with torch.no_grad():
+        data["parsing_logits"].add_(1)  # what it would be made from
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+@needs_cpu
+def test_labels_are_looked_at_on_every_call() -> None:
+    """Though shapes and dtypes are not when a call like it was right."""
+    data = batch(torch.float32)
+    kernel(**data)
+    for name, value, message in (
+        ("parsing_target", 5, r"parsing_target must be in 0..4 or 255; got 5"),
+        ("class_targets", 4, r"class_targets\[:, 0\] must be in 0..2 or -1; got 4"),
+    ):
+        wrong = data[name].clone()
+        wrong.view(-1)[0] = value
+        with pytest.raises(ValueError, match=message):
+            kernel(**{**data, name: wrong})
+
+
+@needs_cpu
 def test_kernel_allocates_less_than_a_tenth_of_eager() -> None:
     data, made = large_batch(size=64), []
     for call in (kernel, eager):
@@ -475,7 +505,9 @@ def test_opcheck_and_one_graph() -> None:
     targets = [data[name] for name in ("parsing_target", "points_target", "points_weight", "class_targets")]
     settings = [0.1, 0.1, 0.1, 0.02]
     for backend in ("reference", *(row.name for row in backends() if row.available and row.name == "cpu")):
-        opcheck(_forward, (predictions, targets, torch.ones(5), torch.ones(4), SIZES, settings, "wing", backend))
+        opcheck(
+            _forward.registered, (predictions, targets, torch.ones(5), torch.ones(4), SIZES, settings, "wing", backend)
+        )
     for call in (hybrid_loss, op, eager):
         assert_compiles(lambda *v, c=call: list(c(**with_predictions(data, v))[:2]), predictions)
 

@@ -201,7 +201,7 @@ def test_gradcheck() -> None:
 def test_opcheck_and_one_graph(way: str) -> None:
     sources, values = inputs(torch.float32, size=4)
     if way != EAGER:
-        opcheck(_forward, (sources, *values, [2, 0, 3], ROWS, [False, True, False], 2, 1e-3, way))
+        opcheck(_forward.registered, (sources, *values, [2, 0, 3], ROWS, [False, True, False], 2, 1e-3, way))
     assert_compiles(lambda *v: run(list(v[:3]), list(v[3:]), [2, 0, 3], 2, way), [*sources, *values])
 
 

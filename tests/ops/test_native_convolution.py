@@ -200,9 +200,12 @@ def test_opcheck_and_one_graph() -> None:
     groups = [list(values[2 + 2 * i : 4 + 2 * i]) for i in range(5)]
     for count in (1, 2):
         statistics = [group[:count] for group in groups[3:]]
-        opcheck(dense_block_op, (values[:2], *groups[:3], *statistics, SEGMENTS, ROWS, [False, True], 1e-3, "cpu"))
+        opcheck(
+            dense_block_op.registered,
+            (values[:2], *groups[:3], *statistics, SEGMENTS, ROWS, [False, True], 1e-3, "cpu"),
+        )
     ups = up_inputs((4, 4))
-    opcheck(transition_up_op, (ups[:2], ups[2], ups[3], ROWS, [False, True], "cpu"))
+    opcheck(transition_up_op.registered, (ups[:2], ups[2], ups[3], ROWS, [False, True], "cpu"))
     assert_compiles(lambda *v: block(v, "cpu"), values)
     assert_compiles(lambda *v: up(v, "cpu"), ups)
 

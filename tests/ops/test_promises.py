@@ -61,6 +61,10 @@ OPERATIONS = {
         lambda h, w, dtype: leaves(dtype, *two_sources(2 * h, 2 * w), *[(3, 13)] * 4),
         lambda v, backend: ops.integrate(v[:2], *v[2:], SEGMENTS, ROWS, FLAGS, 2, backend=backend),
     ),
+    "integrate with_moments": Operation(
+        lambda h, w, dtype: leaves(dtype, *two_sources(2 * h, 2 * w), *[(3, 13)] * 2),
+        lambda v, backend: ops.integrate_with_moments(v[:2], *v[2:], SEGMENTS, ROWS, FLAGS, 2, backend=backend),
+    ),
     "dense_block": Operation(
         lambda h, w, dtype: leaves(dtype, *two_sources(h, w), (12, 13, 3, 3), *[(3, 13)] * 4),
         lambda v, backend: ops.dense_block(

@@ -91,7 +91,7 @@ def test_gradcheck() -> None:
 
 def test_opcheck_and_one_graph() -> None:
     values = inputs()
-    opcheck(_forward, (values[:2], values[2], values[3], ROWS, FLAGS, "reference"))
+    opcheck(_forward.registered, (values[:2], values[2], values[3], ROWS, FLAGS, "reference"))
     for op in (False, True):
         assert_compiles(lambda *v, o=op: run(v, o), values)
 

@@ -1,0 +1,108 @@
+// One plane of the fusion: normalise, ReLU and average 2x2, and what its backward reads.
+#pragma once
+#include "affine_relu.h"
+#include "moments.h"
+
+namespace ifan {
+namespace IFAN_ISA {
+
+// Gradients from so many values on are larger than the caches and are stored past them.
+constexpr int64_t kStreamed = 4 << 20;
+
+// Values that are asked for ahead of the loads: with little work between them, the hardware alone fetches from memory at half the
+// rate that it could.
+constexpr int64_t kAhead = 2048;
+
+// n averages of 2x2 pixels of the neighbouring rows a and b, in vectors of L and ever shorter ones.
+template <int L>
+inline void pool_rows(const float* a, const float* b, int64_t n, float scale, float shift, float* out) {
+  int64_t j = 0;
+  const auto both = [&](int64_t i) { return relu(load<L>(a + i) * scale + shift) + relu(load<L>(b + i) * scale + shift); };
+  for (; j + L <= n; j += L) {
+    for (int64_t ahead = kAhead; ahead < kAhead + 4 * L; ahead += 16) __builtin_prefetch(a + 4 * j + ahead);
+    store(out + j, 0.25f * Neighbours<L>::sum(both(2 * j), both(2 * j + L)));
+  }
+  if (j == n) return;
+  if constexpr (L > 4) return pool_rows<L / 2>(a + 2 * j, b + 2 * j, n - j, scale, shift, out + j);
+  const auto one = [&](int64_t i) { return relu(a[i] * scale + shift) + relu(b[i] * scale + shift); };
+  for (; j < n; ++j) out[j] = 0.25f * (one(2 * j) + one(2 * j + 1));
+}
+
+inline void forward_plane(const float* x, int pool, int64_t height, int64_t width, float scale, float shift, float* out) {
+  if (pool == 1)
+    for (int64_t i = 0; i < height * width; ++i) out[i] = relu(x[i] * scale + shift);
+  else
+    for (int64_t r = 0; r < height; r += 2, out += width / 2)
+      pool_rows<kWidth>(x + r * width, x + (r + 1) * width, width / 2, scale, shift, out);
+}
+
+// As visit_affine_relu, for a plane whose averages have the gradient d: a quarter of it for each of the four pixels. For rows of whole
+// pairs of vectors.
+template <typename Write>
+inline void visit_pairs(const float* x, const float* d, int64_t height, int64_t width, Affine f, double* sums, Write write) {
+  constexpr int64_t block = kRun / 4;  // averages between two looks at whether a run is over
+  AffineSums run;
+  for (int64_t r = 0, visited = 0; r < height; r += 2, d += width / 2)
+    for (int64_t begun = 0, end; begun < width / 2; begun = end) {
+      end = least(begun + block, width / 2);
+      const int64_t rows[2] = {r * width, (r + 1) * width};
+      for (int64_t j = begun; j < end; j += kWidth) {
+        Vec twice[2];
+        Doubled<kWidth>::split(0.25f * load(d + j), twice);
+        for (int64_t ahead = kAhead; ahead < kAhead + 4 * kWidth; ahead += 16) __builtin_prefetch(x + rows[0] + 4 * j + ahead);
+        for (int64_t row : rows)
+          for (int64_t k = 0; k < 2; ++k) run.visit(x, row + 2 * j + k * kWidth, twice[k], f, k, write);
+      }
+      if ((visited += 4 * (end - begun)) > kRun - 4 * block) run.join(sums), visited = 0;
+    }
+  run.join(sums);
+}
+
+inline void widen(const float* d, int64_t n, float* out) {
+  int64_t j = 0;
+  for (; j + kWidth <= n; j += kWidth) {
+    Vec twice[2];
+    Doubled<kWidth>::split(0.25f * load(d + j), twice);
+    store(out + 2 * j, twice[0]), store(out + 2 * j + kWidth, twice[1]);
+  }
+  for (; j < n; ++j) out[2 * j] = out[2 * j + 1] = 0.25f * d[j];
+}
+
+// The same for rows of any width: the pixels' gradients are laid out first, so that vectors go on from one row to the next.
+template <typename Write>
+inline void visit_laid_out(const float* x, const float* d, int64_t height, int64_t width, Affine f, double* sums, Write write) {
+  float wide[kRun];
+  for (int64_t begun = 0, n; begun < height * width; begun += n) {  // as many whole pairs of rows as a run holds, or a part of one row
+    n = 2 * width <= kRun ? least(kRun / (2 * width) * 2 * width, height * width - begun) : least(kRun, width - begun % width);
+    for (int64_t i = 0; i < n;) {
+      const int64_t r = (begun + i) / width, column = (begun + i) % width, some = least(n - i, width - column);
+      widen(d + (r / 2) * (width / 2) + column / 2, some / 2, wide + i);
+      if (2 * width <= kRun) __builtin_memcpy(wide + i + width, wide + i, width * sizeof(float)), i += width;
+      i += some;
+    }
+    visit_affine_relu(x + begun, wide, n, f, sums, [&](int64_t i, auto e, auto deviation) { write(begun + i, e, deviation); });
+  }
+}
+
+// Either, for a plane of d averages or values.
+template <typename Write>
+inline void visit_plane(const float* x, const float* d, int pool, int64_t height, int64_t width, Affine f, double* sums, Write write) {
+  if (pool == 1)
+    visit_affine_relu(x, d, height * width, f, sums, write);
+  else
+    width % (2 * kWidth) ? visit_laid_out(x, d, height, width, f, sums, write) : visit_pairs(x, d, height, width, f, sums, write);
+}
+
+// Stores vectors and single values of a plane; past the caches where it is one of many and its rows begin at aligned addresses.
+struct Writer {
+  float* to;
+  bool streamed;
+
+  Writer(float* plane, int64_t width, bool large)
+      : to(plane), streamed(large && (reinterpret_cast<uintptr_t>(plane) | width * sizeof(float)) % sizeof(Vec) == 0) {}
+  void operator()(int64_t i, Vec v) const { streamed ? stream(to + i, v) : store(to + i, v); }
+  void operator()(int64_t i, float v) const { to[i] = v; }
+};
+
+}  // namespace IFAN_ISA
+}  // namespace ifan
