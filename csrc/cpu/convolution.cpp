@@ -30,21 +30,20 @@ template <int N>
 struct Buffers {
   static constexpr int64_t tiles = N * kWidth;
   int64_t point;  // from one point's transformed inputs to the next's: no power of two, which would fall on one cache set
-  float *inputs, *transformed, *sums, *pixels;
+  float *transformed, *sums, *pixels;
 
   static int64_t size(int64_t chunk, int64_t outputs) {
-    return (kPoints + kPoints * (chunk + 1) + kPoints * groups(outputs) * kOutputs + 64) * tiles;
+    return (kPoints * (chunk + 1) + kPoints * groups(outputs) * kOutputs + 64) * tiles;
   }
   Buffers(float* memory, int64_t chunk, int64_t outputs) : point((chunk + 1) * tiles) {
-    inputs = memory;
-    transformed = inputs + kPoints * tiles;
+    transformed = memory;
     sums = transformed + kPoints * point;
     pixels = sums + kPoints * groups(outputs) * kOutputs * tiles;
   }
 };
 
 template <int N, bool normalise>
-void transform_inputs(const Context& context, const Block<N>& block, int64_t first, int64_t channels, const Buffers<N>& b) {
+void transform_chunk(const Context& context, const Block<N>& block, int64_t first, int64_t channels, const Buffers<N>& b) {
   const ConvolutionForward& call = context.call;
   Plane<normalise> planes[Block<N>::size];
   for (int64_t c = first; c < first + channels; ++c) {
@@ -53,8 +52,7 @@ void transform_inputs(const Context& context, const Block<N>& block, int64_t fir
       planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
       if (c + 1 < call.x.channels) prefetch(context.plan.plane(lane, c + 1), context.tiling, block.runs[r]);
     }
-    gather(block, planes, b.inputs);
-    transform_columns<N>(b.inputs, b.transformed + (c - first) * block.size, b.point);
+    transform_inputs(block, planes, b.transformed + (c - first) * block.size, b.point);
   }
 }
 
@@ -120,7 +118,7 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
     const int64_t end_output = least((piece + 1) * units / context.pieces * kUnit, call.outputs);
     for (int64_t first = 0; first < channels; first += context.chunk) {
       const int64_t some = least(context.chunk, channels - first);
-      transform_inputs<N, normalise>(context, block, first, some, b);
+      transform_chunk<N, normalise>(context, block, first, some, b);
       for (int64_t p = 0; p < kPoints; ++p)
         for (int64_t o = first_output / kOutputs; o < groups(end_output); ++o)
           products<kOutputs, N>(call.filters + ((p * blocks + o) * channels + first) * kOutputs,

@@ -31,7 +31,7 @@ struct Context {
 
 // This thread's buffers. The first two hold a batch, the others a block; `filters` holds a part of the lanes.
 struct Buffers {
-  float *to_inputs, *to_weights, *inputs, *transformed, *sums, *pixels, *filters;
+  float *to_inputs, *to_weights, *transformed, *sums, *pixels, *filters;
 
   static int64_t layout(const Context& c, float* memory, Buffers* b) {
     int64_t used = 0;
@@ -42,7 +42,6 @@ struct Buffers {
     };
     b->to_inputs = take(c.blocks * kPoints * c.call.outputs * kTiles);
     b->to_weights = take(c.blocks * kPoints * kTiles * c.wide);
-    b->inputs = take(kPoints * kTiles);
     b->transformed = take(kPoints * kChunk * kTiles);
     b->sums = take(kPoints * kChunk * kTiles);
     b->pixels = take(16 * kTiles);
@@ -110,9 +109,8 @@ void transform_gradients(const Context& context, const Tiles& block, int64_t ind
   for (int64_t o = 0; o < call.outputs; ++o) {
     for (int64_t r = 0; r < block.count; ++r)
       planes[r].data = call.gradient + block.runs[r].lane * call.gradient_lane_stride + o * pixels;
-    gather(block, planes, b.inputs);
+    transform_inputs(block, planes, to_inputs + o * kTiles, call.outputs * kTiles);
     gather_pixels(block, planes, b.pixels);
-    transform_columns<kVectors>(b.inputs, to_inputs + o * kTiles, call.outputs * kTiles);
     transform_gradient(b.pixels, to_weights + o, context.wide);
   }
 }
@@ -128,8 +126,7 @@ void add_filters(const Context& context, const Tiles& block, int64_t index, int6
       planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
       if (c + 1 < call.x.channels) prefetch(context.plan.plane(lane, c + 1), context.tiling, block.runs[r]);
     }
-    gather(block, planes, b.inputs);
-    transform_columns<kVectors>(b.inputs, b.transformed + (c - first) * kTiles, kChunk * kTiles);
+    transform_inputs(block, planes, b.transformed + (c - first) * kTiles, kChunk * kTiles);
   }
   const float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
   for (int64_t p = 0; p < kPoints; ++p)
