@@ -158,8 +158,8 @@ void write_inputs(const Context& context, const Tiles& block, int64_t index, int
   const float* to_inputs = b.to_inputs + index * kPoints * outputs * kTiles;
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t c = 0; c < channels; c += kOutputs)
-      products<kOutputs, kVectors>(call.filters + (p * blocks + (first + c) / kOutputs) * outputs * kOutputs,
-                                   to_inputs + p * outputs * kTiles, outputs, b.sums + (p * kChunk + c) * kTiles, false);
+      products<kVectors>(call.filters + (p * blocks + (first + c) / kOutputs) * outputs * kOutputs, to_inputs + p * outputs * kTiles,
+                         outputs, b.sums + (p * kChunk + c) * kTiles, false, channels - c);
   float* planes[kTiles];
   for (int64_t c = 0; c < channels; ++c) {
     transform_outputs<kVectors>(b.sums + c * kTiles, kChunk * kTiles, b.pixels);

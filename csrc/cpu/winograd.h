@@ -139,43 +139,27 @@ struct Strip {
   float* row(int64_t k) { return rows[k] + edge; }
 };
 
-// Where vectors of pixels lie in one row of the picture: the six rows of every tile, transformed downwards as they are read.
+// The six rows of every tile. Row by row: the processor foresees what follows each other in memory.
 template <int N, bool normalise>
-inline void read_aligned(const Block<N>& block, const Plane<normalise>* planes, Strip<N>& strip) {
+inline void read_rows(const Block<N>& block, const Plane<normalise>* planes, Strip<N>& strip) {
   const int64_t height = block.tiling.height, width = block.tiling.width;
-  for (int64_t v = 0; v < 4 * N; ++v) {
-    const int64_t r = block.run_of[v];
-    if (r < 0) break;
-    const Plane<normalise> plane = planes[r];
-    const int64_t y = 4 * block.runs[r].y - 1;
-    const float* x = plane.data + y * width + block.x_of[v];
-    Vec d[6];
-    if (y >= 0 && y + 6 <= height)
-      for (int64_t k = 0; k < 6; ++k) d[k] = plane(load(x + k * width));
-    else
-      for (int64_t k = 0; k < 6; ++k) d[k] = y + k >= 0 && y + k < height ? plane(load(x + k * width)) : Vec{};
-    input_transform(d, 1);
-    for (int64_t k = 0; k < 6; ++k) store(strip.row(k) + v * kWidth, d[k]);
-  }
-}
-
-// The same for any width: the rows of all runs, one behind the other, then transformed downwards.
-template <int N, bool normalise>
-inline void read_runs(const Block<N>& block, const Plane<normalise>* planes, Strip<N>& strip) {
-  for (int64_t k = 0; k < 6; ++k)
-    for (int64_t r = 0; r < block.count; ++r) {
-      const Run& run = block.runs[r];
-      copy_row(planes[r], block.tiling, run, 4 * run.y - 1 + k, strip.row(k) + 4 * run.at);
+  for (int64_t k = 0; k < 6; ++k) {
+    if (!block.tiling.aligned()) {
+      for (int64_t r = 0; r < block.count; ++r)
+        copy_row(planes[r], block.tiling, block.runs[r], 4 * block.runs[r].y - 1 + k, strip.row(k) + 4 * block.runs[r].at);
+      continue;
     }
-  for (int64_t i = 0; i < 4 * block.tiles; i += kWidth) {
-    Vec d[6];
-    for (int64_t k = 0; k < 6; ++k) d[k] = load(strip.row(k) + i);
-    input_transform(d, 1);
-    for (int64_t k = 0; k < 6; ++k) store(strip.row(k) + i, d[k]);
+    for (int64_t v = 0; v < 4 * N; ++v) {
+      const int64_t r = block.run_of[v];
+      if (r < 0) break;
+      const int64_t y = 4 * block.runs[r].y - 1 + k;
+      const float* x = planes[r].data + y * width + block.x_of[v];
+      store(strip.row(k) + v * kWidth, y >= 0 && y < height ? planes[r](load(x)) : Vec{});
+    }
   }
 }
 
-// The pixels beside a block that begins or ends within a row of tiles.
+// The pixels beside a block that begins or ends within a row of tiles, transformed downwards.
 template <int N, bool normalise>
 inline void read_edges(const Block<N>& block, const Plane<normalise>* planes, Strip<N>& strip) {
   const int64_t height = block.tiling.height, width = block.tiling.width;
@@ -199,11 +183,14 @@ template <int N, bool normalise>
 inline void transform_inputs(const Block<N>& block, const Plane<normalise>* planes, float* v, int64_t stride) {
   using Q = Quads<kWidth>;
   Strip<N> strip;
-  if (block.tiling.aligned())
-    read_aligned(block, planes, strip);
-  else
-    read_runs(block, planes, strip);
+  read_rows(block, planes, strip);
   read_edges(block, planes, strip);
+  for (int64_t i = 0; i < 4 * block.tiles; i += kWidth) {
+    Vec d[6];
+    for (int64_t k = 0; k < 6; ++k) d[k] = load(strip.row(k) + i);
+    input_transform(d, 1);
+    for (int64_t k = 0; k < 6; ++k) store(strip.row(k) + i, d[k]);
+  }
   for (int64_t n = 0; n < N; ++n)
     for (int64_t k = 0; k < 6; ++k) {
       const float* x = strip.row(k) + 4 * n * kWidth;
@@ -217,14 +204,14 @@ inline void transform_inputs(const Block<N>& block, const Plane<normalise>* plan
     }
 }
 
-// m [M][tiles] (+)= sum over channels of u [channel][M] v [channel][tiles]: the inner loop of everything here.
+// m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles]: the inner loop of everything here.
 template <int M, int N>
-inline void products(const float* u, const float* v, int64_t channels, float* m, bool add) {
+inline void products_of(const float* u, const float* v, int64_t channels, float* m, bool add) {
   constexpr int tiles = N * kWidth;
   Vec sum[M][N];
   for (int o = 0; o < M; ++o)
     for (int n = 0; n < N; ++n) sum[o][n] = add ? load(m + o * tiles + n * kWidth) : Vec{};
-  for (int64_t c = 0; c < channels; ++c, u += M, v += tiles) {
+  for (int64_t c = 0; c < channels; ++c, u += kOutputs, v += tiles) {
     Vec x[N];
     for (int n = 0; n < N; ++n) x[n] = load(v + n * kWidth);
     for (int o = 0; o < M; ++o)
@@ -232,6 +219,18 @@ inline void products(const float* u, const float* v, int64_t channels, float* m,
   }
   for (int o = 0; o < M; ++o)
     for (int n = 0; n < N; ++n) store(m + o * tiles + n * kWidth, sum[o][n]);
+}
+
+// The same for the first `outputs` of a group, rounded up to a third of it.
+template <int N>
+inline void products(const float* u, const float* v, int64_t channels, float* m, bool add, int64_t outputs) {
+  constexpr int third = kOutputs / 3;
+  if (outputs > 2 * third)
+    products_of<kOutputs, N>(u, v, channels, m, add);
+  else if (outputs > third)
+    products_of<2 * third, N>(u, v, channels, m, add);
+  else
+    products_of<third, N>(u, v, channels, m, add);
 }
 
 // Both dimensions of the output transform of one channel: m [point][tile], points `stride` apart, to y [row][column][tile].
@@ -261,9 +260,9 @@ inline void prefetch(const float* plane, const Tiling& tiling, const Run& run) {
     for (int64_t x = 4 * run.x; x < 4 * (run.x + run.count); x += 16) __builtin_prefetch(plane + y * tiling.width + x);
 }
 
-// The 4 x 4 pixels of a block's tiles y [row][column][tile] to their places; `planes`: that of each run.
+// The 4 x 4 pixels of a block's tiles y [row][column][tile] to their places, or added to what is there; `planes`: that of each run.
 template <int N>
-inline void scatter(const Block<N>& block, const float* y, float* const* planes) {
+inline void scatter(const Block<N>& block, const float* y, float* const* planes, bool add = false) {
   const Tiling& tiling = block.tiling;
   for (int64_t k = 0; k < 4; ++k) {
     float pixels[4 * block.size];
@@ -279,7 +278,9 @@ inline void scatter(const Block<N>& block, const float* y, float* const* planes)
       const int64_t row = 4 * run.y + k, rest = tiling.width - 4 * run.x, n = 4 * run.count < rest ? 4 * run.count : rest;
       if (row >= tiling.height) continue;
       float* out = planes[r] + row * tiling.width + 4 * run.x;
-      const float* from = pixels + 4 * run.at;
+      float* from = pixels + 4 * run.at;
+      if (add)
+        for (int64_t j = 0; j < n; ++j) from[j] += out[j];
       int64_t i = 0;
       for (; i + kWidth <= n; i += kWidth) store(out + i, load(from + i));
       for (; i + 4 <= n; i += 4) store(out + i, load<4>(from + i));
