@@ -65,7 +65,6 @@ struct Tiling {
 
   Tiling(int64_t n, int64_t h, int64_t w) : lanes(n), height(h), width(w), rows((h + 3) / 4), columns((w + 3) / 4) {}
   int64_t tiles() const { return lanes * rows * columns; }
-  bool aligned() const { return width % kWidth == 0; }  // every vector of pixels lies in one row
 };
 
 // N vectors of tiles that follow each other.
@@ -76,7 +75,6 @@ struct Block {
   Run runs[size];
   int64_t count = 0, tiles;
   int32_t inner_left[size], inner_right[size];  // whether pixels lie to the left and to the right of the tile: 0 or -1
-  int64_t run_of[4 * N], x_of[4 * N];           // where aligned: run and column of each vector of pixels; run -1: none
 
   Block(const Tiling& t, int64_t first, int64_t end) : tiling(t), tiles(end - first < size ? end - first : size) {
     for (int64_t tile = first; tile < first + tiles; ++count) {
@@ -88,12 +86,6 @@ struct Block {
     for (int64_t i = 0; i < size; ++i) {
       const int64_t x = (first + i) % t.columns;
       inner_left[i] = x > 0 ? -1 : 0, inner_right[i] = x < t.columns - 1 ? -1 : 0;
-    }
-    for (int64_t r = 0, v = 0; v < 4 * N; ++v) {
-      const int64_t tile = v * kWidth / 4;
-      while (r < count && runs[r].at + runs[r].count <= tile) ++r;
-      run_of[v] = r < count ? r : -1;
-      x_of[v] = r < count ? 4 * (runs[r].x - runs[r].at) + v * kWidth : 0;
     }
   }
 };
@@ -142,21 +134,9 @@ struct Strip {
 // The six rows of every tile. Row by row: the processor foresees what follows each other in memory.
 template <int N, bool normalise>
 inline void read_rows(const Block<N>& block, const Plane<normalise>* planes, Strip<N>& strip) {
-  const int64_t height = block.tiling.height, width = block.tiling.width;
-  for (int64_t k = 0; k < 6; ++k) {
-    if (!block.tiling.aligned()) {
-      for (int64_t r = 0; r < block.count; ++r)
-        copy_row(planes[r], block.tiling, block.runs[r], 4 * block.runs[r].y - 1 + k, strip.row(k) + 4 * block.runs[r].at);
-      continue;
-    }
-    for (int64_t v = 0; v < 4 * N; ++v) {
-      const int64_t r = block.run_of[v];
-      if (r < 0) break;
-      const int64_t y = 4 * block.runs[r].y - 1 + k;
-      const float* x = planes[r].data + y * width + block.x_of[v];
-      store(strip.row(k) + v * kWidth, y >= 0 && y < height ? planes[r](load(x)) : Vec{});
-    }
-  }
+  for (int64_t k = 0; k < 6; ++k)
+    for (int64_t r = 0; r < block.count; ++r)
+      copy_row(planes[r], block.tiling, block.runs[r], 4 * block.runs[r].y - 1 + k, strip.row(k) + 4 * block.runs[r].at);
 }
 
 // The pixels beside a block that begins or ends within a row of tiles, transformed downwards.
