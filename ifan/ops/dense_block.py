@@ -147,12 +147,27 @@ def _cpu_forward(
     grown = sources[0].new_empty(shape, dtype=torch.float32)
     new_mean = grown.new_empty((len(segments), grown.shape[1] if batch_statistics else 0))
     new_var = torch.empty_like(new_mean)
+    x = Concatenation(sources, segments, rows, per_sample)
+    channels = x.shape[1]
+
+    def norms(layer: int, part: slice, mean: Tensor, var: Tensor) -> Normalisation:
+        return Normalisation(gammas[layer][:, part], betas[layer][:, part], mean, var, eps)
+
+    of_sources = slice(0, channels)
+    read = [(means[i % len(means)], variances[i % len(means)]) for i in range(len(weights))]
+    all_norms = [norms(i, of_sources, m[:, of_sources], v[:, of_sources]) for i, (m, v) in enumerate(read)]
+    convolution.convolve(x, weights, grown, norms=all_norms)  # the sources are read once for all layers
     for layer, weight in enumerate(weights):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
-        mean, var = _statistics(layer, means, variances, new_mean[:, before], new_var[:, before])
-        norm = Normalisation(gammas[layer], betas[layer], mean, var, eps)
-        x = Concatenation([*sources, grown[:, before]], segments, rows, [*per_sample, False])
-        convolution.convolve(x, weight, grown[:, here], norm=norm)
+        if layer:
+            new = slice(channels, channels + growth * layer)
+            mean, var = (
+                (new_mean[:, before], new_var[:, before])
+                if batch_statistics
+                else (means[layer][:, new], variances[layer][:, new])
+            )
+            y = Concatenation([grown[:, before]], segments, None, [False])
+            convolution.convolve(y, [weight], grown[:, here], norms=[norms(layer, new, mean, var)], first=channels, add=True)
         if batch_statistics:
             new_mean[:, here], new_var[:, here] = channel_moments(grown[:, here], segments, "cpu")
     return grown.to(checks.promoted(sources)), new_mean, new_var
