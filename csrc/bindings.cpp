@@ -3,11 +3,13 @@
 #include "bindings.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <new>
 
 #include "cpu/channel_moments.h"
 #include "cpu/integrate.h"
+#include "cpu/runtime/thread_pool.h"
 
 namespace py = pybind11;
 using namespace ifan;
@@ -139,6 +141,19 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
   if (!IFAN_PICK(convolution_backward)(call)) throw std::bad_alloc();
 }
 
+bool same_bits(Address a, Address b, int64_t bytes, int threads) {
+  struct Comparison {
+    const char *a, *b;
+    std::atomic<bool> same{true};
+  } both{reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b)};
+  py::gil_scoped_release release;
+  parallel_for(bytes, 1 << 16, threads, [](void* context, int64_t begin, int64_t end) {
+    Comparison& c = *static_cast<Comparison*>(context);
+    if (std::memcmp(c.a + begin, c.b + begin, end - begin) != 0) c.same = false;
+  }, &both);
+  return both.same;
+}
+
 py::dict features() {
   std::vector<std::string> compiled, usable;
   for (Isa isa : compiled_isas()) {
@@ -176,10 +191,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for the instruction set in use.");
   module.def("pack_filters", &pack_filters, py::arg("weight"), py::arg("outputs"), py::arg("inputs"), py::arg("transposed"),
              py::arg("filters"), py::arg("threads") = 1);
-  module.def("same_bits", [](Address a, Address b, int64_t bytes) {
-    py::gil_scoped_release release;
-    return std::memcmp(reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), bytes) == 0;
-  });
+  module.def("same_bits", &same_bits, "Whether two pieces of memory hold the same bytes.");
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);
   bind_plan(module);

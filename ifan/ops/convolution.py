@@ -128,7 +128,7 @@ class _Filters:
 def _same(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape or a.stride() != b.stride() or not a.is_contiguous():
         return False
-    return bool(cpu_module().same_bits(a.data_ptr(), b.data_ptr(), a.nbytes))
+    return bool(cpu_module().same_bits(a.data_ptr(), b.data_ptr(), a.nbytes, torch.get_num_threads()))
 
 
 def _version(weights: Sequence[Tensor]) -> int:
