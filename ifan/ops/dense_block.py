@@ -254,7 +254,8 @@ def _cpu_backward(
     sources, weights, gammas, betas, means, variances = inputs
     grown, mean, var = (value.float() for value in outputs)
     to_grown, to_mean, to_var = (value.float().clone(memory_format=torch.contiguous_format) for value in upstream)
-    found = [[torch.zeros_like(value, dtype=torch.float32) for value in group] for group in inputs]
+    found: list[list[Tensor]] = [[], *([torch.empty(0)] * len(weights) for _ in range(3))]
+    found += [[torch.zeros_like(value, dtype=torch.float32) for value in group] for group in (means, variances)]
     growth, width = weights[0].shape[0], means[0].shape[1]
     for layer in reversed(range(len(weights))):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
