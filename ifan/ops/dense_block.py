@@ -167,7 +167,9 @@ def _cpu_forward(
                 else (means[layer][:, new], variances[layer][:, new])
             )
             y = Concatenation([grown[:, before]], segments, None, [False])
-            convolution.convolve(y, [weight], grown[:, here], norms=[norms(layer, new, mean, var)], first=channels, add=True)
+            convolution.convolve(
+                y, [weight], grown[:, here], norms=[norms(layer, new, mean, var)], first=channels, add=True
+            )
         if batch_statistics:
             new_mean[:, here], new_var[:, here] = channel_moments(grown[:, here], segments, "cpu")
     return grown.to(checks.promoted(sources)), new_mean, new_var
