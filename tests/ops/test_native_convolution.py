@@ -150,6 +150,14 @@ def test_layouts(layout: str) -> None:
     assert torch.equal(up([arrange(v, layout) for v in values], "cpu"), up(values, "cpu"))
 
 
+def test_rows_that_do_not_follow_each_other_in_memory() -> None:
+    sources, *weights = up_inputs((4, 4))[1:]
+    apart = torch.stack([ROWS, ROWS + 1000], 1)[:, 0]
+    weights[0] = weights[0][:, :6].detach()
+    expected = transition_up([sources], *weights, ROWS, [True], backend="cpu")
+    assert torch.equal(transition_up([sources], *weights, apart, [True], backend="cpu"), expected)
+
+
 CASES = [
     pytest.param(lambda v, backend: block(v, backend, True), lambda size: block_inputs(size, 1), id="dense_block"),
     pytest.param(up, up_inputs, id="transition_up"),
