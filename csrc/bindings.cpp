@@ -3,11 +3,14 @@
 #include "bindings.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 #include <new>
 
 #include "cpu/channel_moments.h"
 #include "cpu/integrate.h"
 #include "cpu/integrate_with_moments.h"
+#include "cpu/runtime/thread_pool.h"
 
 namespace py = pybind11;
 using namespace ifan;
@@ -123,15 +126,17 @@ void integrate_with_moments_backward(const std::vector<SourceFields>& sources, A
 
 int64_t packed_filters(int64_t outputs, int64_t inputs) { return IFAN_PICK(packed_filters)(outputs, inputs); }
 
-void pack_filters(Address weight, int64_t outputs, int64_t inputs, bool transposed, Address filters) {
-  const FilterPacking call{reinterpret_cast<const float*>(weight), outputs, inputs, transposed, reinterpret_cast<float*>(filters)};
+void pack_filters(Address weight, int64_t outputs, int64_t inputs, bool transposed, Address filters, int threads) {
+  const FilterPacking call{reinterpret_cast<const float*>(weight), outputs, inputs, transposed, reinterpret_cast<float*>(filters),
+                           threads};
   py::gil_scoped_release release;
   IFAN_PICK(pack_filters)(call);
 }
 
 void convolution_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
                          const Sizes& shape, Address scale, Address shift, Address filters, int64_t outputs,
-                         const std::string& epilogue, Address out, int64_t out_lane_stride, int threads) {
+                         const std::string& epilogue, Address out, int64_t out_lane_stride, int threads, int64_t prologues,
+                         bool add) {
   const Inputs inputs(sources, rows, segments, shape);
   ConvolutionForward call{};
   call.x = inputs.x;
@@ -143,6 +148,8 @@ void convolution_forward(const std::vector<SourceFields>& sources, Address rows,
   call.out = reinterpret_cast<float*>(out);
   call.out_lane_stride = out_lane_stride;
   call.threads = threads;
+  call.prologues = prologues;
+  call.add = add;
   py::gil_scoped_release release;
   if (!IFAN_PICK(convolution_forward)(call)) throw std::bad_alloc();
 }
@@ -167,6 +174,19 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
   call.threads = threads;
   py::gil_scoped_release release;
   if (!IFAN_PICK(convolution_backward)(call)) throw std::bad_alloc();
+}
+
+bool same_bits(Address a, Address b, int64_t bytes, int threads) {
+  struct Comparison {
+    const char *a, *b;
+    std::atomic<bool> same{true};
+  } both{reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b)};
+  py::gil_scoped_release release;
+  parallel_for(bytes, 1 << 16, threads, [](void* context, int64_t begin, int64_t end) {
+    Comparison& c = *static_cast<Comparison*>(context);
+    if (std::memcmp(c.a + begin, c.b + begin, end - begin) != 0) c.same = false;
+  }, &both);
+  return both.same;
 }
 
 py::dict features() {
@@ -198,6 +218,7 @@ void use_isa(const std::string& wanted) {
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of ifan, compiled once an instruction set; see ifan.ops.";
   module.def("features", &features, "Processor name, the instruction set in use, those compiled and those this processor has.");
+  module.def("isa", [] { return name(current_isa()); }, "The instruction set in use.");
   module.def("use_isa", &use_isa, "Run the kernels of this instruction set from now on (tests and benchmarks).");
   module.def("channel_moments_forward", &channel_moments_forward);
   module.def("channel_moments_backward", &channel_moments_backward);
@@ -206,7 +227,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("integrate_with_moments_forward", &integrate_with_moments_forward);
   module.def("integrate_with_moments_backward", &integrate_with_moments_backward);
   module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for the instruction set in use.");
-  module.def("pack_filters", &pack_filters);
+  module.def("pack_filters", &pack_filters, py::arg("weight"), py::arg("outputs"), py::arg("inputs"), py::arg("transposed"),
+             py::arg("filters"), py::arg("threads") = 1);
+  module.def("same_bits", &same_bits, "Whether two pieces of memory hold the same bytes.");
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);
   bind_plan(module);

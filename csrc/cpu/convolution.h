@@ -14,13 +14,15 @@ enum class Epilogue { none, relu, relu_phase_shift };
 
 struct ConvolutionForward {
   Concatenation x;
-  const float *scale, *shift;  // (tasks, channels) contiguous; null: no prologue
-  const float* filters;        // from pack_filters, for x.channels inputs
+  const float *scale, *shift;  // (prologues, tasks, channels) contiguous; null: no prologue
+  const float* filters;        // from pack_filters, for x.channels inputs; one packing a prologue, behind each other
   int64_t outputs;
   Epilogue epilogue;
   float* out;  // (N, outputs, H, W), or (N, outputs / 4, 2H, 2W) after the phase shift; planes contiguous
   int64_t out_lane_stride;
   int threads;
+  int64_t prologues = 1;  // equal shares of the outputs read the same inputs, each through a prologue of its own
+  bool add = false;       // to what `out` holds, instead of writing it; not after a phase shift
 };
 
 // A weight (outputs, inputs, 3, 3) as the kernels read it, or, with `transposed`, that of the convolution which takes the outputs'
@@ -30,6 +32,7 @@ struct FilterPacking {
   int64_t outputs, inputs;
   bool transposed;
   float* filters;
+  int threads = 1;
 };
 
 // Gradients of the convolution, and of its prologue where there is one, for the gradient of its output before the epilogue.

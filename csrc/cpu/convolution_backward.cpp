@@ -31,7 +31,7 @@ struct Context {
 
 // This thread's buffers. The first two hold a batch, the others a block; `filters` holds a part of the lanes.
 struct Buffers {
-  float *to_inputs, *to_weights, *inputs, *transformed, *sums, *pixels, *filters;
+  float *to_inputs, *to_weights, *turned, *transformed, *sums, *pixels, *filters;
 
   static int64_t layout(const Context& c, float* memory, Buffers* b) {
     int64_t used = 0;
@@ -42,7 +42,7 @@ struct Buffers {
     };
     b->to_inputs = take(c.blocks * kPoints * c.call.outputs * kTiles);
     b->to_weights = take(c.blocks * kPoints * kTiles * c.wide);
-    b->inputs = take(kPoints * kTiles);
+    b->turned = take(kPoints * kWidth * kTiles);
     b->transformed = take(kPoints * kChunk * kTiles);
     b->sums = take(kPoints * kChunk * kTiles);
     b->pixels = take(16 * kTiles);
@@ -66,8 +66,8 @@ void gather_pixels(const Tiles& block, const Plane<false>* planes, float* y) {
   }
 }
 
-// A y A^T of one channel, to out [point][tile][output]: the tile's row for the product with the inputs.
-void transform_gradient(const float* y, float* out, int64_t wide) {
+// A y A^T of one output, to out [point][tile], points kWidth outputs apart.
+void transform_gradient(const float* y, float* out) {
   for (int n = 0; n < kVectors; ++n) {
     Vec half[4][6];
     for (int r = 0; r < 4; ++r) {
@@ -79,10 +79,20 @@ void transform_gradient(const float* y, float* out, int64_t wide) {
       Vec x[4], m[6];
       for (int r = 0; r < 4; ++r) x[r] = half[r][j];
       gradient_transform(x, m);
-      for (int k = 0; k < 6; ++k)
-        for (int t = 0; t < kWidth; ++t) out[((6 * k + j) * kTiles + n * kWidth + t) * wide] = m[k][t];
+      for (int k = 0; k < 6; ++k) store(out + (6 * k + j) * kWidth * kTiles + n * kWidth, m[k]);
     }
   }
+}
+
+// in [point][kWidth outputs][tile] to out [point][tile][wide outputs]: the tiles' rows for the product with the inputs.
+void turn_gradients(const float* in, float* out, int64_t wide) {
+  for (int64_t p = 0; p < kPoints; ++p)
+    for (int64_t t = 0; t < kTiles; t += kWidth) {
+      Vec v[kWidth];
+      for (int o = 0; o < kWidth; ++o) v[o] = load(in + (p * kWidth + o) * kTiles + t);
+      transpose(v);
+      for (int i = 0; i < kWidth; ++i) store(out + (p * kTiles + t + i) * wide, v[i]);
+    }
 }
 
 // sums [M][wide] += v [M][tile] g [tile][wide] over the tiles of a block, for N vectors of outputs.
@@ -101,6 +111,13 @@ void correlate(const float* v, const float* g, int64_t tiles, int64_t wide, floa
     for (int n = 0; n < N; ++n) store(sums + i * wide + n * kWidth, sum[i][n]);
 }
 
+template <int M>
+void correlate_all(const float* v, const float* g, int64_t tiles, int64_t wide, float* sums) {
+  int64_t o = 0;
+  for (; o + 2 * kWidth <= wide; o += 2 * kWidth) correlate<M, 2>(v, g + o, tiles, wide, sums + o);
+  if (o < wide) correlate<M, 1>(v, g + o, tiles, wide, sums + o);
+}
+
 void transform_gradients(const Context& context, const Tiles& block, int64_t index, const Buffers& b) {
   const ConvolutionBackward& call = context.call;
   const int64_t pixels = context.tiling.height * context.tiling.width;
@@ -110,10 +127,10 @@ void transform_gradients(const Context& context, const Tiles& block, int64_t ind
   for (int64_t o = 0; o < call.outputs; ++o) {
     for (int64_t r = 0; r < block.count; ++r)
       planes[r].data = call.gradient + block.runs[r].lane * call.gradient_lane_stride + o * pixels;
-    gather(block, planes, b.inputs);
+    transform_inputs(block, planes, to_inputs + o * kTiles, call.outputs * kTiles);
     gather_pixels(block, planes, b.pixels);
-    transform_columns<kVectors>(b.inputs, to_inputs + o * kTiles, call.outputs * kTiles);
-    transform_gradient(b.pixels, to_weights + o, context.wide);
+    transform_gradient(b.pixels, b.turned + o % kWidth * kTiles);
+    if (o % kWidth == kWidth - 1 || o == call.outputs - 1) turn_gradients(b.turned, to_weights + o / kWidth * kWidth, context.wide);
   }
 }
 
@@ -128,24 +145,18 @@ void add_filters(const Context& context, const Tiles& block, int64_t index, int6
       planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
       if (c + 1 < call.x.channels) prefetch(context.plan.plane(lane, c + 1), context.tiling, block.runs[r]);
     }
-    gather(block, planes, b.inputs);
-    transform_columns<kVectors>(b.inputs, b.transformed + (c - first) * kTiles, kChunk * kTiles);
+    transform_inputs(block, planes, b.transformed + (c - first) * kTiles, kChunk * kTiles);
   }
   const float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
   for (int64_t p = 0; p < kPoints; ++p)
-    for (int64_t c = 0; c < channels; c += kOutputs) {
+    for (int64_t c = 0; c < channels;) {
       const float *v = b.transformed + (p * kChunk + c) * kTiles, *g = to_weights + p * kTiles * context.wide;
       float* sums = b.filters + (p * call.x.channels + first + c) * context.wide;
-      int64_t o = 0;
-      if (c + kOutputs <= channels) {
-        for (; o + 2 * kWidth <= context.wide; o += 2 * kWidth)
-          correlate<kOutputs, 2>(v, g + o, block.tiles, context.wide, sums + o);
-        if (o < context.wide) correlate<kOutputs, 1>(v, g + o, block.tiles, context.wide, sums + o);
-      } else {
-        for (int64_t i = c; i < channels; ++i)
-          for (o = 0; o < context.wide; o += kWidth)
-            correlate<1, 1>(v + (i - c) * kTiles, g + o, block.tiles, context.wide, sums + (i - c) * context.wide + o);
-      }
+      constexpr int third = kOutputs / 3;
+      const int64_t some = channels - c >= kOutputs ? kOutputs : channels - c >= third ? third : 1;
+      const auto correlate = some == kOutputs ? correlate_all<kOutputs> : some == third ? correlate_all<third> : correlate_all<1>;
+      correlate(v, g, block.tiles, context.wide, sums);
+      c += some;
     }
 }
 
@@ -161,8 +172,8 @@ void write_inputs(const Context& context, const Tiles& block, int64_t index, int
   const float* to_inputs = b.to_inputs + index * kPoints * outputs * kTiles;
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t c = 0; c < channels; c += kOutputs)
-      products<kOutputs, kVectors>(call.filters + (p * blocks + (first + c) / kOutputs) * outputs * kOutputs,
-                                   to_inputs + p * outputs * kTiles, outputs, b.sums + (p * kChunk + c) * kTiles, false);
+      products<kVectors>(call.filters + (p * blocks + (first + c) / kOutputs) * outputs * kOutputs, to_inputs + p * outputs * kTiles,
+                         outputs, b.sums + (p * kChunk + c) * kTiles, false, channels - c);
   float* planes[kTiles];
   for (int64_t c = 0; c < channels; ++c) {
     transform_outputs<kVectors>(b.sums + c * kTiles, kChunk * kTiles, b.pixels);
@@ -239,7 +250,7 @@ void work_on_parts(void* argument, int64_t begin, int64_t end) {
   }
   Buffers::layout(context, memory, &b);
   const int64_t lanes = call.x.lanes, size = kPoints * call.x.channels * context.wide;
-  memset(b.to_weights, 0, context.blocks * kPoints * kTiles * context.wide * sizeof(float));
+  memset(b.turned, 0, kPoints * kWidth * kTiles * sizeof(float));  // outputs beyond the last have no gradient
   for (int64_t part = begin; part < end; ++part) {
     memset(b.filters, 0, size * sizeof(float));
     const int64_t first = part * lanes / call.parts, last = (part + 1) * lanes / call.parts;

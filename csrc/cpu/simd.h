@@ -202,6 +202,49 @@ struct Quads<16> {
 };
 #endif
 
+// Values of two vectors in turn: of their first halves and of their second.
+template <int L>
+struct Interleaved;
+
+template <>
+struct Interleaved<4> {
+  using Int = Lanes<4>::Int;
+  static VecOf<4> low(VecOf<4> a, VecOf<4> b) { return IFAN_SHUFFLE(a, b, 0, 4, 1, 5); }
+  static VecOf<4> high(VecOf<4> a, VecOf<4> b) { return IFAN_SHUFFLE(a, b, 2, 6, 3, 7); }
+};
+#if defined(__AVX2__)
+template <>
+struct Interleaved<8> {
+  using Int = Lanes<8>::Int;
+  static VecOf<8> low(VecOf<8> a, VecOf<8> b) { return IFAN_SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+  static VecOf<8> high(VecOf<8> a, VecOf<8> b) { return IFAN_SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
+};
+#endif
+#if defined(__AVX512F__)
+template <>
+struct Interleaved<16> {
+  using Int = Lanes<16>::Int;
+  static VecOf<16> low(VecOf<16> a, VecOf<16> b) {
+    return IFAN_SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  }
+  static VecOf<16> high(VecOf<16> a, VecOf<16> b) {
+    return IFAN_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+};
+#endif
+
+// Rows to columns: log2(kWidth) rounds in which the rows of both halves are interleaved.
+inline void transpose(Vec v[kWidth]) {
+  for (int round = 1; round < kWidth; round *= 2) {
+    Vec t[kWidth];
+    for (int i = 0; i < kWidth / 2; ++i) {
+      t[2 * i] = Interleaved<kWidth>::low(v[i], v[i + kWidth / 2]);
+      t[2 * i + 1] = Interleaved<kWidth>::high(v[i], v[i + kWidth / 2]);
+    }
+    for (int i = 0; i < kWidth; ++i) v[i] = t[i];
+  }
+}
+
 // Each value twice: the doubled first half of a vector and the doubled second.
 template <int L>
 struct Doubled;

@@ -65,9 +65,6 @@ struct Tiling {
 
   Tiling(int64_t n, int64_t h, int64_t w) : lanes(n), height(h), width(w), rows((h + 3) / 4), columns((w + 3) / 4) {}
   int64_t tiles() const { return lanes * rows * columns; }
-  // Every vector of pixels lies in one row; every vector of tiles does.
-  bool aligned() const { return width % kWidth == 0; }
-  bool wide() const { return width % (4 * kWidth) == 0; }
 };
 
 // N vectors of tiles that follow each other.
@@ -78,7 +75,6 @@ struct Block {
   Run runs[size];
   int64_t count = 0, tiles;
   int32_t inner_left[size], inner_right[size];  // whether pixels lie to the left and to the right of the tile: 0 or -1
-  int64_t run_of[4 * N], x_of[4 * N];           // where aligned: run and column of each vector of pixels; run -1: none
 
   Block(const Tiling& t, int64_t first, int64_t end) : tiling(t), tiles(end - first < size ? end - first : size) {
     for (int64_t tile = first; tile < first + tiles; ++count) {
@@ -90,12 +86,6 @@ struct Block {
     for (int64_t i = 0; i < size; ++i) {
       const int64_t x = (first + i) % t.columns;
       inner_left[i] = x > 0 ? -1 : 0, inner_right[i] = x < t.columns - 1 ? -1 : 0;
-    }
-    for (int64_t r = 0, v = 0; v < 4 * N; ++v) {
-      const int64_t tile = v * kWidth / 4;
-      while (r < count && runs[r].at + runs[r].count <= tile) ++r;
-      run_of[v] = r < count ? r : -1;
-      x_of[v] = r < count ? 4 * (runs[r].x - runs[r].at) + v * kWidth : 0;
     }
   }
 };
@@ -132,106 +122,76 @@ inline Vec where(const int32_t* mask, Vec x) {
   return m ? x : Vec{};
 }
 
-// One vector of tiles' pixels in row k, in the order of pixels, and those to the left and right of them.
+// Rows of a block's pixels in the order of its tiles, each with the pixel to the left of the first and that to the right of the last.
+template <int N>
 struct Strip {
-  Vec x[4];
-  float left, right;
+  static constexpr int64_t pixels = 4 * N * kWidth, edge = 16;  // the edges lie apart, so that vectors do not straddle cache lines
+  alignas(64) float rows[6][edge + pixels + edge];
+
+  float* row(int64_t k) { return rows[k] + edge; }
 };
 
+// The six rows of every tile. Row by row: the processor foresees what follows each other in memory.
 template <int N, bool normalise>
-inline Strip aligned_strip(const Block<N>& block, const Plane<normalise>* planes, int64_t n, int64_t k) {
-  const int64_t height = block.tiling.height, width = block.tiling.width;
-  Strip s{};
-  for (int64_t q = 0; q < 4; ++q) {
-    const int64_t r = block.run_of[4 * n + q], x = block.x_of[4 * n + q];
-    const int64_t y = r < 0 ? -1 : 4 * block.runs[r].y - 1 + k;
-    if (y < 0 || y >= height) continue;
-    const Plane<normalise>& plane = planes[r];
-    const float* row = plane.data + y * width + x;
-    s.x[q] = plane(load(row));
-    if (q == 0 && x > 0) s.left = plane(row[-1]);
-    if (q == 3 && x + kWidth < width) s.right = plane(row[kWidth]);
-  }
-  return s;
-}
-
-template <int N, bool normalise>
-inline Strip wide_strip(const Block<N>& block, const Plane<normalise>* planes, int64_t n, int64_t k) {
-  const int64_t r = block.run_of[4 * n], x = block.x_of[4 * n], width = block.tiling.width;
-  if (r < 0) return {};
-  const int64_t y = 4 * block.runs[r].y - 1 + k;
-  if (y < 0 || y >= block.tiling.height) return {};
-  const Plane<normalise>& plane = planes[r];
-  const float* row = plane.data + y * width + x;
-  return {{plane(load(row)), plane(load(row + kWidth)), plane(load(row + 2 * kWidth)), plane(load(row + 3 * kWidth))},
-          x > 0 ? plane(row[-1]) : 0, x + 4 * kWidth < width ? plane(row[4 * kWidth]) : 0};
-}
-
-// Row k of all runs, one behind the other from `pixels` + 1 on; zeros beyond the borders.
-template <int N, bool normalise>
-inline void copy_rows(const Block<N>& block, const Plane<normalise>* planes, int64_t k, float* pixels) {
-  const int64_t height = block.tiling.height, width = block.tiling.width;
-  pixels[0] = pixels[4 * block.tiles + 1] = 0;
-  for (int64_t r = 0; r < block.count; ++r) {
-    const Run& run = block.runs[r];
-    const int64_t y = 4 * run.y - 1 + k, x = 4 * run.x, end = x + 4 * run.count;
-    copy_row(planes[r], block.tiling, run, y, pixels + 1 + 4 * run.at);
-    if (y < 0 || y >= height) continue;
-    if (r == 0 && x > 0) pixels[0] = planes[r](planes[r].data[y * width + x - 1]);
-    if (r == block.count - 1 && end < width) pixels[1 + 4 * block.tiles] = planes[r](planes[r].data[y * width + end]);
-  }
-}
-
-// The 6 x 6 inputs of a block's tiles, transformed along the rows, to d [row][column][tile]. `planes`: that of each run.
-template <int N, bool normalise>
-inline void gather(const Block<N>& block, const Plane<normalise>* planes, float* d) {
-  using Q = Quads<kWidth>;
-  const bool aligned = block.tiling.aligned(), wide = block.tiling.wide();
-  float pixels[6][4 * block.size + 2];
-  if (!aligned)
-    for (int64_t k = 0; k < 6; ++k) copy_rows(block, planes, k, pixels[k]);  // all before the first is read back
+inline void read_rows(const Block<N>& block, const Plane<normalise>* planes, Strip<N>& strip) {
   for (int64_t k = 0; k < 6; ++k)
-    for (int64_t n = 0; n < N; ++n) {
-      Strip s;
-      if (wide) {
-        s = wide_strip(block, planes, n, k);
-      } else if (aligned) {
-        s = aligned_strip(block, planes, n, k);
-      } else {
-        const float* x = pixels[k] + 1 + 4 * n * kWidth;
-        s = {{load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth)}, x[-1], x[4 * kWidth]};
-      }
+    for (int64_t r = 0; r < block.count; ++r)
+      copy_row(planes[r], block.tiling, block.runs[r], 4 * block.runs[r].y - 1 + k, strip.row(k) + 4 * block.runs[r].at);
+}
+
+// The pixels beside a block that begins or ends within a row of tiles, transformed downwards.
+template <int N, bool normalise>
+inline void read_edges(const Block<N>& block, const Plane<normalise>* planes, Strip<N>& strip) {
+  const int64_t height = block.tiling.height, width = block.tiling.width;
+  const Run &first = block.runs[0], &last = block.runs[block.count - 1];
+  const int64_t begin = 4 * first.x, end = 4 * (last.x + last.count);
+  if (begin == 0 && end >= width) return;
+  VecOf<4> d[6] = {};
+  for (int64_t k = 0; k < 6; ++k) {
+    const int64_t top = 4 * first.y - 1 + k, bottom = 4 * last.y - 1 + k;
+    if (begin > 0 && top >= 0 && top < height) d[k][0] = planes[0](planes[0].data[top * width + begin - 1]);
+    const Plane<normalise>& plane = planes[block.count - 1];
+    if (end < width && bottom >= 0 && bottom < height) d[k][1] = plane(plane.data[bottom * width + end]);
+  }
+  input_transform(d, 1);
+  for (int64_t k = 0; k < 6; ++k) strip.row(k)[-1] = d[k][0], strip.row(k)[4 * block.tiles] = d[k][1];
+}
+
+// B^T d B of a block's tiles, to v [point][tile], points `stride` apart. `planes`: that of each run. Downwards first, while pixels
+// lie as they do in the picture: a third fewer values than once split into the columns of tiles, which share pixels.
+template <int N, bool normalise>
+inline void transform_inputs(const Block<N>& block, const Plane<normalise>* planes, float* v, int64_t stride) {
+  using Q = Quads<kWidth>;
+  Strip<N> strip;
+  read_rows(block, planes, strip);
+  read_edges(block, planes, strip);
+  for (int64_t i = 0; i < 4 * block.tiles; i += kWidth) {
+    Vec d[6];
+    for (int64_t k = 0; k < 6; ++k) d[k] = load(strip.row(k) + i);
+    input_transform(d, 1);
+    for (int64_t k = 0; k < 6; ++k) store(strip.row(k) + i, d[k]);
+  }
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t k = 0; k < 6; ++k) {
+      const float* x = strip.row(k) + 4 * n * kWidth;
       Vec p[4], t[6];
-      Q::split(s.x[0], s.x[1], s.x[2], s.x[3], p);
-      t[0] = where(block.inner_left + n * kWidth, Q::after(s.left, p[3]));
+      Q::split(load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth), p);
+      t[0] = where(block.inner_left + n * kWidth, Q::after(x[-1], p[3]));
       t[1] = p[0], t[2] = p[1], t[3] = p[2], t[4] = p[3];
-      t[5] = where(block.inner_right + n * kWidth, Q::before(p[0], s.right));
+      t[5] = where(block.inner_right + n * kWidth, Q::before(p[0], x[4 * kWidth]));
       input_transform(t, 1);
-      for (int j = 0; j < 6; ++j) store(d + (6 * k + j) * block.size + n * kWidth, t[j]);
+      for (int j = 0; j < 6; ++j) store(v + (6 * k + j) * stride + n * kWidth, t[j]);
     }
 }
 
-// The other dimension of the input transform: d [row][column][tile] to v [point][tile], points `stride` apart.
-template <int N>
-inline void transform_columns(const float* d, float* v, int64_t stride) {
-  constexpr int tiles = N * kWidth;
-  for (int j = 0; j < 6; ++j)
-    for (int n = 0; n < N; ++n) {
-      Vec x[6];
-      for (int k = 0; k < 6; ++k) x[k] = load(d + (6 * k + j) * tiles + n * kWidth);
-      input_transform(x, 1);
-      for (int k = 0; k < 6; ++k) store(v + (6 * k + j) * stride + n * kWidth, x[k]);
-    }
-}
-
-// m [M][tiles] (+)= sum over channels of u [channel][M] v [channel][tiles]: the inner loop of everything here.
+// m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles]: the inner loop of everything here.
 template <int M, int N>
-inline void products(const float* u, const float* v, int64_t channels, float* m, bool add) {
+inline void products_of(const float* u, const float* v, int64_t channels, float* m, bool add) {
   constexpr int tiles = N * kWidth;
   Vec sum[M][N];
   for (int o = 0; o < M; ++o)
     for (int n = 0; n < N; ++n) sum[o][n] = add ? load(m + o * tiles + n * kWidth) : Vec{};
-  for (int64_t c = 0; c < channels; ++c, u += M, v += tiles) {
+  for (int64_t c = 0; c < channels; ++c, u += kOutputs, v += tiles) {
     Vec x[N];
     for (int n = 0; n < N; ++n) x[n] = load(v + n * kWidth);
     for (int o = 0; o < M; ++o)
@@ -239,6 +199,18 @@ inline void products(const float* u, const float* v, int64_t channels, float* m,
   }
   for (int o = 0; o < M; ++o)
     for (int n = 0; n < N; ++n) store(m + o * tiles + n * kWidth, sum[o][n]);
+}
+
+// The same for the first `outputs` of a group, rounded up to a third of it.
+template <int N>
+inline void products(const float* u, const float* v, int64_t channels, float* m, bool add, int64_t outputs) {
+  constexpr int third = kOutputs / 3;
+  if (outputs > 2 * third)
+    products_of<kOutputs, N>(u, v, channels, m, add);
+  else if (outputs > third)
+    products_of<2 * third, N>(u, v, channels, m, add);
+  else
+    products_of<third, N>(u, v, channels, m, add);
 }
 
 // Both dimensions of the output transform of one channel: m [point][tile], points `stride` apart, to y [row][column][tile].
@@ -268,9 +240,9 @@ inline void prefetch(const float* plane, const Tiling& tiling, const Run& run) {
     for (int64_t x = 4 * run.x; x < 4 * (run.x + run.count); x += 16) __builtin_prefetch(plane + y * tiling.width + x);
 }
 
-// The 4 x 4 pixels of a block's tiles y [row][column][tile] to their places; `planes`: that of each run.
+// The 4 x 4 pixels of a block's tiles y [row][column][tile] to their places, or added to what is there; `planes`: that of each run.
 template <int N>
-inline void scatter(const Block<N>& block, const float* y, float* const* planes) {
+inline void scatter(const Block<N>& block, const float* y, float* const* planes, bool add = false) {
   const Tiling& tiling = block.tiling;
   for (int64_t k = 0; k < 4; ++k) {
     float pixels[4 * block.size];
@@ -286,7 +258,9 @@ inline void scatter(const Block<N>& block, const float* y, float* const* planes)
       const int64_t row = 4 * run.y + k, rest = tiling.width - 4 * run.x, n = 4 * run.count < rest ? 4 * run.count : rest;
       if (row >= tiling.height) continue;
       float* out = planes[r] + row * tiling.width + 4 * run.x;
-      const float* from = pixels + 4 * run.at;
+      float* from = pixels + 4 * run.at;
+      if (add)
+        for (int64_t j = 0; j < n; ++j) from[j] += out[j];
       int64_t i = 0;
       for (; i + kWidth <= n; i += kWidth) store(out + i, load(from + i));
       for (; i + 4 <= n; i += 4) store(out + i, load<4>(from + i));

@@ -23,7 +23,8 @@ class Concatenation:
         per_sample: Sequence[bool],
         differentiate: bool = False,
     ) -> None:
-        self.sources, self.rows, self.per_sample, self.segments = sources, rows, list(per_sample), list(segments)
+        self.sources, self.per_sample, self.segments = sources, list(per_sample), list(segments)
+        self.rows = None if rows is None else rows.contiguous()
         self.planes = [_with_whole_planes(source.float()) for source in sources]
         self.shape = (sum(segments), sum(x.shape[1] for x in sources), *sources[0].shape[2:])
         self.gradients = [x.new_empty((self.shape[0], *x.shape[1:])) for x in self.planes] if differentiate else []

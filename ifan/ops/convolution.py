@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping, Sequence
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.native import cpu_module
@@ -18,29 +22,47 @@ def _parts(lanes: int, pixels: int) -> int:
 
 
 def convolve(
-    x: Concatenation, weight: Tensor, out: Tensor, epilogue: str = "none", norm: Normalisation | None = None
+    x: Concatenation,
+    weights: Sequence[Tensor],
+    out: Tensor,
+    epilogue: str = "none",
+    norms: Sequence[Normalisation] = (),
+    first: int = 0,
+    add: bool = False,
 ) -> None:
-    """Write ``epilogue(conv3x3(relu(norm(x))))`` to ``out``, or without ``norm`` the convolution of ``x`` itself.
+    """Write ``epilogue(conv3x3(relu(norm(x))))`` to ``out``, or without ``norms`` the convolution of ``x`` itself.
 
-    ``weight (O, C, 3, 3)``; float32 ``out (N, O, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``, with
-    planes in one piece.
+    Several ``weights``, each with its norm, read ``x`` in one pass; their outputs follow each other in ``out``. Of each
+    weight ``(O, C', 3, 3)`` those channels count that begin at ``first``, as many as ``x`` has. float32 ``out
+    (N, O's sum, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``, with planes in one piece; ``add``: the
+    convolution is added to it.
     """
-    if not x.shape[1]:
+    channels = x.shape[1]
+    if not channels and not add:
         out.zero_()
-    if not out.numel() or not x.shape[1]:
+    if not out.numel() or not channels:
         return
-    filters = _packed(weight, transposed=False)
+    filters = _Filters.of(weights, slice(first, first + channels))
+    scale, shift = (_together([getattr(norm, name) for norm in norms]) for name in ("scale", "shift"))
     cpu_module().convolution_forward(
         *x.arguments,
-        norm.scale.data_ptr() if norm else 0,
-        norm.shift.data_ptr() if norm else 0,
+        scale.data_ptr() if norms else 0,
+        shift.data_ptr() if norms else 0,
         filters.data_ptr(),
-        weight.shape[0],
+        sum(weight.shape[0] for weight in weights),
         epilogue,
         out.data_ptr(),
         out.stride(0),
         torch.get_num_threads(),
+        len(weights),
+        add,
     )
+
+
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors:
+        return torch.empty(0)
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def differentiate(
@@ -57,7 +79,7 @@ def differentiate(
             source.zero_()
         return torch.zeros_like(weight, memory_format=torch.contiguous_format), sums
     parts = gradient.new_empty((_parts(lanes, x.shape[2] * x.shape[3]), outputs, channels, 3, 3))
-    filters = _packed(weight, transposed=True)
+    filters = _packed([weight], transposed=True)
     cpu_module().convolution_backward(
         *x.arguments,
         norm.scale.data_ptr() if norm else 0,
@@ -75,10 +97,52 @@ def differentiate(
     return parts.sum(0), sums
 
 
-def _packed(weight: Tensor, transposed: bool) -> Tensor:
-    """The transformed filters, for the gradient of the inputs if ``transposed``."""
-    outputs, inputs = (weight.shape[1], weight.shape[0]) if transposed else weight.shape[:2]
-    whole = weight.float().contiguous()
-    filters = whole.new_empty(cpu_module().packed_filters(outputs, inputs))
-    cpu_module().pack_filters(whole.data_ptr(), outputs, inputs, transposed, filters.data_ptr())
-    return filters
+class _Filters:
+    """The packed filters of weights that were read before and have not changed since, with copies of those weights.
+
+    A training step reads a weight once between two changes, so nothing is kept. What is kept is used only where the
+    weights still equal the copies bit for bit: there are ways to change a tensor that leave its version as it was.
+    """
+
+    known: ClassVar[MutableMapping[Tensor, _Filters]] = WeakIdKeyDictionary()
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.kept: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
+
+    @classmethod
+    def of(cls, weights: Sequence[Tensor], part: slice) -> Tensor:
+        """The packed filters of these input channels of each weight, one behind the other."""
+        version, found = _version(weights), cls.known.get(weights[0])
+        if found is None or found.version != version:
+            cls.known[weights[0]] = cls(version)
+            return _packed(weights, part)
+        key = (cpu_module().isa(), part.start, part.stop, len(weights))
+        copies, filters = found.kept.get(key, ([], None))
+        if filters is None or not all(map(_same, copies, weights)):
+            filters = _packed(weights, part)
+            found.kept[key] = [weight.clone() for weight in weights], filters
+        return filters
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape or a.stride() != b.stride() or not a.is_contiguous():
+        return False
+    return bool(cpu_module().same_bits(a.data_ptr(), b.data_ptr(), a.nbytes, torch.get_num_threads()))
+
+
+def _version(weights: Sequence[Tensor]) -> int:
+    """Rises with every change that PyTorch counts; it does not for tensors made in inference mode."""
+    return sum(0 if weight.is_inference() else weight._version for weight in weights)
+
+
+def _packed(weights: Sequence[Tensor], part: slice = slice(None), transposed: bool = False) -> Tensor:
+    """The transformed filters of each weight, for the gradient of the inputs if ``transposed``, in one tensor."""
+    module, packed = cpu_module(), []
+    for weight in weights:
+        whole = weight[:, part].float().contiguous()
+        outputs, inputs = (whole.shape[1], whole.shape[0]) if transposed else whole.shape[:2]
+        filters = whole.new_empty(module.packed_filters(outputs, inputs))
+        module.pack_filters(whole.data_ptr(), outputs, inputs, transposed, filters.data_ptr(), torch.get_num_threads())
+        packed.append(filters)
+    return _together(packed)

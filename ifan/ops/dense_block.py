@@ -150,12 +150,29 @@ def _cpu_forward(
     grown = sources[0].new_empty(shape, dtype=torch.float32)
     new_mean = grown.new_empty((len(segments), grown.shape[1] if batch_statistics else 0))
     new_var = torch.empty_like(new_mean)
+    x = Concatenation(sources, segments, rows, per_sample)
+    channels = x.shape[1]
+
+    def norms(layer: int, part: slice, mean: Tensor, var: Tensor) -> Normalisation:
+        return Normalisation(gammas[layer][:, part], betas[layer][:, part], mean, var, eps)
+
+    of_sources = slice(0, channels)
+    read = [(means[i % len(means)], variances[i % len(means)]) for i in range(len(weights))]
+    all_norms = [norms(i, of_sources, m[:, of_sources], v[:, of_sources]) for i, (m, v) in enumerate(read)]
+    convolution.convolve(x, weights, grown, norms=all_norms)  # the sources are read once for all layers
     for layer, weight in enumerate(weights):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
-        mean, var = _statistics(layer, means, variances, new_mean[:, before], new_var[:, before])
-        norm = Normalisation(gammas[layer], betas[layer], mean, var, eps)
-        x = Concatenation([*sources, grown[:, before]], segments, rows, [*per_sample, False])
-        convolution.convolve(x, weight, grown[:, here], norm=norm)
+        if layer:
+            new = slice(channels, channels + growth * layer)
+            mean, var = (
+                (new_mean[:, before], new_var[:, before])
+                if batch_statistics
+                else (means[layer][:, new], variances[layer][:, new])
+            )
+            y = Concatenation([grown[:, before]], segments, None, [False])
+            convolution.convolve(
+                y, [weight], grown[:, here], norms=[norms(layer, new, mean, var)], first=channels, add=True
+            )
         if batch_statistics:
             new_mean[:, here], new_var[:, here] = channel_moments(grown[:, here], segments, "cpu")
     return grown.to(checks.promoted(sources)), new_mean, new_var
@@ -242,7 +259,8 @@ def _cpu_backward(
     sources, weights, gammas, betas, means, variances = inputs
     grown, mean, var = (value.float() for value in outputs)
     to_grown, to_mean, to_var = (value.float().clone(memory_format=torch.contiguous_format) for value in upstream)
-    found = [[torch.zeros_like(value, dtype=torch.float32) for value in group] for group in inputs]
+    found: list[list[Tensor]] = [[], *([torch.empty(0)] * len(weights) for _ in range(3))]
+    found += [[torch.zeros_like(value, dtype=torch.float32) for value in group] for group in (means, variances)]
     growth, width = weights[0].shape[0], means[0].shape[1]
     for layer in reversed(range(len(weights))):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))

@@ -90,8 +90,8 @@ def _forward(
     out, shifted = _empty(sources, weight_a, weight_b, rows, per_sample, backend)
     if backend == "cpu":
         x, made = Concatenation(sources, [out.shape[0]], rows, per_sample), out.float()
-        convolution.convolve(x, weight_a, shifted, "relu_phase_shift")
-        convolution.convolve(_alone(shifted), weight_b, made, "relu")
+        convolution.convolve(x, [weight_a], shifted, "relu_phase_shift")
+        convolution.convolve(_alone(shifted), [weight_b], made, "relu")
         return made.to(out.dtype), shifted
     if backend == "triton":
         found: Tensor = kernels(backend, NAME).forward(sources, weight_a, weight_b, rows, per_sample)

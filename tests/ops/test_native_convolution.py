@@ -150,6 +150,14 @@ def test_layouts(layout: str) -> None:
     assert torch.equal(up([arrange(v, layout) for v in values], "cpu"), up(values, "cpu"))
 
 
+def test_rows_that_do_not_follow_each_other_in_memory() -> None:
+    sources, *weights = up_inputs((4, 4))[1:]
+    apart = torch.stack([ROWS, ROWS + 1000], 1)[:, 0]
+    weights[0] = weights[0][:, :6].detach()
+    expected = transition_up([sources], *weights, ROWS, [True], backend="cpu")
+    assert torch.equal(transition_up([sources], *weights, apart, [True], backend="cpu"), expected)
+
+
 CASES = [
     pytest.param(lambda v, backend: block(v, backend, True), lambda size: block_inputs(size, 1), id="dense_block"),
     pytest.param(up, up_inputs, id="transition_up"),
@@ -208,6 +216,32 @@ def test_opcheck_and_one_graph() -> None:
     opcheck(transition_up_op.registered, (ups[:2], ups[2], ups[3], ROWS, [False, True], "cpu"))
     assert_compiles(lambda *v: block(v, "cpu"), values)
     assert_compiles(lambda *v: up(v, "cpu"), ups)
+
+
+def test_kept_filters_follow_every_change_of_the_weight() -> None:
+    x, weight = torch.randn(1, 6, 8, 8), torch.randn(4, 6, 3, 3)
+    second = torch.randn(3, 1, 3, 3)
+    for change in (lambda w: w, lambda w: w, lambda w: w.mul_(2), lambda w: w, lambda w: w.data.mul_(3), lambda w: w):
+        change(weight)
+        exact = transition_up([x.double()], weight.double(), second.double(), backend="reference")
+        assert error(transition_up([x], weight, second, backend="cpu"), exact) < ERROR
+    with torch.inference_mode():  # tensors without a version
+        weight = weight.clone()
+        for _ in range(3):
+            weight *= 2
+            exact = transition_up([x.double()], weight.double(), second.double(), backend="reference")
+            assert error(transition_up([x], weight, second, backend="cpu"), exact) < ERROR
+
+
+def test_filters_are_kept_for_weights_read_again_and_only_as_long_as_they_live() -> None:
+    known = convolution_module._Filters.known
+    weights = [torch.randn(4, 6, 3, 3), torch.randn(3, 1, 3, 3)]
+    before = len(known)
+    found = [transition_up([torch.ones(1, 6, 8, 8)], *weights, backend="cpu") for _ in range(3)]
+    assert len(known[weights[0]].kept) == 1
+    assert torch.equal(found[0], found[2])
+    weights.clear()
+    assert len(known) == before
 
 
 def test_other_dtypes_are_refused_by_name_and_taken_by_the_reference() -> None:
