@@ -187,7 +187,7 @@ class TrainingConfig:
     clip_norm: float = 5.0
     ema_decay: float = 0.995
     calibrate: int = 0
-    """Batches from which the averaged network's running statistics are estimated anew at the end; 0 = keep them."""
+    """Batches (some hundreds) from which the averaged network's running statistics are estimated anew at the end."""
     precision: Literal["fp32", "bf16"] = "fp32"
     log_every: int = 10
     checkpoint_every: int = 100
