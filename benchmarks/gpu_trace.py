@@ -57,8 +57,8 @@ class Trace(TorchDispatchMode):
         self.bodies = {}
         for name in OPS:
             module = import_module(f"ifan.ops.{name}")
-            self.bodies[f"ifan::{name}"] = module._forward._init_fn
-            self.bodies[f"ifan::{name}_backward"] = module._backward._init_fn
+            self.bodies[f"ifan::{name}"] = module._forward.registered._init_fn
+            self.bodies[f"ifan::{name}_backward"] = module._backward.registered._init_fn
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.name().split(".")[0], kwargs or {}

@@ -117,11 +117,10 @@ def test_kernels_without_a_backward_are_checked_forward(
         return grown * (scale if backend == "cuda" else 1), mean, var
 
     monkeypatch.setattr(ops, "dense_block", replaced)
-    before = torch.get_default_device()
     try:
         found = gpu_check.values("cpu", ["dense_block-running"], "cuda")
     finally:
-        torch.set_default_device(before)
+        torch.set_default_device(None)
     assert len(found) == faults
     assert all(fault.startswith("dense_block-running, cuda, torch.") for fault in found)
 
@@ -140,11 +139,10 @@ def test_the_kernels_in_cuda_are_checked_where_they_were_built(
     monkeypatch.setattr(gpu_check, "values", values)
     monkeypatch.setattr(gpu_check, "timings", lambda _: [])
     monkeypatch.setattr(gpu_check, "STEPS", {})
-    before = torch.get_default_device()
     try:
         assert gpu_check.cuda_values("cpu") == ([] if refusal else ["wrong"])
     finally:
-        torch.set_default_device(before)
+        torch.set_default_device(None)
     assert not (refusal and asked)
     assert {name.split("-")[0] for name in asked} <= {"cuda", "integrate", "hybrid_loss", "dense_block"}
     gpu_check.check(tmp_path / "report.json", tmp_path / "record.json", "a GPU")

@@ -13,9 +13,8 @@ from benchmarks import gpu_check
 
 @pytest.fixture(autouse=True)
 def _default_device() -> Iterator[None]:
-    before = torch.get_default_device()
     yield
-    torch.set_default_device(before)
+    torch.set_default_device(None)
 
 
 def test_right_kernels_have_no_faults() -> None:
