@@ -4,17 +4,11 @@
 
 #include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
-#include "winograd.h"
+#include "winograd_outputs.h"
 
 namespace ifan {
 namespace IFAN_ISA {
 namespace {
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t kUnit = 12;  // outputs that stay together: whole groups, and whole phase shifts
-static_assert(kUnit % kOutputs == 0 && kUnit % 4 == 0, "");
-
-int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 
 struct Context {
   const ConvolutionForward& call;
@@ -71,29 +65,6 @@ void multiply_chunk(const Context& context, int64_t first, int64_t channels, int
         products<N>(call.filters + (((i * kPoints + p) * blocks + o) * inputs + first) * kOutputs,
                     b.transformed + (i * kPoints + p) * b.point, channels,
                     b.sums + p * b.stride + (i * blocks + o) * kOutputs * b.tiles, first > 0, end - o * kOutputs);
-}
-
-// The four channels 4c + 2i + j of y [channel][row][column][tile] to rows 2y + j, columns 2x + i of one plane of twice the side.
-void scatter_shifted(const float* y, int64_t tiles, const Tiling& tiling, const Run& run, float* plane) {
-  const int64_t width = tiling.width, channel = 16 * tiles;
-  for (int64_t r = 0; r < 4 && 4 * run.y + r < tiling.height; ++r)
-    for (int64_t j = 0; j < 2; ++j) {
-      const float *even = y + j * channel + 4 * r * tiles + run.at, *odd = even + 2 * channel;
-      float* out = plane + (2 * (4 * run.y + r) + j) * 2 * width + 8 * run.x;
-      int64_t t = 0;
-      for (; t + 4 <= run.count && 4 * (run.x + t + 4) <= width; t += 4)
-        for (int64_t half = 0; half < 2; ++half) {  // columns 2 half and 2 half + 1 of each tile
-          const float *e = even + 2 * half * tiles + t, *o = odd + 2 * half * tiles + t;
-          VecOf<4> p[4] = {load<4>(e), load<4>(o), load<4>(e + tiles), load<4>(o + tiles)}, x[4];
-          Quads<4>::join(p, x);
-          for (int i = 0; i < 4; ++i) store(out + 8 * (t + i) + 4 * half, x[i]);
-        }
-      for (; t < run.count; ++t)
-        for (int64_t q = 0; q < 4 && 4 * (run.x + t) + q < width; ++q) {
-          out[8 * t + 2 * q] = even[q * tiles + t];
-          out[8 * t + 2 * q + 1] = odd[q * tiles + t];
-        }
-    }
 }
 
 // The outputs from `begin` to `end` of every prologue.
