@@ -186,7 +186,7 @@ def run(
 def _heading(base: Config, seeds: Sequence[int]) -> str:
     training = base.training
     return (
-        f"{training.steps} steps of {training.batch_size} samples at {base.network.size} px, seeds"
+        f"{training.steps} steps of {training.batch_size} samples at {base.network.image_size} px, seeds"
         f" {', '.join(map(str, seeds))}; averaged weights, validation splits; ± standard deviation over seeds.\n\n"
     )
 

@@ -52,7 +52,7 @@ def table_tasks(analyzer: FaceAnalyzer) -> list[str]:
 def share(options: argparse.Namespace, folder: Path) -> None:
     """Bulk prediction and the bare engine by turns over the same faces; the median of the pairs' ratios."""
     network = load_network(options.weights)
-    paths = draw(folder / "in", options.count, network.config.size)
+    paths = draw(folder / "in", options.count, network.config.image_size)
     crops = np.stack([cv2.imread(path)[..., ::-1].transpose(2, 0, 1) for path in paths])
     full = FaceAnalyzer(network, detector=None, iterations=options.iterations)
     kinds = (("points and emotion", table_tasks(full)), ("parsing too", None))
@@ -97,7 +97,7 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
         if done % 1000 == 0 and done:
             sizes[done] = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    paths = draw(folder / "in", 512, network.config.size)
+    paths = draw(folder / "in", 512, network.config.image_size)
     paths = (paths * (options.count // len(paths) + 1))[: options.count]
     start = time.perf_counter()
     predict_bulk(analyzer, paths, folder / "out.parquet", shard_rows=500, progress=note)
@@ -109,7 +109,7 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
 def processes(options: argparse.Namespace, folder: Path) -> None:
     """`ifan predict` in 1 and 2 processes, each on its part of the inputs; time from the start of the first image."""
     network = load_network(options.weights)
-    paths = expand([options.photos]) if options.photos else draw(folder / "in", options.count, network.config.size)
+    paths = expand([options.photos]) if options.photos else draw(folder / "in", options.count, network.config.image_size)
     paths = paths[: options.count]
     print("| processes | batch | photos/s | read, bytes a photo | written, bytes a photo |\n|---|---|---|---|---|")
     for batch in options.batches:

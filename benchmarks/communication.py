@@ -52,7 +52,7 @@ def expected(config: Config) -> tuple[Traffic, Traffic]:
         return mean, var, counts
 
     model.moments_reduce = note
-    size = config.network.size
+    size = config.network.image_size
     model(torch.zeros(2, 3, size, size, dtype=torch.uint8), Lanes.all_tasks(2, config.network), 1)
     parameters = sum(p.numel() for p in model.parameters())
     values = sum((FORWARD - 1 + BACKWARD) * tasks * channels + tasks for tasks, channels in shapes)
@@ -108,7 +108,7 @@ def link(device: torch.device, numbers: int) -> tuple[float, float]:
 def train(config: Config, device: str, steps: int) -> None:
     """Real steps on all processes of ``torchrun``, beside what the model says of them."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, {"toy": ToyFaces(256, size=config.network.size)}, Path(folder) / "run", device)
+        trainer = Trainer(config, {"toy": ToyFaces(256, size=config.network.image_size)}, Path(folder) / "run", device)
         processes, times, meters = trainer.processes, [], []
         for step in range(steps):
             batch = trainer.mixture.batch(step, rank=processes.rank, world=processes.world)

@@ -80,9 +80,9 @@ class RecordedPlan {
     record("head", call, [inputs](const DenseHead& c) { return IFAN_PICK(dense_head)(c); });
   }
 
-  void image(Address images, int64_t lanes, int64_t size, const std::array<float, 3>& mean, float scale, Address out,
+  void image(Address images, int64_t lanes, int64_t size, int64_t fold, const std::array<float, 3>& mean, float scale, Address out,
              const std::array<int64_t, 6>& border) {
-    PrepareImage call{reinterpret_cast<const uint8_t*>(images), lanes, size, {mean[0], mean[1], mean[2]}, scale, written(out),
+    PrepareImage call{reinterpret_cast<const uint8_t*>(images), lanes, size, fold, {mean[0], mean[1], mean[2]}, scale, written(out),
                       border_of(border), 1};
     record("image", call, [](const PrepareImage& c) { return IFAN_PICK(prepare_image)(c); });
   }

@@ -54,7 +54,7 @@ PAPER_TASKS = (
 
 
 LARGEST = {"size": 4096, "iterations": 64, "growth": 512, "block_layers": 64, "blocks": 5, "stem_channels": 4096,
-           "up_channels": 4096, "point_radius": 4096}  # fmt: skip
+           "up_channels": 4096, "point_radius": 4096, "image_fold": 8}  # fmt: skip
 """Bounds of what a file from outside may ask for before anything is allocated."""
 
 
@@ -62,8 +62,9 @@ LARGEST = {"size": 4096, "iterations": 64, "growth": 512, "block_layers": 64, "b
 class NetworkConfig:
     """The graph. Defaults are the released three-task network at 128 px (PAPER: iFAN, arXiv 1711.06055).
 
-    ``size`` is the side of the input in pixels, a multiple of ``2**blocks``. ``image_scale`` (a factor on the image
-    after its means are taken off) and ``normalise_heads`` (normalised inputs of the dense heads) are not in the
+    ``size`` is the side of planes and parsing logits, a multiple of ``2**blocks``. Images have ``image_fold`` times that
+    side, and their blocks of ``image_fold`` squared pixels are folded into channels (space to depth) before the stem:
+    1 as released. ``image_scale`` (a factor on the image after its means are taken off) and ``normalise_heads`` (normalised inputs of the dense heads) are not in the
     released graph. They change what weights mean, not what the network can compute (`ifan.network.released` folds them
     away), and training from scratch with Adam, whose steps do not know the inputs' scale, needs them. Without
     ``task_norm`` all tasks share one set of normalisation parameters and statistics. ``iteration_statistics``:
@@ -82,6 +83,7 @@ class NetworkConfig:
     stem_channels: int = 48
     up_channels: int = 128
     point_radius: int = 5
+    image_fold: int = 1
     image_scale: float = 1.0
     normalise_heads: bool = False
     task_norm: bool = True
@@ -112,6 +114,16 @@ class NetworkConfig:
             if task.name == name:
                 return task
         raise ValueError(f"unknown task {name!r}; this network has {[t.name for t in self.tasks]}")
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.size * self.image_fold
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the folded image: the first ones that the stem reads."""
+        return 3 * self.image_fold**2
 
     @property
     def parsing(self) -> TaskConfig | None:

@@ -111,7 +111,7 @@ def macs(config: NetworkConfig) -> dict[str, dict[str, int]]:
     def dense(inputs: tuple[int, ...], size: int) -> int:
         return sum(w * c.growth * 9 for w in inputs) * size**2
 
-    stem = 49 * (3 + g.planes) * c.stem_channels * c.size**2
+    stem = 49 * (c.image_channels + g.planes) * c.stem_channels * c.size**2
     dense_down = sum(dense(d.dense_inputs, d.size) for d in g.down)
     transition = [d.joined * d.width_out * d.size**2 for d in g.down]
     lowest = c.size >> c.blocks

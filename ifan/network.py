@@ -77,7 +77,7 @@ class IFAN(
         past_tap = [i for i, t in enumerate(config.tasks) if t.kind != "landmarks"]
 
         self.encoders = nn.ModuleList(ReEncoder(t) for t in config.tasks)
-        self.stem = convolution(3 + g.planes, config.stem_channels, 7)
+        self.stem = convolution(config.image_channels + g.planes, config.stem_channels, 7)
         self.down_blocks = nn.ModuleList(DenseBlock(d.dense_inputs, tasks, config) for d in g.down)
         widths = [tasks] * (config.blocks - 1) + [len(past_tap)]
         down = [TransitionDown(d.joined, d.width_out, n, config) for d, n in zip(g.down, widths, strict=True) if n]
@@ -133,7 +133,7 @@ class IFAN(
         """Predict, feed the predictions back, predict again.
 
         Args:
-            images: ``(B, 3, S, S)`` RGB, uint8 or float, 0 to 255.
+            images: ``(B, 3, I, I)`` RGB, uint8 or float, 0 to 255; I is the configuration's ``image_size``.
             lanes: what the last iteration computes; all tasks for all samples if ``None``. Earlier iterations always
                 compute everything, with running statistics and, unless the configuration says otherwise, no gradient.
             iterations: number of passes; the configuration's if ``None``.
@@ -149,7 +149,7 @@ class IFAN(
         batch, everything = images.shape[0], Lanes.all_tasks(images.shape[0], self.config, images.device)
         lanes = lanes or everything
         with span("stem of the image"):
-            image_share = F.conv2d(self.preprocess(images), self.stem.weight[:, :3], padding=3)
+            image_share = F.conv2d(self.preprocess(images), self.stem_filters()[0], padding=3)
         planes, out = self.first_planes(), []
         for i in range(passes):
             given = every or i == passes - 1
@@ -162,12 +162,19 @@ class IFAN(
                 out += [] if given else [predictions]
         return out
 
+    def stem_filters(self) -> tuple[Tensor, Tensor]:
+        """The stem's weight by what it reads: the folded image, and the planes."""
+        weight, channels = self.stem.weight, self.config.image_channels
+        return weight[:, :channels], weight[:, channels:]
+
     def preprocess(self, images: Tensor) -> Tensor:
-        """RGB 0 to 255 to BGR minus the means of the release, times ``image_scale``, in the network's dtype."""
+        """RGB 0 to 255 to BGR minus the means of the release, times ``image_scale``, in the network's dtype, and folded:
+        ``(B, 3 F^2, S, S)`` where F is ``image_fold``."""
         dtype = self.stem.weight.dtype
         # Filled where it is needed: a copy from the host would wait for the GPU, and no CUDA graph may hold one.
         mean = torch.cat([torch.full((1, 1, 1, 1), m, dtype=dtype, device=images.device) for m in BGR_MEAN], 1)
-        return (images.to(dtype).flip(1) - mean) * self.config.image_scale
+        scaled, fold = (images.to(dtype).flip(1) - mean) * self.config.image_scale, self.config.image_fold
+        return F.pixel_unshuffle(scaled, fold) if fold > 1 else scaled
 
     def first_planes(self) -> Tensor:
         """The training means drawn as planes, ``(1, K + P + sum of C, S, S)``, in the dtype of the stem's weight."""
@@ -200,7 +207,7 @@ class IFAN(
         drop out; ``later``: the planes are predictions, not the means that the first iteration is fed.
         """
         with span("stem"):
-            stem = image_share + F.conv2d(planes, self.stem.weight[:, 3:], padding=3)
+            stem = image_share + F.conv2d(planes, self.stem_filters()[1], padding=3)
         groups = planes.split([t.width for t in self.config.tasks], 1)
         with span("re-encoders"):
             encoded = [encoder(group) for encoder, group in zip(self.encoders, groups, strict=True)]
@@ -269,7 +276,7 @@ class IFAN(
             return F.conv2d(x.concatenated(), weight)
 
     def _check(self, images: Tensor, passes: int) -> None:
-        size = self.config.size
+        size = self.config.image_size
         if images.dim() != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"images: expected (B, 3, {size}, {size}); got {tuple(images.shape)}. Crop to that size.")
         if passes < 1:
@@ -289,7 +296,7 @@ def released(model: IFAN) -> IFAN:
     folded = IFAN(config).to(model.stem.weight.dtype)
     state = model.state_dict()
     folded.load_state_dict({name: state[name].expand_as(value) for name, value in folded.state_dict().items()})
-    folded.stem.weight[:, :3] *= model.config.image_scale
+    folded.stem_filters()[0].mul_(model.config.image_scale)
     for ours, theirs in zip(folded.dense_head_of().values(), model.dense_head_of().values(), strict=True):
         if ours.norm is None:
             weight, bias = theirs.folded(later=False)

@@ -25,15 +25,16 @@ void write_row(const Border& border, float* plane, int64_t y, int64_t size, Valu
   for (int64_t x = 0; x < size; ++x) row[(x + border.left) % 2 * border.half + (x + border.left) / 2] = value(x);
 }
 
-void image_planes(void* argument, int64_t begin, int64_t end) {  // index: (lane, plane)
+void image_planes(void* argument, int64_t begin, int64_t end) {  // index: (lane, colour, row and column in a block)
   const PrepareImage& call = *static_cast<const PrepareImage*>(argument);
+  const int64_t fold = call.fold, side = call.size * fold;
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t lane = index / 3, plane = index % 3;
-    const uint8_t* image = call.images + (3 * lane + 2 - plane) * call.size * call.size;
-    const float mean = call.mean[plane], scale = call.scale;
+    const int64_t column = index % fold, row = index / fold % fold, colour = index / (fold * fold) % 3, lane = index / (3 * fold * fold);
+    const uint8_t* first = call.images + ((3 * lane + 2 - colour) * side + row) * side + column;
+    const float mean = call.mean[colour], scale = call.scale;
     for (int64_t y = 0; y < call.size; ++y)
       write_row(call.border, call.out + index * call.border.plane, y, call.size,
-                [=](int64_t x) { return (static_cast<float>(image[y * call.size + x]) - mean) * scale; });
+                [=](int64_t x) { return (static_cast<float>(first[(y * side + x) * fold]) - mean) * scale; });
   }
 }
 
@@ -195,7 +196,7 @@ bool run(const Call& call, int64_t count, Body body) {
 
 }  // namespace
 
-bool prepare_image(const PrepareImage& call) { return run(call, 3 * call.lanes, image_planes); }
+bool prepare_image(const PrepareImage& call) { return run(call, 3 * call.fold * call.fold * call.lanes, image_planes); }
 bool add_border(const AddBorder& call) { return run(call, call.lanes * call.planes, bordered_planes); }
 bool stem_shares(const StemShares& call) {
   run(call, call.lanes * call.outputs, class_shares);

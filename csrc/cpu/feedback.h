@@ -12,10 +12,10 @@ struct Border {
   bool split;
 };
 
-// uint8 (N, 3, S, S) RGB to (value - mean) scale, BGR, inside a border.
+// uint8 (N, 3, F S, F S) RGB to (value - mean) scale, BGR, each block of F x F pixels folded into channels, inside a border.
 struct PrepareImage {
   const uint8_t* images;
-  int64_t lanes, size;
+  int64_t lanes, size, fold;
   float mean[3], scale;  // in the order of the planes
   float* out;
   Border border;

@@ -88,7 +88,7 @@ def random_network(config: NetworkConfig) -> IFAN:
     if config.landmarks:
         centres = torch.randint(config.size // 4, 3 * config.size // 4, (2 * config.landmarks.width,))
         with torch.no_grad():
-            found = network(_images(config.size, 1, 0), None, 1)[-1].points
+            found = network(_images(config.image_size, 1, 0), None, 1)[-1].points
             network.landmark_head.weight *= 0.1 / config.size / float(found.abs().max().clamp_min(1e-9))
             network.landmark_head.bias.copy_(centres / config.size - 0.5)
     return network
@@ -102,7 +102,7 @@ def _images(size: int, batch: int, seed: int) -> Tensor:
 
 def _inference(config: NetworkConfig, batch: int, dtype: str, setting: Setting) -> Problem:
     network = random_network(config).to(setting.device)
-    images = [_images(config.size, batch, seed).to(setting.device) for seed in (1, 2)]
+    images = [_images(config.image_size, batch, seed).to(setting.device) for seed in (1, 2)]
     bias = network.landmark_head.bias.detach().view(2, -1) * (dtype == "float32")
     names = FeedbackGraph(network, 1).outputs
 

@@ -19,5 +19,5 @@ def export(
 
     network = load_network(weights or DEFAULT)
     outputs = write(network, out, iterations)
-    side = network.config.size
+    side = network.config.image_size
     typer.echo(f"{out}: images (N, 3, {side}, {side}) uint8 RGB -> {', '.join(outputs)}")

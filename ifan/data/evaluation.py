@@ -20,7 +20,7 @@ from ifan.data.targets import TargetMap
 class EvaluationBatch:
     """Whole crops of one dataset with labels under the network's names.
 
-    ``images`` (B, 3, S, S) uint8 RGB; ``parsing`` (B, S, S) uint8, 255 = ignored, and ``points`` (B, 2, P) float32
+    ``images`` (B, 3, I, I) uint8 RGB; ``parsing`` (B, I, I) uint8, 255 = ignored, and ``points`` (B, 2, P) float32
     normalised to the crop, NaN = unlabelled, each None if the dataset does not label the task; ``class_targets`` (B, n)
     int64, -1 = unlabelled. ``crops`` lead back to the pixels of ``samples``, which are as the reader gave them.
     """
@@ -64,7 +64,7 @@ def label_means(
     normalised and classes (sum C,) probabilities of all classification tasks in order, float32; uniform (points: the
     centre) where nothing is labelled.
     """
-    size = network.size
+    size, fold = network.image_size, network.image_fold
     parsing = np.zeros((network.parsing.width if network.parsing else 0, size, size))
     points, known = np.zeros((2, 2, network.landmarks.width if network.landmarks else 0))
     classes = [np.zeros(task.width) for task in network.classifications]
@@ -83,6 +83,7 @@ def label_means(
             for counts, label in zip(classes, targets.classes, strict=True):
                 if label != UNLABELLED:
                     counts[label] += 1
+    parsing = parsing.reshape(-1, network.size, fold, network.size, fold).sum((2, 4))
     shares = [_normalised(parsing), points / np.maximum(known, 1), *(_normalised(counts) for counts in classes)]
     tensors = [torch.from_numpy(values).float() for values in shares]
     return tensors[0], tensors[1], torch.cat([*tensors[2:], torch.empty(0)])

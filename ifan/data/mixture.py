@@ -30,8 +30,8 @@ __all__ = ["Batch", "EvaluationBatch", "Loader", "Mixture", "evaluation_batches"
 class Batch:
     """Samples of several datasets with the lanes they take.
 
-    ``images`` (B, 3, S, S) uint8 RGB. ``lanes``: one a sample and task it is labelled for, grouped by task in config
-    order. ``parsing_target`` (Np, S, S) uint8, 255 = ignored; ``points_target`` (Nl, 2, P) float32 normalised with
+    ``images`` (B, 3, I, I) uint8 RGB. ``lanes``: one a sample and task it is labelled for, grouped by task in config
+    order. ``parsing_target`` (Np, I, I) uint8, 255 = ignored; ``points_target`` (Nl, 2, P) float32 normalised with
     ``points_weight`` (Nl, P), 0 where unlabelled; ``class_targets`` (B, n) int64, -1 = unlabelled. The rows of the
     first two are those of their task's lanes. ``global_segments``: lanes of each task over all processes.
     """
@@ -201,7 +201,7 @@ def _collate(
     datasets: list[str],
     global_segments: tuple[int, ...],
 ) -> Batch:
-    size, points = network.size, network.landmarks.width if network.landmarks else 0
+    size, points = network.image_size, network.landmarks.width if network.landmarks else 0
     images = np.stack([t.image for t in samples]) if samples else np.zeros((0, size, size, 3), np.uint8)
     parsing = [t.parsing for t in samples if t.parsing is not None]
     target = np.stack([t.points for t in samples if t.points is not None] or [np.zeros((2, points), np.float32)])

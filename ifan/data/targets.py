@@ -15,7 +15,7 @@ from ifan.data.sample import IGNORE, UNLABELLED, FaceSample
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """One cropped sample: ``image`` (S, S, 3) uint8; ``parsing`` (S, S) uint8 and ``points`` (2, P) float32
+    """One cropped sample: ``image`` (I, I, 3) uint8; ``parsing`` (I, I) uint8 and ``points`` (2, P) float32
     normalised, NaN = unlabelled, each None if its dataset does not label the task; ``classes`` (n,) int64 for the n
     classification tasks, -1 = unlabelled; ``lanes`` (T,) says which tasks of the network it takes part in."""
 
@@ -55,8 +55,8 @@ class TargetMap:
         return Crop.from_box(sample.box or (0, 0, width, height), self.margin)
 
     def __call__(self, sample: FaceSample, crop: Crop) -> Targets:
-        """Crop the sample's picture and labels at the network's size."""
-        size = self.network.size
+        """Crop the sample's picture and labels at the size of the network's images."""
+        size = self.network.image_size
         return Targets(
             crop_image(sample.image, crop, size),
             None if self.parsing is None else self._parsing(sample.parsing, crop),
@@ -76,8 +76,8 @@ class TargetMap:
 
     def _parsing(self, labels: np.ndarray | None, crop: Crop) -> np.ndarray:
         if labels is None or self.parsing is None:
-            return np.full((self.network.size, self.network.size), IGNORE, np.uint8)
-        return np.asarray(self.parsing[crop_labels(labels, crop, self.network.size)])
+            return np.full((self.network.image_size,) * 2, IGNORE, np.uint8)
+        return np.asarray(self.parsing[crop_labels(labels, crop, self.network.image_size)])
 
     def _points(self, points: np.ndarray | None, crop: Crop) -> np.ndarray:
         if points is None or self.points is None:

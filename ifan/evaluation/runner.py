@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.data.crop import map_to_image
@@ -46,8 +47,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure ``model`` on the tasks that each dataset labels.
 
-    Crops are those of training without augmentation. Parsing is compared at the network's input size, with the labels
-    warped there (nearest), or with ``full_resolution`` in the labels' own pixels, the probabilities warped (bilinear).
+    Crops are those of training without augmentation. Parsing is compared at the size of the network's images, with the
+    labels warped there (nearest) and the probabilities enlarged (bilinear), or with ``full_resolution`` in the labels' own pixels, the probabilities warped (bilinear).
 
     Args:
         model: the network; measured in eval mode, its mode is restored afterwards.
@@ -79,7 +80,7 @@ def evaluate(
     finally:
         model.train(was_training)
     return {
-        "network": {"size": model.config.size, "iterations": passes, "tasks": [t.name for t in model.config.tasks]},
+        "network": {"size": model.config.image_size, "iterations": passes, "tasks": [t.name for t in model.config.tasks]},
         "parsing_resolution": "labels" if full_resolution else "network input",
         "datasets": measured,
     }
@@ -185,7 +186,9 @@ def _update(
         elif table is not None:
             _update_at_label_resolution(meter, prediction, batch, table)
         elif batch.parsing is not None:
-            meter.update(prediction.parsing_logits.argmax(1).cpu(), batch.parsing)
+            probabilities = prediction.parsing_logits.float().softmax(1)
+            seen = F.interpolate(probabilities, batch.parsing.shape[1:], mode="bilinear", align_corners=False)
+            meter.update(seen.argmax(1).cpu(), batch.parsing)
 
 
 def _update_at_label_resolution(

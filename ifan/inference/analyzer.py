@@ -42,7 +42,7 @@ def load(name_or_path: str | Path | None = None, device: str | torch.device = "c
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What is left of a photo before the network runs: its ``size`` (width, height), its ``faces`` with their crops,
-    and what the network will see of them, ``pixels`` (N, 3, S, S) uint8 RGB."""
+    and what the network will see of them, ``pixels`` (N, 3, I, I) uint8 RGB."""
 
     size: tuple[int, int]
     faces: list[tuple[Detection, Crop]]
@@ -157,7 +157,7 @@ class FaceAnalyzer:
 
     def _prepare(self, image: np.ndarray, detections: list[Detection] | None) -> Prepared:
         """``None`` = the whole image is a crop."""
-        size = self.config.size
+        size = self.config.image_size
         height, width = image.shape[:2]
         if detections is None:
             whole = Detection((0.0, 0.0, float(width), float(height)), None)

@@ -123,10 +123,10 @@ class GraphRunner:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, iterations: int | None = None) -> Predictions:
-        """The last iteration's predictions for ``images (N, 3, S, S)`` uint8 RGB on the network's device, a row a
+        """The last iteration's predictions for ``images (N, 3, I, I)`` uint8 RGB on the network's device, a row a
         sample; ``iterations`` if not the runner's. Autocast changes nothing."""
         passes = self.iterations if iterations is None else iterations
-        size, where = self.config.size, self.network.stem.weight.device
+        size, where = self.config.image_size, self.network.stem.weight.device
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size) or images.device != where:
             raise ValueError(
                 f"images: expected (N, 3, {size}, {size}) uint8 on {where}; got {tuple(images.shape)} {images.dtype} "
@@ -163,7 +163,7 @@ class GraphRunner:
             self._graphs.move_to_end(key)
             return self._graphs[key]
         bucket, passes, _ = key
-        size, where = self.config.size, self.network.stem.weight.device
+        size, where = self.config.image_size, self.network.stem.weight.device
         images = torch.zeros(bucket, 3, size, size, dtype=torch.uint8, device=where)
         for _ in range(WARM_UPS):
             self._network(images, passes)

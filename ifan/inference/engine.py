@@ -150,7 +150,7 @@ class Engine:
         self._lock = threading.Lock()
 
     def __call__(self, images: Tensor) -> Predictions:
-        """The last iteration's predictions for ``images (N, 3, S, S)`` RGB uint8, a row a sample."""
+        """The last iteration's predictions for ``images (N, 3, I, I)`` RGB uint8, a row a sample."""
         return self._run(images, None)
 
     def iterate(self, images: Tensor, planes: Tensor) -> Predictions:
@@ -158,7 +158,7 @@ class Engine:
         return self._run(images, planes)
 
     def _run(self, images: Tensor, planes: Tensor | None) -> Predictions:
-        size = self.config.size
+        size = self.config.image_size
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(
                 f"images: expected (N, 3, {size}, {size}) uint8; got {tuple(images.shape)} {images.dtype}. Crop to "
@@ -166,7 +166,7 @@ class Engine:
             )
         if not images.shape[0]:
             return self._weights.nothing(self.tasks)
-        largest, threads, parts = max(1, _LARGEST_SLICE // size**2), torch.get_num_threads(), list[Predictions]()
+        largest, threads, parts = max(1, _LARGEST_SLICE // self.config.size**2), torch.get_num_threads(), list[Predictions]()
         starts = range(0, images.shape[0], largest)
         for first in range(0, len(starts), threads):
             together = starts[first : first + threads]  # a thread a slice, or all threads one slice after another
@@ -275,7 +275,7 @@ class _Weights:
         def make() -> dict[str, Tensor]:
             network = self.network
             planes = network.first_planes()
-            stem = F.conv2d(planes, network.stem.weight[:, 3:], padding=3)
+            stem = F.conv2d(planes, network.stem_filters()[1], padding=3)
             out = {"planes": planes.contiguous(), "stem": stem.contiguous()}
             groups = planes.split([t.width for t in self.config.tasks], 1)
             for t, (encoder, group) in enumerate(zip(network.encoders, groups, strict=True)):
@@ -330,9 +330,9 @@ class _Plan:
     def __init__(
         self, key: _Key, weights: _Weights, count: int, iterations: int, tasks: Sequence[int], from_planes: bool
     ) -> None:
-        size = weights.config.size
+        size, side = weights.config.size, weights.config.image_size
         self.key = key
-        self.images = torch.empty(count, 3, size, size, dtype=torch.uint8)
+        self.images = torch.empty(count, 3, side, side, dtype=torch.uint8)
         self.rows = torch.arange(count).repeat(len(weights.config.tasks))
         self.planes = torch.empty(count, sum(t.width for t in weights.config.tasks), size, size)
         arguments = (weights, count, self.images, self.rows, self.planes if from_planes else None)
@@ -417,10 +417,11 @@ class _Recorder:
         config, network, size = self.config, self.network, self.config.size
         share = self.arena.maps(self.count, config.stem_channels, size, per_sample=True)
         border = _border(size, 3, 3)
-        padded = self.arena.take(self.count * 3 * border[0])
-        self.plan.image(self.images.data_ptr(), self.count, size, BGR_MEAN, config.image_scale, padded, border)
-        filters = self.weights.taps("stem.image", network.stem.weight[:, :3], self.weights.bf16)
-        self._window(padded, 3, border, 7, filters, share, 0)
+        channels, fold, scale = config.image_channels, config.image_fold, config.image_scale
+        padded = self.arena.take(self.count * channels * border[0])
+        self.plan.image(self.images.data_ptr(), self.count, size, fold, BGR_MEAN, scale, padded, border)
+        filters = self.weights.taps("stem.image", network.stem_filters()[0], self.weights.bf16)
+        self._window(padded, channels, border, 7, filters, share, 0)
         return share
 
     def _first(self, share: View, stem: View) -> list[list[View]]:
@@ -450,7 +451,7 @@ class _Recorder:
 
     def _stem(self, planes: View, share: View, stem: View, points: Tensor | None) -> None:
         """The stem: constant planes by a table and known discs pixel by pixel, the others by convolution."""
-        config, weight, size = self.config, self.network.stem.weight[:, 3:], self.config.size
+        config, weight, size = self.config, self.network.stem_filters()[1], self.config.size
         discs = config.landmarks.width if config.landmarks and points is not None else 0
         classes = sum(t.width for t in config.classifications)
         dense = planes.channels - discs - classes

@@ -37,7 +37,7 @@ _Path = tuple[int, bool]
 
 
 class FeedbackGraph(nn.Module):
-    """``images (N, 3, S, S)`` uint8 RGB -> the last iteration's ``outputs``, a row a sample; inference only.
+    """``images (N, 3, I, I)`` uint8 RGB -> the last iteration's ``outputs``, a row a sample; inference only.
 
     The weights are copied from ``network`` (in any mode, which stays as it is). ``outputs`` names what is returned, in
     order: ``parsing_logits`` (N, K, S, S) and ``points`` (N, 2, P) in crop sides from the centre where the network has
@@ -80,7 +80,7 @@ class FeedbackGraph(nn.Module):
 
     def image_share(self, images: Tensor) -> Tensor:
         """The image's part of the stem, the same in every iteration: ``(N, stem, S, S)``."""
-        return F.conv2d(self.plain.preprocess(images), self.plain.stem.weight[:, :3], padding=3)
+        return F.conv2d(self.plain.preprocess(images), self.plain.stem_filters()[0], padding=3)
 
     def draw(self, found: Sequence[Tensor]) -> Tensor:
         """One iteration's ``outputs`` as the planes of the next."""
@@ -99,7 +99,7 @@ class FeedbackGraph(nn.Module):
     def iterate(self, image_share: Tensor, planes: Tensor, later: bool = True) -> tuple[Tensor, ...]:
         """One pass from planes (a row a sample, or one for all) to ``outputs``; ``later``: not the first iteration."""
         batch, groups = image_share.shape[0], planes.split([t.width for t in self.config.tasks], 1)
-        stem = image_share + F.conv2d(planes, self.plain.stem.weight[:, 3:], padding=3)
+        stem = image_share + F.conv2d(planes, self.plain.stem_filters()[1], padding=3)
         encoded = [encoder(group) for encoder, group in zip(self.plain.encoders, groups, strict=True)]
         levels = [list(groups), [], *([maps[i] for maps in encoded] for i in range(3))]
         maps = [[m.expand(batch, -1, -1, -1) for m in level] for level in levels]
@@ -224,7 +224,7 @@ def _quiet() -> Iterator[None]:
 def _example(model: FeedbackGraph, from_planes: bool) -> tuple[tuple[Tensor, ...], list[str]]:
     """Inputs to trace with, of a batch that no dimension of the network is likely to equal."""
     config, batch = model.config, 2
-    images = torch.zeros(batch, 3, config.size, config.size, dtype=torch.uint8)
+    images = torch.zeros(batch, 3, config.image_size, config.image_size, dtype=torch.uint8)
     if not from_planes:
         return (images,), ["images"]
     return (images, cast(Tensor, model.first).repeat(batch, 1, 1, 1)), ["images", "planes"]

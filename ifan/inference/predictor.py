@@ -24,7 +24,7 @@ class Predictor(Protocol):
     """What it predicts, in order."""
 
     def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
-        """Predictions of ``crops`` (N, 3, S, S) uint8 RGB by task name, float32: parsing probabilities (N, K, S, S),
+        """Predictions of ``crops`` (N, 3, I, I) uint8 RGB by task name, float32: parsing probabilities (N, K, S, S),
         points (N, 2, P) normalised to the crop, probabilities of a classification (N, C)."""
         ...
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ifan.config import Config
+from ifan.config import Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import label_means
 from ifan.network import IFAN
@@ -68,7 +69,7 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
     """Fill ``model`` with what fits of saved weights (a folder, a run, or a packaged name) of another size or variant.
 
     Label means are never taken; a dense head is taken whole or not at all; statistics of later iterations that the
-    weights lack begin as those of the first; a differing ``image_scale`` is made up for. Raises ``ValueError`` for
+    weights lack begin as those of the first; a differing ``image_scale``, or an ``image_fold`` where they have none, is made up for. Raises ``ValueError`` for
     weights of other tasks, and `CheckpointError` when less than half of the convolutions' weights fit.
     """
     other = load_network(source)
@@ -78,8 +79,8 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
             f"{source}: its tasks are {[t[0] for t in theirs]} with their classes; this network's differ:"
             f" {[t[0] for t in ours]}; begin from weights of the same tasks"
         )
-    other.stem.weight[:, :3] *= other.config.image_scale / model.config.image_scale
     given, own = other.state_dict(), model.state_dict()
+    given["stem.weight"] = _stem(other, model.config)
     found = {name: given.get(name, given.get(name.replace(".later_", ".running_"))) for name in own}
     odd = {name for name, value in found.items() if value is None or value.shape != own[name].shape}
     left = {_group(name) for name in odd} | set(_MEANS)
@@ -93,6 +94,17 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
         own[name].copy_(value)
     values = sum(value.numel() for value in taken.values())
     return Fitting(tuple(taken), tuple(own.keys() - taken.keys()), values, sum(v.numel() for v in own.values()))
+
+
+def _stem(given: IFAN, config: NetworkConfig) -> Tensor:
+    """The stem's weight of ``given`` for images of another scale and, from unfolded ones, another fold: there each
+    pixel of a block has its equal part, so that the network sees the blocks' means."""
+    image, planes = given.stem_filters()
+    image = image * (given.config.image_scale / config.image_scale)
+    if given.config.image_fold == 1:
+        block = config.image_fold**2
+        image = image.repeat_interleave(block, 1) / block
+    return torch.cat([image, planes], 1)
 
 
 _MEANS = ("mean_parsing", "mean_points", "mean_classes")

@@ -214,6 +214,8 @@ def test_label_means() -> None:
     assert torch.equal(points, torch.zeros(2, 5)), "no landmark labels: the centre"
     counts = np.bincount([datasets["fer2013"].labels_of(i)["emotion"] for i in range(50)], minlength=7)
     assert np.allclose(classes.numpy(), counts / 50, atol=1e-6)
+    folded, _, _ = label_means(datasets, NetworkConfig(size=32, image_fold=2))
+    assert torch.allclose(folded, torch.nn.functional.avg_pool2d(parsing, 2), atol=0.01)  # ignored borders weigh less
     parsing, points, classes = label_means({"mtfl": ToyFaces(30, size=64, tasks=("landmarks",))}, NETWORK)
     assert torch.allclose(parsing, torch.full((9, 64, 64), 1 / 9))
     assert torch.allclose(classes, torch.full((7,), 1 / 7))

@@ -121,7 +121,7 @@ def assert_near(found: Predictions, expected: Predictions) -> None:
 @bf16
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_every_iteration_is_near_the_networks_from_the_same_planes(config: NetworkConfig) -> None:
-    model, images = network(config), faces(2, config.size)
+    model, images = network(config), faces(2, config.image_size)
     first, second = reference(model, images, 2)
     engine = Engine(model, 1, precision="bf16")
     assert_near(engine(images), first)

@@ -65,6 +65,7 @@ CONFIGS = {
     "paper, 64 px": replace(SMALL, size=64, image_scale=1 / 64, normalise_heads=True),
     "extra tasks": replace(SMALL, tasks=(*PAPER_TASKS, TaskConfig("smile", "classification", ("yes", "no")))),
     "statistics apart": replace(SMALL, normalise_heads=True, iteration_statistics="separate"),
+    "folded image": replace(SMALL, image_fold=2, image_scale=1 / 64),
     "one norm": replace(SMALL, normalise_heads=True, task_norm=False),
     "no parsing": replace(SMALL, tasks=PAPER_TASKS[1:]),
     "no landmarks": replace(SMALL, tasks=(PAPER_TASKS[0], PAPER_TASKS[2])),
@@ -74,7 +75,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_every_iteration_equals_the_networks_from_the_same_planes(config: NetworkConfig) -> None:
-    model, images = network(config), faces(2, config.size)
+    model, images = network(config), faces(2, config.image_size)
     first, second = reference(model, images, 2)
     assert_equal(Engine(model, 1)(images), first)
     planes = model.encode(first, 2)

@@ -37,7 +37,7 @@ def as_predictions(model: IFAN, names: tuple[str, ...], found: list[Tensor]) -> 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_graph_equals_the_network_from_the_same_planes(config: NetworkConfig) -> None:
-    model, images = network(config), faces(2, config.size)
+    model, images = network(config), faces(2, config.image_size)
     graph = FeedbackGraph(model, 1)
     first, second = reference(model, images, 2)
     assert_equal(as_predictions(model, graph.outputs, list(graph(images))), first)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ifan.config import Config
@@ -246,6 +247,34 @@ def test_what_fits_of_a_network_of_another_size(tmp_path: Path, capsys: pytest.C
             assert torch.equal(value, given[name.replace(".later_", ".running_")]), name
     torch.testing.assert_close(model.stem.weight[:, 3:], other.stem.weight[:, 3:])
     torch.testing.assert_close(model.stem.weight[:, :3], other.stem.weight[:, :3] / 2)
+
+
+def test_begun_from_unfolded_weights_a_network_sees_the_means_of_blocks(tmp_path: Path) -> None:
+    config = small_config()
+    other = IFAN(config.network).eval()
+    other.save_pretrained(tmp_path / "given")
+    folded = build_model(replace(config, network=replace(config.network, image_fold=3, image_scale=0.5)), None).eval()
+    taken = load_fitting(folded, tmp_path / "given")
+    assert set(taken.left) == {"mean_parsing", "mean_points", "mean_classes"}
+    images = torch.randint(0, 256, (2, 3, 96, 96)).float()
+    (found,), (expected,) = folded(images, None, 1), other(F.avg_pool2d(images, 3), None, 1)
+    for actual, wanted in (
+        (found.parsing_logits, expected.parsing_logits),
+        (found.points, expected.points),
+        (found.class_logits["emotion"], expected.class_logits["emotion"]),
+    ):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_folded_network_learns_from_labels_of_its_images_size(tmp_path: Path) -> None:
+    config = small_config()
+    config = replace(config, network=replace(config.network, image_fold=2))
+    trainer = Trainer(config, three_datasets(), tmp_path)
+    batch = trainer.mixture.batch(0)
+    assert batch.images.shape[2:] == batch.parsing_target.shape[1:] == (64, 64)
+    before = trainer.model.parsing_head.weight.clone()
+    trainer.step(batch)
+    assert not torch.equal(trainer.model.parsing_head.weight, before)
 
 
 def test_weights_of_which_nothing_can_be_taken(tmp_path: Path) -> None:
