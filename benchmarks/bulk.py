@@ -109,7 +109,9 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
 def processes(options: argparse.Namespace, folder: Path) -> None:
     """`ifan predict` in 1 and 2 processes, each on its part of the inputs; time from the start of the first image."""
     network = load_network(options.weights)
-    paths = expand([options.photos]) if options.photos else draw(folder / "in", options.count, network.config.image_size)
+    paths = (
+        expand([options.photos]) if options.photos else draw(folder / "in", options.count, network.config.image_size)
+    )
     paths = paths[: options.count]
     print("| processes | batch | photos/s | read, bytes a photo | written, bytes a photo |\n|---|---|---|---|---|")
     for batch in options.batches:

@@ -62,15 +62,15 @@ LARGEST = {"size": 4096, "iterations": 64, "growth": 512, "block_layers": 64, "b
 class NetworkConfig:
     """The graph. Defaults are the released three-task network at 128 px (PAPER: iFAN, arXiv 1711.06055).
 
-    ``size`` is the side of planes and parsing logits, a multiple of ``2**blocks``. Images have ``image_fold`` times that
-    side, and their blocks of ``image_fold`` squared pixels are folded into channels (space to depth) before the stem:
-    1 as released. ``image_scale`` (a factor on the image after its means are taken off) and ``normalise_heads`` (normalised inputs of the dense heads) are not in the
-    released graph. They change what weights mean, not what the network can compute (`ifan.network.released` folds them
-    away), and training from scratch with Adam, whose steps do not know the inputs' scale, needs them. Without
-    ``task_norm`` all tasks share one set of normalisation parameters and statistics. ``iteration_statistics``:
-    iterations after the first, which see predictions instead of constant means, share the first one's running
-    statistics, as released, or have their own. Tasks come in the order parsing, landmarks, classifications; at most one
-    parsing and one landmark task.
+    ``size`` is the side of planes and parsing logits, a multiple of ``2**blocks``. Images have ``image_fold`` times
+    that side, and their blocks of ``image_fold`` squared pixels are folded into channels (space to depth) before the
+    stem; 1 as released. ``image_scale`` (a factor on the image after its means are taken off) and ``normalise_heads``
+    (normalised inputs of the dense heads) are not in the released graph. They change what weights mean, not what the
+    network can compute (`ifan.network.released` folds them away), and training from scratch with Adam, whose steps do
+    not know the inputs' scale, needs them. Without ``task_norm`` all tasks share one set of normalisation parameters
+    and statistics. ``iteration_statistics``: iterations after the first, which see predictions instead of constant
+    means, share the first one's running statistics, as released, or have their own. Tasks come in the order parsing,
+    landmarks, classifications; at most one parsing and one landmark task.
     """
 
     size: int = 128

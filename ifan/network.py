@@ -168,8 +168,8 @@ class IFAN(
         return weight[:, :channels], weight[:, channels:]
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """RGB 0 to 255 to BGR minus the means of the release, times ``image_scale``, in the network's dtype, and folded:
-        ``(B, 3 F^2, S, S)`` where F is ``image_fold``."""
+        """RGB 0 to 255 to BGR minus the means of the release, times ``image_scale``, in the network's dtype, and
+        folded: ``(B, 3 F^2, S, S)`` where F is ``image_fold``."""
         dtype = self.stem.weight.dtype
         # Filled where it is needed: a copy from the host would wait for the GPU, and no CUDA graph may hold one.
         mean = torch.cat([torch.full((1, 1, 1, 1), m, dtype=dtype, device=images.device) for m in BGR_MEAN], 1)

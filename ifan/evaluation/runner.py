@@ -48,7 +48,8 @@ def evaluate(
     """Measure ``model`` on the tasks that each dataset labels.
 
     Crops are those of training without augmentation. Parsing is compared at the size of the network's images, with the
-    labels warped there (nearest) and the probabilities enlarged (bilinear), or with ``full_resolution`` in the labels' own pixels, the probabilities warped (bilinear).
+    labels warped there (nearest) and the probabilities enlarged (bilinear), or with ``full_resolution`` in the labels'
+    own pixels, the probabilities warped (bilinear).
 
     Args:
         model: the network; measured in eval mode, its mode is restored afterwards.
@@ -80,7 +81,11 @@ def evaluate(
     finally:
         model.train(was_training)
     return {
-        "network": {"size": model.config.image_size, "iterations": passes, "tasks": [t.name for t in model.config.tasks]},
+        "network": {
+            "size": model.config.image_size,
+            "iterations": passes,
+            "tasks": [t.name for t in model.config.tasks],
+        },
         "parsing_resolution": "labels" if full_resolution else "network input",
         "datasets": measured,
     }

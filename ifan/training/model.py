@@ -69,8 +69,9 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
     """Fill ``model`` with what fits of saved weights (a folder, a run, or a packaged name) of another size or variant.
 
     Label means are never taken; a dense head is taken whole or not at all; statistics of later iterations that the
-    weights lack begin as those of the first; a differing ``image_scale``, or an ``image_fold`` where they have none, is made up for. Raises ``ValueError`` for
-    weights of other tasks, and `CheckpointError` when less than half of the convolutions' weights fit.
+    weights lack begin as those of the first; a differing ``image_scale``, or an ``image_fold`` where they have none, is
+    made up for. Raises ``ValueError`` for weights of other tasks, and `CheckpointError` when less than half of the
+    convolutions' weights fit.
     """
     other = load_network(source)
     ours, theirs = ([(t.name, t.kind, t.classes) for t in m.config.tasks] for m in (model, other))
