@@ -93,9 +93,9 @@ CELLS = {
     "two-iterations": Cell("+ task interaction, 2 iterations", passes(2)),
     "three-iterations": Cell("+ task interaction, 3 iterations", passes(3)),
     "every-iteration": Cell("3 iterations, a loss on each", passes(3, supervise="all")),
-    "own-statistics": Cell(
-        "3 iterations, a loss on each, later ones with their own statistics",
-        passes(3, supervise="all", iteration_statistics="separate"),
+    "own-norm": Cell(
+        "3 iterations, a loss on each, later ones with their own normalisation",
+        passes(3, supervise="all", iteration_norm="separate"),
     ),
 }
 

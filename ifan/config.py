@@ -68,9 +68,10 @@ class NetworkConfig:
     (normalised inputs of the dense heads) are not in the released graph. They change what weights mean, not what the
     network can compute (`ifan.network.released` folds them away), and training from scratch with Adam, whose steps do
     not know the inputs' scale, needs them. Without ``task_norm`` all tasks share one set of normalisation parameters
-    and statistics. ``iteration_statistics``: iterations after the first, which see predictions instead of constant
-    means, share the first one's running statistics, as released, or have their own. Tasks come in the order parsing,
-    landmarks, classifications; at most one parsing and one landmark task.
+    and statistics. ``iteration_norm``: iterations after the first, which see predictions instead of constant means,
+    share the first one's normalisation, as released, or have running ``statistics`` of their own, or all of it
+    ``separate``. Tasks come in the order parsing, landmarks, classifications; at most one parsing and one landmark
+    task.
     """
 
     size: int = 128
@@ -87,7 +88,7 @@ class NetworkConfig:
     image_scale: float = 1.0
     normalise_heads: bool = False
     task_norm: bool = True
-    iteration_statistics: Literal["shared", "separate"] = "shared"
+    iteration_norm: Literal["shared", "statistics", "separate"] = "shared"
     dropout: float = 0.3
 
     def __post_init__(self) -> None:

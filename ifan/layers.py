@@ -62,10 +62,14 @@ class TaskNorm(nn.Module):
     """Batch normalisation with parameters and running statistics of its own for each task, ``(T, C)`` each.
 
     Epsilon 1e-3 inside the root; running statistics move by 1 % a step towards the batch's mean and biased variance.
-    Without ``network.task_norm`` all tasks share one row, with the moments of all their lanes together. With separate
-    ``network.iteration_statistics`` the iterations after the first have running statistics of their own.
+    Without ``network.task_norm`` all tasks share one row, with the moments of all their lanes together. As
+    ``network.iteration_norm`` says, the iterations after the first have statistics or also parameters of their own.
     """
 
+    weight: Tensor
+    bias: Tensor
+    later_weight: Tensor
+    later_bias: Tensor
     running_mean: Tensor
     running_var: Tensor
 
@@ -73,18 +77,21 @@ class TaskNorm(nn.Module):
         super().__init__()
         self.tasks = tasks
         rows = tasks if config.task_norm else min(tasks, 1)
-        if affine:
-            self.weight = nn.Parameter(torch.ones(rows, channels))
-            self.bias = nn.Parameter(torch.zeros(rows, channels))
+        self.separate, self.separate_affine = config.iteration_norm != "shared", config.iteration_norm == "separate"
+        for prefix in ("", "later_") if self.separate_affine else ("",):
+            if affine:
+                self.register_parameter(f"{prefix}weight", nn.Parameter(torch.ones(rows, channels)))
+                self.register_parameter(f"{prefix}bias", nn.Parameter(torch.zeros(rows, channels)))
         self.averaged: dict[str, Tensor] | None = None
         """While the running statistics are estimated anew: batches that each row's mean holds so far, by buffer."""
-        self.separate = config.iteration_statistics == "separate"
         for kind in ("running", "later") if self.separate else ("running",):
             self.register_buffer(f"{kind}_mean", torch.zeros(rows, channels))
             self.register_buffer(f"{kind}_var", torch.ones(rows, channels))
 
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Scale and shift after normalisation, ``(T, C)`` each."""
+    def affine(self, later: bool) -> tuple[Tensor, Tensor]:
+        """Scale and shift after normalisation in the first or a later iteration, ``(T, C)`` each."""
+        if later and self.separate_affine:
+            return self._by_task(self.later_weight), self._by_task(self.later_bias)
         return self._by_task(self.weight), self._by_task(self.bias)
 
     def running(self, later: bool) -> Moments:
@@ -143,21 +150,22 @@ class DenseBlock(nn.Module):
             grown = x
             for norm, layer in layers:
                 statistics = norm.statistics(grown, reading.later)
-                new, mean, var = self._grow(grown, [(norm, layer)], [statistics])
+                new, mean, var = self._grow(grown, [(norm, layer)], [statistics], reading.later)
                 grown = grown + reading.with_moments(new, mean, var)
             return grown.tail(len(x.sources))
         running = [norm.running(reading.later) for norm, _ in layers]
-        return Features.of(x.lanes, self._grow(x, layers, running)[0])
+        return Features.of(x.lanes, self._grow(x, layers, running, reading.later)[0])
 
     @staticmethod
     def _grow(
-        x: Features, layers: list[tuple[TaskNorm, nn.Conv2d]], statistics: list[Moments]
+        x: Features, layers: list[tuple[TaskNorm, nn.Conv2d]], statistics: list[Moments], later: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        affine = [norm.affine(later) for norm, _ in layers]
         return ops.dense_block(
             x.sources,
             [layer.weight for _, layer in layers],
-            [norm.affine()[0] for norm, _ in layers],
-            [norm.affine()[1] for norm, _ in layers],
+            [scale for scale, _ in affine],
+            [shift for _, shift in affine],
             [mean for mean, _ in statistics],
             [var for _, var in statistics],
             x.segments,
@@ -254,7 +262,9 @@ class DenseHead(nn.Linear):
 def integrate(x: Features, norm: TaskNorm, later: bool, pool: int = 1) -> Tensor:
     """Concatenation, task-wise normalisation, ReLU and pooling of ``x``: ``(N, C, H / pool, W / pool)``."""
     mean, var = norm.statistics(x, later)
-    return ops.integrate(x.sources, *norm.affine(), mean, var, x.segments, x.lanes.rows, x.per_sample, pool, EPSILON)
+    return ops.integrate(
+        x.sources, *norm.affine(later), mean, var, x.segments, x.lanes.rows, x.per_sample, pool, EPSILON
+    )
 
 
 def convolution(c_in: int, c_out: int, k: int, glorot: bool = False) -> nn.Conv2d:

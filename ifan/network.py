@@ -287,10 +287,11 @@ class IFAN(
 def released(model: IFAN) -> IFAN:
     """The same function in the released graph: ``image_scale`` 1, no normalised heads, a normalisation each task.
 
-    What differs is folded into the weights. Separate ``iteration_statistics`` have no place in that graph: they stay,
-    and with them the heads' normalisation, which then differs between iterations (`DenseHead.folded`).
+    What differs is folded into the weights. A normalisation that iterations do not share has no place in that graph:
+    it stays, and with it the heads' normalisation, which then differs between iterations (`DenseHead.folded`). So does
+    ``image_fold``.
     """
-    separate = model.config.iteration_statistics == "separate"
+    separate = model.config.iteration_norm != "shared"
     heads = model.config.normalise_heads and separate
     config = replace(model.config, image_scale=1.0, normalise_heads=heads, task_norm=True)
     folded = IFAN(config).to(model.stem.weight.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -203,10 +204,12 @@ def test_every_iteration_has_the_given_lanes() -> None:
         torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_iterations_share_their_statistics_or_have_their_own(separate: bool) -> None:
-    statistics = "separate" if separate else "shared"
-    model = IFAN(replace(TINY, normalise_heads=True, iteration_statistics=statistics)).train()
+@pytest.mark.parametrize("kind", ["shared", "statistics", "separate"])
+def test_iterations_share_their_normalisation_or_have_their_own(
+    kind: Literal["shared", "statistics", "separate"],
+) -> None:
+    separate = kind != "shared"
+    model = IFAN(replace(TINY, normalise_heads=True, iteration_norm=kind)).train()
     x = torch.rand(3, 3, 32, 32) * 255
 
     def moved(passes: int) -> set[str]:
@@ -221,6 +224,10 @@ def test_iterations_share_their_statistics_or_have_their_own(separate: bool) -> 
     assert moved(1) == first
     assert moved(2) == (later if separate else first)
     assert (later & {n.rpartition(".")[2] for n, _ in model.named_buffers()} == later) == separate
+    model(x, iterations=2)[-1].points.sum().backward()
+    norm = model.down_blocks[0].norms[0]
+    trained = {name for name, p in norm.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained == ({"later_weight", "later_bias"} if kind == "separate" else {"weight", "bias"})
 
 
 def test_without_task_norm_the_lanes_of_all_tasks_are_normalised_together() -> None:

@@ -62,7 +62,7 @@ def test_published_weights_are_the_released_graph_in_half_precision(tmp_path: Pa
 
 
 def test_published_weights_keep_statistics_that_the_iterations_do_not_share(tmp_path: Path) -> None:
-    config = replace(CONFIG, image_scale=1 / 64, normalise_heads=True, iteration_statistics="separate", iterations=2)
+    config = replace(CONFIG, image_scale=1 / 64, normalise_heads=True, iteration_norm="separate", iterations=2)
     model, x = IFAN(config), torch.rand(4, 3, 32, 32) * 255
     for _ in range(30):
         model.train()(x, iterations=1)

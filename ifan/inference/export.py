@@ -238,7 +238,7 @@ class _Norms(nn.Module):
         names = ("weight", "bias", "running_mean", "running_var")
         self.paths = nn.ModuleList()
         for later in (False, True) if norm.separate else (False,):
-            for values in zip(*norm.affine(), *norm.running(later), strict=True):
+            for values in zip(*norm.affine(later), *norm.running(later), strict=True):
                 one = nn.BatchNorm2d(len(values[0]), EPSILON)
                 one.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
                 self.paths.append(one)

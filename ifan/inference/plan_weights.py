@@ -72,7 +72,7 @@ class PackedWeights:
         """Addresses of scale and shift of these of the norm's tasks, in the first or a later iteration."""
 
         def make() -> Normalisation:
-            values = (*norm.affine(), *norm.running(later))
+            values = (*norm.affine(later), *norm.running(later))
             weight, bias, mean, var = (value.detach()[list(rows)] for value in values)
             return Normalisation(weight, bias, mean, var, EPSILON)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,8 @@ class Fitting:
 def load_fitting(model: IFAN, source: str | Path) -> Fitting:
     """Fill ``model`` with what fits of saved weights (a folder, a run, or a packaged name) of another size or variant.
 
-    Label means are never taken; a dense head is taken whole or not at all; statistics of later iterations that the
-    weights lack begin as those of the first; a differing ``image_scale``, or an ``image_fold`` where they have none, is
+    Label means are never taken; a dense head is taken whole or not at all; a later iteration's normalisation that the
+    weights lack begins as the first one's; a differing ``image_scale``, or an ``image_fold`` where they have none, is
     made up for. Raises ``ValueError`` for weights of other tasks, and `CheckpointError` when less than half of the
     convolutions' weights fit.
     """
@@ -82,7 +83,7 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
         )
     given, own = other.state_dict(), model.state_dict()
     given["stem.weight"] = _stem(other, model.config)
-    found = {name: given.get(name, given.get(name.replace(".later_", ".running_"))) for name in own}
+    found = {name: given.get(name, given.get(_first_iterations(name))) for name in own}
     odd = {name for name, value in found.items() if value is None or value.shape != own[name].shape}
     left = {_group(name) for name in odd} | set(_MEANS)
     taken = {name: value for name, value in found.items() if value is not None and _group(name) not in left}
@@ -109,6 +110,11 @@ def _stem(given: IFAN, config: NetworkConfig) -> Tensor:
 
 
 _MEANS = ("mean_parsing", "mean_points", "mean_classes")
+
+
+def _first_iterations(name: str) -> str:
+    """What the first iteration has in the place of a later iteration's tensor."""
+    return re.sub(r"\.later_(?=mean|var)", ".running_", name).replace(".later_", ".")
 
 
 def _group(name: str) -> str:

@@ -26,7 +26,7 @@ def stem_means(model: IFAN, batch: Batch, planes: torch.Tensor) -> list[torch.Te
 def test_statistics_are_the_mean_over_the_batches_that_have_the_task() -> None:
     """Most of these batches lack parsing; the first iteration and the second are counted apart."""
     config = small_config(batch_size=4, shares={"points": 9.0, "parts": 2.0, "moods": 9.0})
-    network = replace(config.network, iteration_statistics="separate", normalise_heads=True)
+    network = replace(config.network, iteration_norm="separate", normalise_heads=True)
     mixture = Mixture(three_datasets(), network, config.training)  # type: ignore[arg-type]
     batches = [mixture.batch(step) for step in range(6)]
     assert 0 < sum(b.lanes.segments[0] > 0 for b in batches) < 6

@@ -67,7 +67,7 @@ def exact_config() -> Config:
     config = small_config(
         steps=2, weighting="uncertainty", learning_rate=1e-3, log_every=1, iterations=(0.0, 1.0), supervise="all"
     )
-    network = replace(config.network, size=64, dropout=0.0, iteration_statistics="separate")
+    network = replace(config.network, size=64, dropout=0.0, iteration_norm="separate")
     return replace(config, network=network)
 
 
