@@ -24,7 +24,7 @@ from benchmarks.launches import Started
 
 BORDER = 0.05
 """What the masks of taps outside the map take off 32 x 32 pixels: 1 - (94 / 96)^2 is 4 %."""
-TAPPED = {"convolution.convolution_kernel", "convolution.weight_kernel", "hybrid_loss.gather_kernel"}
+TAPPED = {"convolution.convolution_kernel", "convolution.weight_kernel", "cross_entropy.gather_kernel"}
 SMALL_TERMS = 0.01
 """FLOP once a channel or a program, which the formulas leave out."""
 FOLDED = {"hybrid_loss.points_kernel": 0.1}
