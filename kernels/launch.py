@@ -54,11 +54,16 @@ def tile(x: Tensor, pixels: int) -> dict[str, Any]:
 
 
 def whole_tile(x: Tensor, pixels: int, share: int = 1) -> dict[str, Any]:
-    """A tile that holds every channel of its pixels; ``share`` divides it for kernels that keep much at hand."""
+    """A tile that holds every channel of its pixels; ``share`` divides it for kernels that keep much at hand.
+
+    It has 16 pixels at least; where many channels make it larger than asked, more warps share it.
+    """
     config = config_of(x.device)
     channels = triton.next_power_of_2(max(x.shape[1], 1))
-    across = min(max(config.elements // share // channels, 16), triton.next_power_of_2(max(pixels, 16)))
-    return {"CHANNELS": channels, "PIXELS": across, "num_warps": config.warps}
+    asked = config.elements // share
+    across = min(max(asked // channels, 16), triton.next_power_of_2(max(pixels, 16)))
+    larger = min(max(channels * across // asked, 1), 4)
+    return {"CHANNELS": channels, "PIXELS": across, "num_warps": config.warps * larger}
 
 
 def whole_grid(batch: int, pixels: int, tiles: dict[str, Any]) -> tuple[int, int]:

@@ -44,13 +44,13 @@ __device__ void load_tile(const DenseLayer& call, const LayerSource& source, con
                           int64_t start, uint32_t* tile) {
   const int64_t row = source.rows ? source.rows[place.lane] : place.lane;
   const int pair = threadIdx.x / kAbreast;
-  const T* x[2] = {};
+  const int64_t channel = start + pair * 2, there = source.channels - channel;  // how many of the pair, or more
+  const T* x = static_cast<const T*>(source.x) + row * source.stride[0] + channel * source.stride[1];
   float scale[2] = {}, shift[2] = {};
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
-    const int64_t channel = start + pair * 2 + j, at = task * call.channels + first + channel;
-    if (channel >= source.channels) break;
-    x[j] = static_cast<const T*>(source.x) + row * source.stride[0] + channel * source.stride[1];
+    const int64_t at = task * call.channels + first + channel + j;
+    if (j >= there) break;
     scale[j] = call.weight[at] / sqrtf(call.var[at] + call.eps);
     shift[j] = call.bias[at] - call.mean[at] * scale[j];
   }
@@ -58,10 +58,10 @@ __device__ void load_tile(const DenseLayer& call, const LayerSource& source, con
     const int y = place.y + spot / kColumns - 1, line = place.x + spot % kColumns - 1;
     uint16_t values[2] = {0, 0};
     if (y >= 0 && y < call.height && line >= 0 && line < call.width) {
-      const int64_t at = y * source.stride[2] + line * source.stride[3];
+      const T* from = x + y * source.stride[2] + line * source.stride[3];
 #pragma unroll
       for (int j = 0; j < 2; ++j)
-        if (x[j]) values[j] = raw(narrow<T>(fmaxf(widen(x[j][at]) * scale[j] + shift[j], 0.f)));
+        if (j < there) values[j] = raw(narrow<T>(fmaxf(widen(from[j * source.stride[1]]) * scale[j] + shift[j], 0.f)));
     }
     tile[spot * (kPitch / 2) + pair] = pair_of(values[0], values[1]);
   }
