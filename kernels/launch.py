@@ -56,13 +56,13 @@ def tile(x: Tensor, pixels: int) -> dict[str, Any]:
 def whole_tile(x: Tensor, pixels: int, share: int = 1) -> dict[str, Any]:
     """A tile that holds every channel of its pixels; ``share`` divides it for kernels that keep much at hand.
 
-    It has 16 pixels at least; where many channels make it larger than asked, more warps share it.
+    It has 16 pixels at least; where many channels make it more than twice as large as asked, more warps share it.
     """
     config = config_of(x.device)
     channels = triton.next_power_of_2(max(x.shape[1], 1))
     asked = config.elements // share
     across = min(max(asked // channels, 16), triton.next_power_of_2(max(pixels, 16)))
-    larger = min(max(channels * across // asked, 1), 4)
+    larger = min(max(channels * across // (2 * asked), 1), 4)
     return {"CHANNELS": channels, "PIXELS": across, "num_warps": config.warps * larger}
 
 

@@ -26,9 +26,11 @@ def kernels() -> list[Kernel]:
     found = cuda_compile.survey()
     if not found:
         pytest.skip("no ptxas report: they are kept by an editable installation")
-    newest = max(path.stat().st_mtime for path in SOURCES.glob("*") if path.name != "bindings.cpp")
-    if newest > min(path.stat().st_mtime for path in cuda_compile.BUILD.glob("*.o.log")):
-        pytest.skip("the ptxas report is older than the kernels: run make .venv/.installed")
+    for log in cuda_compile.BUILD.glob("*.o.log"):
+        name = log.name.split(".")[0]
+        read = [SOURCES / file for file in (f"{name}.cu", f"{name}.h", "call.h", "device.h", "launch.h")]
+        if max(path.stat().st_mtime for path in read) > log.stat().st_mtime:
+            pytest.skip(f"the ptxas report is older than {name}.cu or its headers: run make .venv/.installed")
     return found
 
 
