@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test lint bench gpu-proof gpu-interpret-oldest gpu-check clean instruction-counts sanitize
+.PHONY: demo test lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
+  instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -13,6 +14,19 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools>=77" "pybind11>=3" ninja
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,lint]"
 	touch $(STAMP)
+
+# IFAN_CUDA=require without nvcc in $CUDA_HOME/bin or on the PATH: it comes from the package index, into a folder of its own.
+TOOLKIT := build/cuda-13.0
+NVCC_PACKAGES := cuda-nvcc cuda-runtime cuda-crt cuda-cccl nvvm
+NVCC := $(or $(and $(CUDA_HOME),$(wildcard $(CUDA_HOME)/bin/nvcc)),$(shell command -v nvcc))
+ifeq ($(IFAN_CUDA)$(NVCC),require)
+export CUDA_HOME := $(abspath $(TOOLKIT)/nvidia/cu13)
+$(STAMP): $(TOOLKIT)/.installed
+endif
+$(TOOLKIT)/.installed:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --target $(TOOLKIT) $(NVCC_PACKAGES:%=nvidia-%==13.0.*)
+	touch $@
 
 demo: $(STAMP)
 	$(BIN)/ifan demo --out out/demo
@@ -34,8 +48,9 @@ sanitize: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=fullfunc,param:case --benchmark-columns=median,iqr,rounds
 
-# What make test leaves of the proof of the Triton kernels without a GPU: every launch compiled for every GPU family, by the
-# installed version and by the oldest supported one, and with that the interpreter's tests under coverage. Use -j2.
+# What make test leaves of the proof of the GPU kernels without a GPU. Triton: every launch compiled for every GPU family and
+# the interpreter's tests under coverage, by the installed version and by the oldest supported one. CUDA: what nvcc made of
+# the kernels, and the longer sanitizers. Use -j2.
 FAMILIES := sm_80 sm_90 sm_100 gfx942
 OLD_TRITON := build/triton-3.6.0
 $(OLD_TRITON)/.installed: $(STAMP)
@@ -52,7 +67,13 @@ $(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.install
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
 	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/test_kernels.py
 
-gpu-proof: gpu-interpret-oldest $(FAMILIES:%=gpu-compile-%) $(FAMILIES:%=gpu-compile-oldest-%)
+gpu-compile-cuda: $(STAMP)
+	$(BIN)/python -m benchmarks.cuda_compile --check docs/kernels/cuda.md
+
+gpu-sanitize: $(STAMP)
+	$(BIN)/python -m pytest tests/cuda/test_sanitizers.py -m full
+
+gpu-proof: gpu-interpret-oldest gpu-sanitize gpu-compile-cuda $(FAMILIES:%=gpu-compile-%) $(FAMILIES:%=gpu-compile-oldest-%)
 
 # On a machine with a GPU, with its own Python: needs torch, triton and the CUDA toolkit, and no network.
 gpu-check:

@@ -1,6 +1,6 @@
 """What nvcc made of the CUDA kernels: registers, stack, spills, 16-byte accesses and tensor-core instructions.
 
-    python -m benchmarks.cuda_compile [--write docs/kernels/cuda.md]
+    python -m benchmarks.cuda_compile [--write docs/kernels/cuda.md | --check docs/kernels/cuda.md]
 
 Reads what an editable installation with nvcc leaves in ``build/ifan._cuda``: ptxas' report beside each object, and the
 machine code by the ``cuobjdump`` that comes with Triton. Exits with 1 if a kernel has a stack frame, spills, takes more
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -160,10 +162,29 @@ def _cell(kernels: Sequence[Kernel]) -> str:
     return f"{span('registers')} / {lost[-1]} / {span('shared')} / {wide} / {span('products')}" if kernels else ""
 
 
+def compiler_version() -> str:
+    """``13.0`` and so on, of the nvcc in $CUDA_HOME/bin or on the PATH; empty where there is none."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = (shutil.which("nvcc", path=f"{home}/bin") if home else None) or shutil.which("nvcc")
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout if nvcc else ""
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found.group(1) if found else ""
+
+
+def differences(page: str, text: str, version: str) -> list[str]:
+    """Kernels of a table of which the page says otherwise; none where the page is about another nvcc."""
+    if f"## What nvcc {version} made of them" not in page:
+        return []
+    names = [line.split("|")[1].strip() for line in text.splitlines() if line[:1] == "|" and line not in page]
+    command = "python -m benchmarks.cuda_compile --write docs/kernels/cuda.md"
+    return [f"the page says otherwise of {', '.join(names)}. To fix: {command}"] if names else []
+
+
 def main() -> None:
     """Print the table, or write it between a page's markers; exit 1 if the gate refuses a kernel or there is none."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--write", type=Path, help="page whose part between the table's markers is replaced")
+    parser.add_argument("--check", type=Path, help="page whose table must say the same, if it is of this nvcc")
     arguments = parser.parse_args()
     kernels = survey()
     if not kernels:
@@ -176,6 +197,8 @@ def main() -> None:
     else:
         print(text)
     faults = [fault for kernel in kernels for fault in kernel.faults()]
+    if arguments.check:
+        faults += differences(arguments.check.read_text(encoding="utf-8"), text, compiler_version())
     print(*faults, sep="\n")
     raise SystemExit(1 if faults else 0)
 

@@ -152,7 +152,8 @@ def _scale_gradient(made: int, gradient: int, dtype: str, elements: int, columns
 
 
 def _dense_layer(sources: Any, dtype: str, segments: Any, _norm: Any, _filters: int, outputs: int, *rest: Any) -> Cost:
-    """A block of 8 x 16 pixels brings its tile with a border of one, 16 channels at a time, and their filters."""
+    """A block of 8 x 16 pixels brings its tile with a border of one, 16 channels at a time, and their filters;
+    16 threads make a channel's scale and shift, each from four values."""
     (lanes, tasks), e = _lanes(segments), BYTES[dtype]
     channels, (height, width) = sum(shape[1] for _, shape, *_ in sources), sources[0][1][2:]
     groups, tiles = cdiv(outputs, 16), cdiv(height, 8) * cdiv(width, 16)
@@ -161,15 +162,16 @@ def _dense_layer(sources: Any, dtype: str, segments: Any, _norm: Any, _filters: 
     looked_up = [128 * 8 * cdiv(shape[1], 16) for _, shape, _, rows in sources if rows]
     filters, written = 9 * channels * outputs * e, lanes * outputs * height * width * e
     blocks = lanes * groups * tiles
+    affine = 16 * blocks * channels
     return Cost(
-        bordered * (e + 16) + lanes * tiles * filters + blocks * sum(looked_up),
+        bordered * e + 16 * affine + lanes * tiles * filters + blocks * sum(looked_up),
         written,
         sum(_distinct(shape, strides) * e for _, shape, strides, _ in sources)
         + filters
         + 16 * tasks * channels
         + (8 * lanes if looked_up else 0),
         written,
-        8 * bordered,
+        3 * bordered + 5 * affine,
         blocks * steps * 4 * PRODUCTS * FRAGMENT,
     )
 

@@ -178,10 +178,15 @@ def _tool(name: str, *arguments: str, data: bytes) -> str:
 
 
 def operations(
-    dtype: torch.dtype, size: int, layout: torch.memory_format, batch: int = 1, backend: str = "triton"
+    dtype: torch.dtype,
+    size: int,
+    layout: torch.memory_format,
+    batch: int = 1,
+    backend: str = "triton",
+    classes: int = 11,
 ) -> dict[str, Callable[[], Any]]:
-    """Every operation, forward and backward, on shapes of the network: 12 growth channels, 11 classes, 5 points, and
-    three lanes times ``batch``. Backend ``cuda`` has some of them, and no backward of ``dense_block``."""
+    """Every operation, forward and backward, on shapes of the network: 12 growth channels, 11 ``classes`` of pixels, 5
+    points, and three lanes times ``batch``. Backend ``cuda`` has some of them, and no backward of ``dense_block``."""
     modules: Sequence[Any] = (integrate, hybrid_loss, dense_block)
     if backend == "cuda":
         modules = [import_module(f"ifan.ops.cuda.{op}") for op in CUDA]
@@ -199,9 +204,9 @@ def operations(
     first = [[torch.empty(tasks, 96)] for _ in range(2)]
     block = (weights, *norms, *first, segments, rows, flags, 1e-3)
     up = (torch.empty(128, 96, 3, 3), torch.empty(32, 32, 3, 3), rows, flags)
-    logits, points = maps(faces, 11), torch.empty(faces, 2, 5, dtype=dtype)
-    classes = torch.empty(faces, 7, dtype=dtype)
-    predictions = [logits, points, classes, torch.ones(3)]
+    logits, points = maps(faces, classes), torch.empty(faces, 2, 5, dtype=dtype)
+    emotions = torch.empty(faces, 7, dtype=dtype)
+    predictions = [logits, points, emotions, torch.ones(3)]
 
     def targets(side: int) -> list[Tensor]:
         labels = torch.empty(faces, side, side, dtype=torch.uint8)
@@ -210,7 +215,7 @@ def operations(
     def loss(side: int) -> None:
         settings = [0.1, 0.1, 0.1, 0.02]
         for kind in judging.KINDS:
-            weights = torch.ones(11) if kind == "l2" else None
+            weights = torch.ones(classes) if kind == "l2" else None
             *_, made = judging.forward(predictions, targets(side), weights, None, [7], settings, kind)
         judging.backward([torch.ones(()), torch.ones(3)], predictions, torch.ones(3), made, [7])
 
@@ -231,8 +236,8 @@ def operations(
         transition_up.backward(out, out, sources, *up)
 
     def draw() -> None:
-        planes = encode_predictions.forward(logits, points, classes, [7], 5)
-        encode_predictions.backward(planes, logits, points, classes, [7])
+        planes = encode_predictions.forward(logits, points, emotions, [7], 5)
+        encode_predictions.backward(planes, logits, points, emotions, [7])
 
     def statistics() -> None:
         mean, _ = channel_moments.forward(*moments)
@@ -315,20 +320,29 @@ class Row:
         return tensors * (values * dtype.itemsize // (16 * threads))
 
 
-def survey(families: Sequence[str], cases: Sequence[str], once: bool = False) -> Iterator[Row]:
-    """Compile what the operations launch; with ``once``, each kernel's first launch of a case only."""
+def launches(
+    families: Sequence[str], cases: Sequence[str], once: bool = False
+) -> Iterator[tuple[str, str, str, Launch]]:
+    """Operation, case, family and launch of what the operations launch, each variant once; with ``once``, each kernel's
+    first launch of a case only."""
     for case in cases:
         for family in families:
             seen: set[str] = set()
             for op, call in operations(*CASES[case]).items():
-                with recorded(family) as launches:
+                with recorded(family) as found:
                     call()
-                for launched in launches:
+                for launched in found:
                     module = launched.kernel.__module__
                     key = f"{module} {launched.kernel.__name__}" if once else launched.key
                     if key not in seen:
                         seen.add(key)
-                        yield Row(op, case, family, launched, build(launched, TARGETS[family]))
+                        yield op, case, family, launched
+
+
+def survey(families: Sequence[str], cases: Sequence[str], once: bool = False) -> Iterator[Row]:
+    """Compile what the operations launch."""
+    for op, case, family, launched in launches(families, cases, once):
+        yield Row(op, case, family, launched, build(launched, TARGETS[family]))
 
 
 def table(rows: Sequence[Row]) -> str:

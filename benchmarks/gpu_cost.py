@@ -143,13 +143,13 @@ def _collect(a: Any) -> Cost:
 
 
 def _softmax(a: Any) -> Cost:
-    values = a.grid[0] * a.channels * a.pixels
+    values = a.grid[1] * a.channels * a.pixels
     written = values * a.planes.element_size()
     return Cost(values * a.logits.element_size(), written, distinct(a.logits), written, 5 * values)
 
 
 def _softmax_backward(a: Any) -> Cost:
-    values = a.grid[0] * a.channels * a.pixels
+    values = a.grid[1] * a.channels * a.pixels
     loaded, written = values * (a.logits.element_size() + a.gradient.element_size()), values * a.target.element_size()
     return Cost(loaded, written, distinct(a.logits, a.gradient), written, 9 * values)
 
@@ -172,7 +172,7 @@ def _weights(class_weights: Tensor | None, pixels: int) -> tuple[int, int]:
 
 
 def _cross_entropy(a: Any) -> Cost:
-    pixels = a.grid[0] * a.pixels
+    pixels = a.grid[1] * a.pixels
     values, (loaded, weights) = pixels * a.channels, _weights(a.class_weights, pixels)
     labels, sums = pixels * a.labels.element_size(), 8 * a.grid[0] * a.grid[1]
     written = values * a.gradient.element_size() + sums
@@ -199,12 +199,12 @@ def readers(size: int, fine: int, reach: int) -> int:
 
 def _touched(a: Any) -> int:
     """Distinct bytes of the logits that the pixels of the labels read."""
-    planes = a.grid[0] * a.channels * len(taps(a.height, a.fine_height)) * len(taps(a.width, a.fine_width))
+    planes = a.grid[1] * a.channels * len(taps(a.height, a.fine_height)) * len(taps(a.width, a.fine_width))
     return planes * a.logits.element_size()
 
 
 def _fine(a: Any) -> Cost:
-    pixels = a.grid[0] * a.fine_height * a.fine_width
+    pixels = a.grid[1] * a.fine_height * a.fine_width
     values, (loaded, weights) = pixels * a.channels, _weights(a.class_weights, pixels)
     labels, written = pixels * a.labels.element_size(), 4 * pixels + 8 * a.grid[0] * a.grid[1]
     return Cost(
@@ -218,8 +218,8 @@ def _fine(a: Any) -> Cost:
 
 def _gather(a: Any) -> Cost:
     """Every pixel that reads a logit is upsampled again for it: ``reads``, or ``steps`` with those outside the map."""
-    reads = a.grid[0] * readers(a.height, a.fine_height, a.reach_y) * readers(a.width, a.fine_width, a.reach_x)
-    logits, fine = a.grid[0] * a.height * a.width, a.grid[0] * a.fine_height * a.fine_width
+    reads = a.grid[1] * readers(a.height, a.fine_height, a.reach_y) * readers(a.width, a.fine_width, a.reach_x)
+    logits, fine = a.grid[1] * a.height * a.width, a.grid[1] * a.fine_height * a.fine_width
     steps, (loaded, weights) = logits * a.reach_y * a.reach_x, _weights(a.class_weights, reads)
     e, label = a.logits.element_size(), a.labels.element_size()
     written = logits * a.channels * a.gradient.element_size()
@@ -309,9 +309,9 @@ FORMULAS: dict[str, Formula] = {
     "encode_predictions.softmax_backward_kernel": _softmax_backward,
     "encode_predictions.disc_kernel": _disc,
     "encode_predictions.plane_sum_kernel": _plane_sum,
-    "hybrid_loss.cross_entropy_kernel": _cross_entropy,
-    "hybrid_loss.fine_kernel": _fine,
-    "hybrid_loss.gather_kernel": _gather,
+    "cross_entropy.cross_entropy_kernel": _cross_entropy,
+    "cross_entropy.fine_kernel": _fine,
+    "cross_entropy.gather_kernel": _gather,
     "hybrid_loss.points_kernel": _points,
     "hybrid_loss.finish_kernel": _finish,
     "hybrid_loss.scale_kernel": _scale,

@@ -79,7 +79,7 @@ def weight_gradient(
     channels = sum(x.shape[1] for x in sources)
     config, _, depth = _tile(sources)
     parts = min(SPLITS, max(lanes * triton.cdiv(height * width, depth), 1))
-    partial = gradient.new_zeros((parts, 9, channels, outputs), dtype=torch.float32)
+    partial = (gradient.new_empty if lanes else gradient.new_zeros)((parts, 9, channels, outputs), dtype=torch.float32)
     across, first = 16 if outputs <= 16 else 32, 0
     for x, row in zip(sources, rows or [None] * len(sources), strict=True):
         launch(

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import config_of
-from .launch import grid_of, launch, tile, whole_tile
+from .launch import grid_of, launch, tile, whole_grid, whole_tile
 
 
 def forward(
@@ -63,7 +63,7 @@ def _softmax(logits: Tensor, planes: Tensor) -> None:
     tiles = whole_tile(logits, height * width)
     launch(
         softmax_kernel,
-        grid_of(batch, min(classes, 1), height * width, tiles),
+        whole_grid(batch if classes else 0, height * width, tiles),
         *(logits, planes, classes, height * width, width, *logits.stride(), *planes.stride()),
         **tiles,
     )
@@ -74,7 +74,7 @@ def _softmax_backward(logits: Tensor, gradient: Tensor, target: Tensor) -> None:
     tiles = whole_tile(logits, height * width)
     launch(
         softmax_backward_kernel,
-        grid_of(batch, min(classes, 1), height * width, tiles),
+        whole_grid(batch if classes else 0, height * width, tiles),
         *(logits, gradient, target, classes, height * width, width),
         *(*logits.stride(), *gradient.stride(), *target.stride()),
         **tiles,
@@ -109,9 +109,9 @@ def softmax_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    lane = tl.program_id(0).to(tl.int64)
+    lane = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, CHANNELS)[:, None].to(tl.int64)
-    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)[None, :]
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[None, :]
     inside = (c < channels) & (pixel < pixels)
     y = (pixel // width).to(tl.int64)
     x = (pixel % width).to(tl.int64)
@@ -144,9 +144,9 @@ def softmax_backward_kernel(
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    lane = tl.program_id(0).to(tl.int64)
+    lane = tl.program_id(1).to(tl.int64)
     c = tl.arange(0, CHANNELS)[:, None].to(tl.int64)
-    pixel = tl.program_id(1) * PIXELS + tl.arange(0, PIXELS)[None, :]
+    pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)[None, :]
     inside = (c < channels) & (pixel < pixels)
     y = (pixel // width).to(tl.int64)
     x = (pixel % width).to(tl.int64)

@@ -10,12 +10,21 @@ from torch import Tensor
 
 from .configs import config_of
 
+MOST_BESIDE = 65_535
+"""Programs that a GPU takes along the second and the third axis of a grid; 2^31 - 1 along the first."""
+
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, fuse: bool = True, **options: Any) -> None:
     """Start ``kernel`` on its tensors' device; nothing for an empty grid, which a GPU would refuse.
 
     ``fuse`` lets the compiler join a multiplication and an addition; stated because Triton's default changes in 3.10.
+    Raises `ValueError` for a grid that no GPU takes.
     """
+    if max(grid[1:], default=0) > MOST_BESIDE:
+        raise ValueError(
+            f"{kernel.__name__}: expected at most {MOST_BESIDE} programs along each axis of the grid but the first; "
+            f"got {grid}. Use a smaller batch or smaller maps, or backend='reference'."
+        )
     if 0 not in grid:
         start(kernel, grid, arguments, {**options, "enable_fp_fusion": fuse})
 
@@ -45,11 +54,21 @@ def tile(x: Tensor, pixels: int) -> dict[str, Any]:
 
 
 def whole_tile(x: Tensor, pixels: int, share: int = 1) -> dict[str, Any]:
-    """A tile that holds every channel of its pixels; ``share`` divides it for kernels that keep much at hand."""
+    """A tile that holds every channel of its pixels; ``share`` divides it for kernels that keep much at hand.
+
+    It has 16 pixels at least; where many channels make it more than twice as large as asked, more warps share it.
+    """
     config = config_of(x.device)
     channels = triton.next_power_of_2(max(x.shape[1], 1))
-    across = min(max(config.elements // share // channels, 16), triton.next_power_of_2(max(pixels, 16)))
-    return {"CHANNELS": channels, "PIXELS": across, "num_warps": config.warps}
+    asked = config.elements // share
+    across = min(max(asked // channels, 16), triton.next_power_of_2(max(pixels, 16)))
+    larger = min(max(channels * across // (2 * asked), 1), 4)
+    return {"CHANNELS": channels, "PIXELS": across, "num_warps": config.warps * larger}
+
+
+def whole_grid(batch: int, pixels: int, tiles: dict[str, Any]) -> tuple[int, int]:
+    """For such tiles: one program a tile of pixels, of which there may be many, times one an image."""
+    return triton.cdiv(pixels, tiles["PIXELS"]), batch
 
 
 def grid_of(lanes: int, channels: int, pixels: int, tiles: dict[str, Any]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,20 @@ def test_each_kernel_once(family: str) -> None:
     rows = list(gpu_compile.survey([family], QUICK[family], once=True))
     assert len({row.launched.kernel.__name__ + row.launched.kernel.__module__ for row in rows}) == KERNELS
     assert [fault for row in rows for fault in row.faults()] == []
+
+
+@pytest.mark.parametrize("classes", [64, 150])
+def test_kernels_that_hold_many_classes_do_not_spill(classes: int) -> None:
+    target, found = gpu_compile.TARGETS["sm_90"], {}
+    calls = gpu_compile.operations(*gpu_compile.CASES["bf16"], classes=classes)
+    for op in ("encode_predictions", "hybrid_loss", "hybrid_loss, finer labels"):
+        with gpu_compile.recorded("sm_90") as launches:
+            calls[op]()
+        for launched in launches:
+            if launched.started.values.get("channels") == classes and launched.kernel.__name__ not in found:
+                found[launched.kernel.__name__] = gpu_compile.build(launched, target)
+    assert len(found) == 5
+    assert [name for name, made in found.items() if made.spills or made.stack or made.registers > 168] == []
 
 
 @pytest.mark.full
@@ -89,6 +104,18 @@ def test_page_that_says_otherwise_is_a_fault(one: gpu_compile.Row) -> None:
     registers = str(one.found.registers)
     (fault,) = gpu_compile.differences(page.replace(f"| {registers} /", "| 999 /"), text)
     assert fault.startswith(f"the page says otherwise of {one.name} {one.case} {one.family}. To fix: python -m")
+
+
+def test_the_page_holds_every_kernel_case_and_family_for_two_versions() -> None:
+    page = (Path(gpu_compile.__file__).parents[1] / "docs" / "kernels" / "gpu_compile.md").read_text(encoding="utf-8")
+    sections = re.split(r"(?m)^## Triton ", page)[1:]
+    expected = {
+        (f"{op}: {launched.kernel.__name__}", case, family)
+        for op, case, family, launched in gpu_compile.launches(list(gpu_compile.TARGETS), list(gpu_compile.CASES))
+    }
+    assert len(sections) >= 2
+    for section in sections:
+        assert set(gpu_compile._cells(section)) == expected
 
 
 @pytest.mark.parametrize("op", CALLS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from benchmarks.launches import Started
 
 BORDER = 0.05
 """What the masks of taps outside the map take off 32 x 32 pixels: 1 - (94 / 96)^2 is 4 %."""
-TAPPED = {"convolution.convolution_kernel", "convolution.weight_kernel", "hybrid_loss.gather_kernel"}
+TAPPED = {"convolution.convolution_kernel", "convolution.weight_kernel", "cross_entropy.gather_kernel"}
 SMALL_TERMS = 0.01
 """FLOP once a channel or a program, which the formulas leave out."""
 FOLDED = {"hybrid_loss.points_kernel": 0.1}
@@ -47,16 +46,10 @@ def whole_tiles(launch: Started) -> Any:
     return SimpleNamespace(**values, grid=launch.grid)
 
 
-def first_launches(case: str, family: str = "sm_90") -> Iterator[Launch]:
-    """The first launch of each kernel."""
-    seen = set()
-    for call in gpu_compile.operations(*gpu_compile.CASES[case]).values():
-        with gpu_compile.recorded(family) as launches:
-            call()
-        for launch in launches:
-            if launch.started.name not in seen:
-                seen.add(launch.started.name)
-                yield launch
+def first_launches(case: str) -> dict[tuple[str, str], Launch]:
+    """The first launch of each kernel on sm_90, by operation and kernel."""
+    found = gpu_compile.launches(["sm_90"], [case], once=True)
+    return {(op, launched.kernel.__name__): launched for op, _, _, launched in found}
 
 
 def faults(code: str, launch: Started) -> list[str]:
@@ -82,7 +75,7 @@ def faults(code: str, launch: Started) -> list[str]:
 
 @pytest.mark.parametrize("case", ["bf16", pytest.param("fp32", marks=pytest.mark.full)])
 def test_compiled_code_moves_and_computes_what_the_formulas_say(case: str) -> None:
-    launches = list(first_launches(case))
+    launches = first_launches(case).values()
     assert {launch.started.name for launch in launches} == set(gpu_cost.FORMULAS)
     target = gpu_compile.TARGETS["sm_90"]
     assert [f for one in launches for f in faults(gpu_compile.compiled(one, target).asm["ttir"], one.started)] == []
@@ -92,9 +85,8 @@ def test_compiled_code_moves_and_computes_what_the_formulas_say(case: str) -> No
 def test_machine_code_moves_whole_maps_by_16_bytes_and_once(case: str) -> None:
     """Of pointwise kernels; labels and a channel's values, up to 2 %, come in smaller pieces."""
     target, checked = gpu_compile.TARGETS["sm_90"], 0
-    for launch in first_launches(case):
-        module, kernel = launch.started.name.split(".")
-        if (module, kernel) in gpu_compile.WIDE:
+    for name, launch in first_launches(case).items():
+        if name in gpu_compile.WIDE:
             found, wanted = gpu_compile.build(launch, target), gpu_cost.FORMULAS[launch.started.name]
             work = wanted(whole_tiles(launch.started))
             threads = math.prod(launch.started.grid) * found.warps * target.warp_size
@@ -104,7 +96,7 @@ def test_machine_code_moves_whole_maps_by_16_bytes_and_once(case: str) -> None:
 
 
 def test_code_with_one_more_access_is_caught() -> None:
-    launch = next(first_launches("bf16"))
+    launch = first_launches("bf16")["integrate", "forward_kernel"]
     code = gpu_compile.compiled(launch, gpu_compile.TARGETS["sm_90"]).asm["ttir"]
     for operation, name in (("tt.load", "loaded"), ("tt.store", "stored"), ("arith.mulf", "flop")):
         line = next(line for line in code.splitlines(True) if operation in line and "tensor" in line)

@@ -14,6 +14,7 @@ namespace ifan::cuda {
 namespace {
 
 constexpr int kThreads = 128, kHeight = 8, kWidth = 16, kOutputs = 16, kDepth = 16, kPitch = kDepth + 8;
+constexpr int kAbreast = kThreads / (kDepth / 2);
 constexpr int kRows = kHeight + 2, kColumns = kWidth + 2, kTilesM = kHeight * 32 / kThreads, kTilesN = kOutputs / 8;
 
 // The block's place: output tile, outputs and lane.
@@ -36,26 +37,31 @@ template <class T> __device__ __forceinline__ uint16_t raw(T value) {
   return bits;
 }
 
-// Channels start .. start + kDepth of one source, normalised and rectified, pairs of channels by pixel.
+// Channels start .. start + kDepth of one source, normalised and rectified, pairs of channels by pixel. A thread keeps one
+// pair, whose scale and shift it makes once; kAbreast threads of a pair take neighbouring pixels.
 template <class T>
 __device__ void load_tile(const DenseLayer& call, const LayerSource& source, const Place& place, int task, int64_t first,
                           int64_t start, uint32_t* tile) {
   const int64_t row = source.rows ? source.rows[place.lane] : place.lane;
-  const T* x = static_cast<const T*>(source.x) + row * source.stride[0];
-  for (int i = threadIdx.x; i < kDepth / 2 * kRows * kColumns; i += kThreads) {
-    const int spot = i % (kRows * kColumns), pair = i / (kRows * kColumns);
+  const int pair = threadIdx.x / kAbreast;
+  const int64_t channel = start + pair * 2, there = source.channels - channel;  // how many of the pair, or more
+  const T* x = static_cast<const T*>(source.x) + row * source.stride[0] + channel * source.stride[1];
+  float scale[2] = {}, shift[2] = {};
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const int64_t at = task * call.channels + first + channel + j;
+    if (j >= there) break;
+    scale[j] = call.weight[at] / sqrtf(call.var[at] + call.eps);
+    shift[j] = call.bias[at] - call.mean[at] * scale[j];
+  }
+  for (int spot = threadIdx.x % kAbreast; spot < kRows * kColumns; spot += kAbreast) {
     const int y = place.y + spot / kColumns - 1, line = place.x + spot % kColumns - 1;
     uint16_t values[2] = {0, 0};
     if (y >= 0 && y < call.height && line >= 0 && line < call.width) {
+      const T* from = x + y * source.stride[2] + line * source.stride[3];
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int64_t channel = start + pair * 2 + j;
-        if (channel >= source.channels) break;
-        const int64_t at = task * call.channels + first + channel;
-        const float scale = call.weight[at] / sqrtf(call.var[at] + call.eps);
-        const float value = widen(x[channel * source.stride[1] + y * source.stride[2] + line * source.stride[3]]);
-        values[j] = raw(narrow<T>(fmaxf(value * scale + (call.bias[at] - call.mean[at] * scale), 0.f)));
-      }
+      for (int j = 0; j < 2; ++j)
+        if (j < there) values[j] = raw(narrow<T>(fmaxf(widen(from[j * source.stride[1]]) * scale[j] + shift[j], 0.f)));
     }
     tile[spot * (kPitch / 2) + pair] = pair_of(values[0], values[1]);
   }

@@ -144,21 +144,34 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
   }
 }
 
+// kAbreast channels a block; kShares threads share a channel's sums, each every kShares-th, added in the shares' order.
+constexpr int kAbreast = 32, kShares = kThreads / kAbreast;
+struct Wide { double zero, one; };
+
 __global__ void __launch_bounds__(kThreads) norm_gradients_kernel(const __grid_constant__ NormGradients call) {
-  const unsigned index = blockIdx.x * kThreads + threadIdx.x, size = call.segments.count * unsigned(call.total);
-  if (index >= size) return;
+  SHARED_ARRAY(Wide, shares, kThreads);
+  const unsigned index = blockIdx.x * kAbreast + threadIdx.x % kAbreast, size = call.segments.count * unsigned(call.total);
   const unsigned task = index / unsigned(call.total);
-  const int64_t channel = index % unsigned(call.total);
-  double zero = 0, one = 0;
-  for (int64_t part = (task ? call.segments.ends[task - 1] : 0) * call.tiles; part < call.segments.ends[task] * call.tiles; ++part) {
-    zero += call.sums[(part * call.total + channel) * 2];
-    one += call.sums[(part * call.total + channel) * 2 + 1];
+  Wide sums = {0, 0};
+  if (index < size) {
+    const int64_t channel = index % unsigned(call.total), end = call.segments.ends[task] * call.tiles;
+    for (int64_t part = (task ? call.segments.ends[task - 1] : 0) * call.tiles + threadIdx.x / kAbreast; part < end; part += kShares) {
+      sums.zero += call.sums[(part * call.total + channel) * 2];
+      sums.one += call.sums[(part * call.total + channel) * 2 + 1];
+    }
+  }
+  shares[threadIdx.x] = sums;
+  __syncthreads();  // before one thread a channel adds the shares
+  if (threadIdx.x >= kAbreast || index >= size) return;
+  for (int share = 1; share < kShares; ++share) {
+    sums.zero += shares[share * kAbreast + threadIdx.x].zero;
+    sums.one += shares[share * kAbreast + threadIdx.x].one;
   }
   const double inverse = 1.0 / sqrt(double(call.var[index]) + call.eps), scale = call.weight[index] * inverse;
-  call.gradients[index] = static_cast<float>(one * inverse);
-  call.gradients[index + size] = static_cast<float>(zero);
-  call.gradients[index + size * 2] = static_cast<float>(-zero * scale);
-  call.gradients[index + size * 3] = static_cast<float>(-0.5 * one * scale * inverse * inverse);
+  call.gradients[index] = static_cast<float>(sums.one * inverse);
+  call.gradients[index + size] = static_cast<float>(sums.zero);
+  call.gradients[index + size * 2] = static_cast<float>(-sums.zero * scale);
+  call.gradients[index + size * 3] = static_cast<float>(-0.5 * sums.one * scale * inverse * inverse);
 }
 
 bool aligned(const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 == 0; }
@@ -208,7 +221,7 @@ int integrate_backward(const Integrate& call, Dtype dtype, int pool, uintptr_t s
 }
 
 int norm_gradients(const NormGradients& call, uintptr_t stream) {
-  return launch(norm_gradients_kernel, ceil_div(call.segments.count * call.total, kThreads), kThreads, stream, call);
+  return launch(norm_gradients_kernel, ceil_div(call.segments.count * call.total, kAbreast), kThreads, stream, call);
 }
 
 }  // namespace ifan::cuda

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from emulation import KERNELS, SOURCES
 
@@ -24,9 +26,11 @@ def kernels() -> list[Kernel]:
     found = cuda_compile.survey()
     if not found:
         pytest.skip("no ptxas report: they are kept by an editable installation")
-    newest = max(path.stat().st_mtime for path in SOURCES.glob("*") if path.name != "bindings.cpp")
-    if newest > min(path.stat().st_mtime for path in cuda_compile.BUILD.glob("*.o.log")):
-        pytest.skip("the ptxas report is older than the kernels: run make .venv/.installed")
+    for log in cuda_compile.BUILD.glob("*.o.log"):
+        name = log.name.split(".")[0]
+        read = [SOURCES / file for file in (f"{name}.cu", f"{name}.h", "call.h", "device.h", "launch.h")]
+        if max(path.stat().st_mtime for path in read) > log.stat().st_mtime:
+            pytest.skip(f"the ptxas report is older than {name}.cu or its headers: run make .venv/.installed")
     return found
 
 
@@ -62,3 +66,13 @@ def test_the_gate_refuses_spills_registers_and_narrow_access() -> None:
     assert len(narrow.faults()) == 2
     slow = Kernel("dense_block", "layer_kernel", ("fp16",), "sm_80", 30, 0, 0, 0, 0, 0, 0)
     assert slow.faults() == ["dense_block: layer_kernel<fp16>, sm_80: 0 tensor-core instructions, not 36"]
+
+
+def test_page_that_says_otherwise_is_a_fault() -> None:
+    ((_, kernel),) = cuda_compile.parse(SPILLS, "op")
+    text = cuda_compile.table([dataclasses.replace(kernel, family=family) for family in cuda_compile.FAMILIES])
+    page = f"# Title\n\n## What nvcc 13.0 made of them\n\n{text}\n"
+    assert cuda_compile.differences(page, text, "13.0") == []
+    assert cuda_compile.differences(page.replace("70 /", "71 /"), text, "13.1") == []
+    (fault,) = cuda_compile.differences(page.replace("70 /", "71 /"), text, "13.0")
+    assert fault.startswith("the page says otherwise of op: ")

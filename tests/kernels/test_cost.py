@@ -9,8 +9,8 @@ import problems
 import pytest
 import torch
 from counter import Counted, counted
+from mutated import mutant
 from problems import PROBLEMS, SMALL, Problem
-from test_mutants import mutant
 
 from benchmarks import gpu_cost
 from benchmarks.launches import watched
@@ -26,7 +26,7 @@ SEVERAL_TILES = {
 }
 CASES = PROBLEMS | SMALL | LABELLED | SEVERAL_TILES
 SLOW = {name for name in CASES if name.startswith(("dense_block", "transition_up", "integrate-pooled-66"))}
-BY_LABEL = {f"hybrid_loss.{name}_kernel" for name in ("cross_entropy", "fine", "gather")}
+BY_LABEL = {f"cross_entropy.{name}_kernel" for name in ("cross_entropy", "fine", "gather")}
 """Kernels that load less where a pixel is not labelled."""
 
 
@@ -92,7 +92,7 @@ AGAIN = [
         "value = tl.load(base + place, mask=inside, other=0.0)",
         "value = (tl.load(base + place, mask=inside, other=0.0) + tl.load(base + place, mask=inside, other=0.0)) * 0.5",
     ),
-    ("hybrid_loss-labelled-1", "hybrid_loss", "tl.store(sums + 1, tl.sum(weight, 0))", "tl.store(sums, 0.0)"),
+    ("hybrid_loss-labelled-1", "cross_entropy", "tl.store(sums + 1, tl.sum(weight, 0))", "tl.store(sums, 0.0)"),
     (
         "encode_predictions",
         "encode_predictions",

@@ -5,20 +5,15 @@ Offsets counted in 32 bits are broken in `test_offsets`.
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
-import ifan.kernels
 import problems
 import pytest
 import torch
 from checker import checked
+from comparison import assert_same, exact
+from mutated import mutant
 from problems import PROBLEMS, SMALL, Problem
-from test_values import assert_same, exact
 
 MUTANTS = [
     # A missing mask.
@@ -34,7 +29,7 @@ MUTANTS = [
         "away = value - mean[:, None]",
         "channel_moments",
     ),
-    ("hybrid_loss", "tl.where(labelled, loss * weight, 0.0)", "loss", "hybrid_loss-weighted"),
+    ("cross_entropy", "tl.where(labelled, loss * weight, 0.0)", "loss", "hybrid_loss-weighted"),
     ("hybrid_loss", "weight = tl.where(weight > 0, weight, 0.0)", "weight = weight + 1.0", "hybrid_loss-weighted"),
     ("convolution", "(iy >= 0) & (iy < height) & (ix >= 0)", "(ix >= 0)", "transition"),
     (
@@ -49,7 +44,7 @@ MUTANTS = [
         "values.to(tl.float32)",
         "encode_predictions",
     ),
-    ("hybrid_loss", "labelled = label != 255", "labelled = label >= 0", "hybrid_loss-finer"),
+    ("cross_entropy", "labelled = label != 255", "labelled = label >= 0", "hybrid_loss-finer"),
     ("convolution", "(there & (iy >= 0) & (iy < height)", "(there & (iy < height)", "transition"),
     ("convolution", "mask=there[:, None] & (o < outputs)", "mask=o < outputs", "transition"),
     ("lanes", "== sample, size, 0)", ">= 0, size, 0)", "integrate"),
@@ -74,12 +69,12 @@ MUTANTS = [
         "integrate-pooled",
     ),
     (
-        "hybrid_loss",
+        "cross_entropy",
         "(y * stride_h + x * stride_w)[None, :]",
         "(x * stride_h + y * stride_w)[None, :]",
         "hybrid_loss-weighted",
     ),
-    ("hybrid_loss", "(bottom.to(tl.int64) * stride_h)", "(bottom.to(tl.int64) * stride_w)", "hybrid_loss-finer"),
+    ("cross_entropy", "(bottom.to(tl.int64) * stride_h)", "(bottom.to(tl.int64) * stride_w)", "hybrid_loss-finer"),
     (
         "convolution",
         "iy.to(tl.int64) * strides[s][2] + ix.to(tl.int64) * strides[s][3]",
@@ -146,41 +141,6 @@ MUTANTS = [
         "channel_moments",
     ),
 ]
-
-
-@contextmanager
-def mutant(folder: Path, module: str, old: str, new: str) -> Iterator[None]:
-    """``ifan.kernels`` with every ``old`` in one module replaced."""
-    text = (Path(ifan.kernels.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
-    assert old in text, "the mutant's text is not in the kernel any more"
-    with changed(folder, module, text.replace(old, new)):
-        yield
-
-
-@contextmanager
-def changed(folder: Path, module: str, text: str) -> Iterator[None]:
-    """``ifan.kernels`` with another text of one module, from a copy in ``folder``."""
-    shutil.copytree(Path(ifan.kernels.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / f"{module}.py").write_text(text, encoding="utf-8")
-    path, kept = ifan.kernels.__path__, unloaded()
-    ifan.kernels.__path__ = [str(folder)]
-    try:
-        yield
-    finally:
-        ifan.kernels.__path__ = path
-        unloaded()
-        for name, found in kept.items():
-            sys.modules[f"ifan.kernels.{name}"] = found
-            setattr(ifan.kernels, name, found)
-
-
-def unloaded() -> dict[str, ModuleType]:
-    """Forget the modules of ``ifan.kernels``, and that the package has them, which ``from . import`` would take."""
-    names = [name for name in sys.modules if name.startswith("ifan.kernels.")]
-    found = {name.rsplit(".", 1)[1]: sys.modules.pop(name) for name in names}
-    for name in found:
-        delattr(ifan.kernels, name)
-    return found
 
 
 def compare(problem: Problem) -> None:

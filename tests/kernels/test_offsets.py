@@ -18,7 +18,7 @@ import ifan.kernels
 import pytest
 import torch
 from checker import checked
-from test_mutants import changed
+from mutated import changed
 from torch import Tensor
 
 FAR = 2**30
@@ -96,13 +96,13 @@ def _plane_sum(m: ModuleType, axis: int) -> Any:
 
 def _cross_entropy(m: ModuleType, axis: int) -> Any:
     labels, gradient = far(max(axis - 1, 0), 3, 3, 3, dtype=torch.uint8), far(axis, 3, 3, 3, 3)
-    return m._cross_entropy(far(axis, 3, 3, 3, 3), labels, None, 0.1, 255, gradient), gradient
+    return m.cross_entropy(far(axis, 3, 3, 3, 3), labels, None, 0.1, 255, gradient), gradient
 
 
 def _finer(m: ModuleType, axis: int) -> Any:
     labels = far(max(axis - 1, 0), 3, 6, 6, dtype=torch.uint8)
     gradient = torch.empty(3, 3, 3, 3)
-    return m._parsing(far(axis, 3, 3, 3, 3), labels, None, 0.1, gradient), gradient
+    return m.upsampled_cross_entropy(far(axis, 3, 3, 3, 3), labels, None, 0.1, gradient), gradient
 
 
 def _points(m: ModuleType, axis: int) -> Any:
@@ -140,10 +140,10 @@ CALLS: dict[tuple[str, str], Callable[[ModuleType, int], Any]] = {
     ("encode_predictions", "softmax_backward_kernel"): _softmax_backward,
     ("encode_predictions", "disc_kernel"): _disc,
     ("encode_predictions", "plane_sum_kernel"): _plane_sum,
-    ("hybrid_loss", "cross_entropy_kernel"): _cross_entropy,
-    ("hybrid_loss", "fine_kernel"): _finer,
-    ("hybrid_loss", "gather_kernel"): _finer,
-    ("hybrid_loss", "_upsampled"): _finer,
+    ("cross_entropy", "cross_entropy_kernel"): _cross_entropy,
+    ("cross_entropy", "fine_kernel"): _finer,
+    ("cross_entropy", "gather_kernel"): _finer,
+    ("cross_entropy", "_upsampled"): _finer,
     ("hybrid_loss", "points_kernel"): _points,
     ("hybrid_loss", "scale_kernel"): _scale,
     ("convolution", "convolution_kernel"): _convolution,

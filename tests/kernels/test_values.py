@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import comparison
 import problems
 import pytest
 import torch
-from cases import LAYOUTS, VECTOR_ERROR
+from cases import LAYOUTS
 from checker import checked
+from comparison import assert_same, exact
 from problems import PROBLEMS, QUICK, Problem, results
-from tolerances import assert_close
 from torch import Tensor
 from torch.library import opcheck
 
@@ -26,32 +27,9 @@ ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for
 @pytest.fixture
 def poisoned() -> Iterator[None]:
     """New memory is filled with NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    try:
+    with comparison.poisoned():
         assert torch.empty(3).isnan().all()
         yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def exact(problem: Problem, inputs: list[Tensor]) -> list[Tensor]:
-    return results(problem, "reference", [x.detach().double().requires_grad_() for x in inputs])
-
-
-def assert_same(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype, terms: int = 500) -> None:
-    assert len(found) == len(expected)
-    for index, (actual, wanted) in enumerate(zip(found, expected, strict=True)):
-        assert actual.shape == wanted.shape
-        norm = float(wanted.norm())
-        # Two roundings of the storage dtype; the interpreter's bfloat16 store truncates.
-        bound = VECTOR_ERROR[dtype] * (1 if dtype == torch.float32 else 2)
-        if norm:
-            assert float((actual.double() - wanted).norm()) / norm < bound, f"result {index}"
-        else:
-            assert float(actual.abs().sum()) == 0, f"result {index}"
-        if dtype == torch.float32:
-            assert_close(actual, wanted, terms)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -78,7 +56,7 @@ def test_low_precision_is_computed_in_float32(name: str, dtype: torch.dtype) -> 
     inputs = problem.arranged(dtype)
     found, expected = results(problem, "triton", inputs), results(problem, "reference", inputs)
     assert [x.dtype for x in found] == [x.dtype for x in expected]
-    assert_same(found, exact(problem, inputs), dtype)
+    assert_same(found, exact(problem, inputs), dtype, roundings=2)  # the interpreter's bfloat16 store truncates
 
 
 @pytest.mark.parametrize("name", ALL)
