@@ -100,7 +100,7 @@ def differentiate(
 
 
 class _Packed(NamedTuple):
-    """Filters as the kernels of one instruction set read them, which are run whatever is in use by then, and its name."""
+    """Filters as the kernels of one instruction set read them, and its name: those run, whatever is in use by then."""
 
     isa: str
     filters: Tensor
