@@ -124,17 +124,21 @@ void integrate_with_moments_backward(const std::vector<SourceFields>& sources, A
   if (!IFAN_PICK(integrate_with_moments_backward)(call)) throw std::bad_alloc();
 }
 
-int64_t packed_filters(int64_t outputs, int64_t inputs) { return IFAN_PICK(packed_filters)(outputs, inputs); }
+int64_t packed_filters(int64_t outputs, int64_t inputs, const std::string& isa) {
+  return IFAN_PICK_FOR(isa_of(isa), packed_filters)(outputs, inputs);
+}
 
-void pack_filters(Address weight, int64_t outputs, int64_t inputs, bool transposed, Address filters, int threads) {
+void pack_filters(Address weight, int64_t outputs, int64_t inputs, bool transposed, Address filters, const std::string& isa,
+                  int threads) {
+  const Isa wanted = isa_of(isa);
   const FilterPacking call{reinterpret_cast<const float*>(weight), outputs, inputs, transposed, reinterpret_cast<float*>(filters),
                            threads};
   py::gil_scoped_release release;
-  IFAN_PICK(pack_filters)(call);
+  IFAN_PICK_FOR(wanted, pack_filters)(call);
 }
 
 void convolution_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                         const Sizes& shape, Address scale, Address shift, Address filters, int64_t outputs,
+                         const Sizes& shape, Address scale, Address shift, const std::string& isa, Address filters, int64_t outputs,
                          const std::string& epilogue, Address out, int64_t out_lane_stride, int threads, int64_t prologues,
                          bool add) {
   const Inputs inputs(sources, rows, segments, shape);
@@ -150,13 +154,14 @@ void convolution_forward(const std::vector<SourceFields>& sources, Address rows,
   call.threads = threads;
   call.prologues = prologues;
   call.add = add;
+  const Isa packed_for = isa_of(isa);
   py::gil_scoped_release release;
-  if (!IFAN_PICK(convolution_forward)(call)) throw std::bad_alloc();
+  if (!IFAN_PICK_FOR(packed_for, convolution_forward)(call)) throw std::bad_alloc();
 }
 
 void convolution_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                          const Sizes& shape, Address scale, Address shift, Address mean, Address filters, int64_t outputs,
-                          Address gradient, int64_t gradient_lane_stride, Address weight_gradient, int64_t parts, Address sums,
+                          const Sizes& shape, Address scale, Address shift, Address mean, const std::string& isa, Address filters,
+                          int64_t outputs, Address gradient, int64_t gradient_lane_stride, Address weight_gradient, int64_t parts, Address sums,
                           int threads) {
   const Inputs inputs(sources, rows, segments, shape);
   ConvolutionBackward call{};
@@ -172,8 +177,9 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
   call.parts = parts;
   call.sums = reinterpret_cast<double*>(sums);
   call.threads = threads;
+  const Isa packed_for = isa_of(isa);
   py::gil_scoped_release release;
-  if (!IFAN_PICK(convolution_backward)(call)) throw std::bad_alloc();
+  if (!IFAN_PICK_FOR(packed_for, convolution_backward)(call)) throw std::bad_alloc();
 }
 
 bool same_bits(Address a, Address b, int64_t bytes, int threads) {
@@ -204,14 +210,7 @@ py::dict features() {
   return result;
 }
 
-void use_isa(const std::string& wanted) {
-  for (Isa isa : compiled_isas())
-    if (wanted == name(isa)) {
-      if (!supported(isa)) throw std::invalid_argument("this processor has no " + wanted + "; choose one of features()['supported']");
-      return set_isa(isa);
-    }
-  throw std::invalid_argument("expected one of features()['compiled']; got " + wanted + ". Choose one of them.");
-}
+void use_isa(const std::string& wanted) { set_isa(isa_of(wanted)); }
 
 }  // namespace
 
@@ -226,9 +225,10 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("integrate_backward", &integrate_backward);
   module.def("integrate_with_moments_forward", &integrate_with_moments_forward);
   module.def("integrate_with_moments_backward", &integrate_with_moments_backward);
-  module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for the instruction set in use.");
+  module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for an instruction set.");
   module.def("pack_filters", &pack_filters, py::arg("weight"), py::arg("outputs"), py::arg("inputs"), py::arg("transposed"),
-             py::arg("filters"), py::arg("threads") = 1);
+             py::arg("filters"), py::arg("isa"), py::arg("threads") = 1,
+             "A weight as the convolutions of that instruction set read it; they are told which it was.");
   module.def("same_bits", &same_bits, "Whether two pieces of memory hold the same bytes.");
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);

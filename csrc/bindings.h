@@ -13,14 +13,16 @@
 #include "cpu/runtime/isa.h"
 #include "cpu/sources.h"
 
+// A kernel for an instruction set: that in use, or the one that what it reads was packed for.
 #if defined(__x86_64__)
-#define IFAN_PICK(kernel)                                 \
-  (ifan::current_isa() == ifan::Isa::avx512 ? ifan::avx512::kernel : \
-   ifan::current_isa() == ifan::Isa::avx2   ? ifan::avx2::kernel   : \
-                                              ifan::baseline::kernel)
+#define IFAN_PICK_FOR(isa, kernel)                      \
+  ((isa) == ifan::Isa::avx512 ? ifan::avx512::kernel : \
+   (isa) == ifan::Isa::avx2   ? ifan::avx2::kernel   : \
+                                ifan::baseline::kernel)
 #else
-#define IFAN_PICK(kernel) ifan::baseline::kernel
+#define IFAN_PICK_FOR(isa, kernel) ((void)(isa), ifan::baseline::kernel)
 #endif
+#define IFAN_PICK(kernel) IFAN_PICK_FOR(ifan::current_isa(), kernel)
 
 namespace ifan {
 
@@ -44,6 +46,16 @@ struct Inputs {
          reinterpret_cast<const int64_t*>(rows), segments.data(), static_cast<int64_t>(segments.size())};
   }
 };
+
+// The instruction set of this name, which must be compiled and run here.
+inline Isa isa_of(const std::string& wanted) {
+  for (Isa isa : compiled_isas())
+    if (wanted == name(isa)) {
+      if (!supported(isa)) throw std::invalid_argument("this processor has no " + wanted + "; choose one of features()['supported']");
+      return isa;
+    }
+  throw std::invalid_argument("expected one of features()['compiled']; got " + wanted + ". Choose one of them.");
+}
 
 inline Epilogue epilogue_of(const std::string& name) {
   if (name == "none") return Epilogue::none;

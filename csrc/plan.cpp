@@ -4,7 +4,9 @@
 #include <functional>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "bindings.h"
@@ -30,9 +32,12 @@ float* written(Address address) { return reinterpret_cast<float*>(address); }
 // (plane, row, top, left, half, split)
 Border border_of(const std::array<int64_t, 6>& b) { return {b[0], b[1], b[2], b[3], b[4], b[5] != 0}; }
 
+// Runs the kernels of the instruction set it was recorded under, whose packed weights no other can read, whatever is in use by then.
 class RecordedPlan {
  public:
   explicit RecordedPlan(bool bf16) : bf16_(bf16) {}
+
+  const char* isa() const { return name(isa_); }
 
   void convolution(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address scale,
                    Address shift, Address filters, int64_t outputs, const std::string& epilogue, Address out,
@@ -41,13 +46,13 @@ class RecordedPlan {
     ConvolutionForward call{inputs->x, read(scale), read(shift), read(filters), outputs, epilogue_of(epilogue),
                             written(out), out_lane_stride, 1};
     if (IFAN_PICK(fits_small_maps)(shape[2], shape[3]))
-      record("small_convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(small_convolution_forward)(c); });
+      record("small_convolution", call, IFAN_PICK(small_convolution_forward), inputs);
 #if defined(__x86_64__)
     else if (bf16_)
-      record("convolution_bf16", call, [inputs](const ConvolutionForward& c) { return avx512bf16::convolution_forward(c); });
+      record("convolution_bf16", call, avx512bf16::convolution_forward, inputs);
 #endif
     else
-      record("convolution", call, [inputs](const ConvolutionForward& c) { return IFAN_PICK(convolution_forward)(c); });
+      record("convolution", call, IFAN_PICK(convolution_forward), inputs);
   }
 
   void integrate(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, int pool, Address scale,
@@ -55,7 +60,7 @@ class RecordedPlan {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     IntegrateCall call{};
     call.x = inputs->x, call.pool = pool, call.scale = read(scale), call.shift = read(shift), call.out = written(out);
-    record("integrate", call, [inputs](const IntegrateCall& c) { return IFAN_PICK(integrate_forward)(c); });
+    record("integrate", call, IFAN_PICK(integrate_forward), inputs);
   }
 
   void direct(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape,
@@ -67,30 +72,30 @@ class RecordedPlan {
                            read(initial), written(out), out_lane_stride, relu, 1};
 #if defined(__x86_64__)
     if (bf16)
-      record("direct_bf16", call, [inputs, taps](const DirectConvolution& c) { return avx512bf16::direct_convolution(c); });
+      record("direct_bf16", call, avx512bf16::direct_convolution, inputs, taps);
     else
 #endif
-      record("direct", call, [inputs, taps](const DirectConvolution& c) { return IFAN_PICK(direct_convolution)(c); });
+      record("direct", call, IFAN_PICK(direct_convolution), inputs, taps);
   }
 
   void head(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address weight, Address bias,
             int64_t outputs, Address out) {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     DenseHead call{inputs->x, read(weight), read(bias), outputs, written(out), 1};
-    record("head", call, [inputs](const DenseHead& c) { return IFAN_PICK(dense_head)(c); });
+    record("head", call, IFAN_PICK(dense_head), inputs);
   }
 
   void image(Address images, int64_t lanes, int64_t size, int64_t fold, const std::array<float, 3>& mean, float scale, Address out,
              const std::array<int64_t, 6>& border) {
     PrepareImage call{reinterpret_cast<const uint8_t*>(images), lanes, size, fold, {mean[0], mean[1], mean[2]}, scale, written(out),
                       border_of(border), 1};
-    record("image", call, [](const PrepareImage& c) { return IFAN_PICK(prepare_image)(c); });
+    record("image", call, IFAN_PICK(prepare_image));
   }
 
   void border(Address x, int64_t lanes, int64_t lane_stride, int64_t planes, int64_t size, Address out,
               const std::array<int64_t, 6>& border) {
     AddBorder call{read(x), lanes, lane_stride, planes, size, written(out), border_of(border), 1};
-    record("border", call, [](const AddBorder& c) { return IFAN_PICK(add_border)(c); });
+    record("border", call, IFAN_PICK(add_border));
   }
 
   void encode(Address parsing, Address points, const std::vector<Address>& logits, const std::vector<int64_t>& sizes,
@@ -100,7 +105,7 @@ class RecordedPlan {
     for (Address address : logits) heads->push_back(read(address));
     EncodePlanes call{read(parsing), read(points), heads->data(), widths->data(), widths->data(), lanes, classes, points_count,
                       static_cast<int64_t>(sizes.size()), size, radius, written(out), 1};
-    record("encode", call, [widths, heads](const EncodePlanes& c) { return IFAN_PICK(encode_planes)(c); });
+    record("encode", call, IFAN_PICK(encode_planes), widths, heads);
   }
 
   void stem_shares(Address share, int64_t lanes, int64_t outputs, int64_t size, Address classes, int64_t classes_count,
@@ -108,7 +113,7 @@ class RecordedPlan {
                    Address out) {
     StemShares call{read(share),  lanes,        outputs, size,          read(classes), classes_count, lane_stride, read(by_border),
                     read(points), points_count, radius,  read(filters), written(out),  1};
-    record("stem_shares", call, [](const StemShares& c) { return IFAN_PICK(stem_shares)(c); });
+    record("stem_shares", call, IFAN_PICK(stem_shares));
   }
 
   void class_maps(Address planes, int64_t lanes, int64_t lane_stride, int64_t plane_stride, int64_t width,
@@ -118,16 +123,16 @@ class RecordedPlan {
     call.planes = read(planes), call.lanes = lanes, call.lane_stride = lane_stride, call.plane_stride = plane_stride;
     call.width = width, call.threads = 1;
     for (int i = 0; i < 3; ++i) call.weights[i] = read(weights[i]), call.maps[i] = written(maps[i]), call.sizes[i] = sizes[i];
-    record("class_maps", call, [](const ClassMaps& c) { return IFAN_PICK(class_maps)(c); });
+    record("class_maps", call, IFAN_PICK(class_maps));
   }
 
   void max_pool(Address x, int64_t planes, int64_t height, int64_t width, Address out) {
-    record("max_pool", MaxPool{read(x), planes, height, width, written(out), 1}, [](const MaxPool& c) { return IFAN_PICK(max_pool)(c); });
+    record("max_pool", MaxPool{read(x), planes, height, width, written(out), 1}, IFAN_PICK(max_pool));
   }
 
   void add_shared(Address x, Address y, int64_t lanes, int64_t values, Address out) {
     record("add_shared", AddShared{read(x), read(y), lanes, values, written(out), 1},
-           [](const AddShared& c) { return IFAN_PICK(add_shared)(c); });
+           IFAN_PICK(add_shared));
   }
 
   size_t steps() const { return steps_.size(); }
@@ -157,9 +162,13 @@ class RecordedPlan {
     std::function<bool(int)> call;
   };
 
-  template <typename Call, typename Kernel>
-  void record(const char* name, Call call, Kernel kernel) {
-    steps_.push_back({name, [call, kernel](int threads) {
+  // The kernel is chosen now, for that instruction set which the weights are packed for; `kept` lives as long as the step.
+  template <typename Call, typename... Kept>
+  void record(const char* step, Call call, bool (*kernel)(const Call&), Kept... kept) {
+    if (current_isa() != isa_)
+      throw std::runtime_error(std::string("Plan: expected the instruction set it was begun under, ") + isa() + ", in use; got " +
+                               name(current_isa()) + ". Record a plan anew after use_isa().");
+    steps_.push_back({step, [call, kernel, held = std::make_tuple(kept...)](int threads) {
                         Call now = call;
                         now.threads = threads;
                         return kernel(now);
@@ -167,6 +176,7 @@ class RecordedPlan {
   }
 
   const bool bf16_;
+  const Isa isa_ = current_isa();
   std::vector<Step> steps_;
 };
 
@@ -234,6 +244,7 @@ void bind_plan(py::module_& module) {
 #endif
   py::class_<RecordedPlan>(module, "Plan", "Kernel calls recorded once and run together; see ifan.inference.engine.")
       .def(py::init<bool>(), py::arg("bf16") = false)
+      .def_property_readonly("isa", &RecordedPlan::isa, "The instruction set that it was recorded under and runs.")
       .def("convolution", &RecordedPlan::convolution)
       .def("integrate", &RecordedPlan::integrate)
       .def("direct", &RecordedPlan::direct, py::arg("sources"), py::arg("rows"), py::arg("segments"), py::arg("shape"),

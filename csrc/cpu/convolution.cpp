@@ -22,70 +22,57 @@ struct Context {
   int64_t blocks() const { return groups(share); }  // of one prologue's filters
 };
 
-// A block's buffers, one behind the other in this thread's scratch.
+// A block's buffers, one behind the other in this thread's scratch. What passes through the second-level cache are the strips, with
+// 24 values a tile instead of 36; points are made of them a row at a time, in the first-level cache.
 template <int N>
 struct Buffers {
   static constexpr int64_t tiles = N * kWidth;
   int64_t point;   // from one point's transformed inputs to the next's: no power of two, which would fall on one cache set
   int64_t stride;  // from one point's sums to the next's
-  float *transformed, *sums, *pixels;  // [prologue][point][channel][tile], [point][prologue][output][tile], [channel][pixel][tile]
+  float *strips, *transformed, *sums, *pixels;  // [channel][prologue] strips, [six points][channel][tile],
+                                                // [point][prologue][output][tile], [channel][pixel][tile]
 
   Buffers(const Context& c, float* memory)
       : point((c.chunk + 1) * tiles), stride(c.call.prologues * c.blocks() * kOutputs * tiles) {
-    transformed = memory;
-    sums = transformed + c.call.prologues * kPoints * point;
+    strips = memory;
+    transformed = strips + c.chunk * c.call.prologues * Strip<N>::size;
+    sums = transformed + 6 * point;
     pixels = sums + kPoints * stride;
   }
-  int64_t size() const { return pixels - transformed + 64 * tiles; }
+  int64_t size() const { return pixels - strips + 64 * tiles; }
+  float* strip(int64_t at) const { return strips + at * Strip<N>::size + kWidth; }
 };
 
 template <int N, bool normalise>
-void transform_chunk(const Context& context, const Block<N>& block, int64_t first, int64_t channels, const Buffers<N>& b) {
+void read_chunk(const Context& context, const Block<N>& block, int64_t first, int64_t channels, const Buffers<N>& b) {
   const ConvolutionForward& call = context.call;
   Plane<normalise> planes[Block<N>::size];
+  const float* next[Block<N>::size];
   for (int64_t c = first; c < first + channels; ++c)
     for (int64_t i = 0; i < call.prologues; ++i) {
       for (int64_t r = 0; r < block.count; ++r) {
         const int64_t lane = block.runs[r].lane, at = (i * call.x.tasks + context.plan.task[lane]) * call.x.channels + c;
         planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-        if (i == 0 && c + 1 < call.x.channels) prefetch(context.plan.plane(lane, c + 1), context.tiling, block.runs[r]);
+        next[r] = context.plan.plane(lane, least(c + 1, call.x.channels - 1));
       }
-      transform_inputs(block, planes, b.transformed + i * kPoints * b.point + (c - first) * block.size, b.point);
+      transform_down(block, planes, next, b.strip((c - first) * call.prologues + i));
     }
 }
 
 // Adds a chunk's products with the filters of the outputs from `begin` to `end` to the block's sums.
 template <int N>
-void multiply_chunk(const Context& context, int64_t first, int64_t channels, int64_t begin, int64_t end, const Buffers<N>& b) {
+void multiply_chunk(const Context& context, const Block<N>& block, int64_t first, int64_t channels, int64_t begin, int64_t end,
+                    const Buffers<N>& b) {
   const ConvolutionForward& call = context.call;
   const int64_t blocks = context.blocks(), inputs = call.x.channels;
   for (int64_t i = 0; i < call.prologues; ++i)
-    for (int64_t p = 0; p < kPoints; ++p)
+    for (int64_t p = 0; p < kPoints; ++p) {
+      if (p % 6 == 0)
+        for (int64_t c = 0; c < channels; ++c)
+          transform_along(block, b.strip(c * call.prologues + i) + p / 6 * Strip<N>::row, b.transformed + c * b.tiles, b.point);
       for (int64_t o = begin / kOutputs; o < groups(end); ++o)
-        products<N>(call.filters + (((i * kPoints + p) * blocks + o) * inputs + first) * kOutputs,
-                    b.transformed + (i * kPoints + p) * b.point, channels,
-                    b.sums + p * b.stride + (i * blocks + o) * kOutputs * b.tiles, first > 0, end - o * kOutputs);
-}
-
-// The outputs from `begin` to `end` of every prologue.
-template <int N>
-void write_outputs(const Context& context, const Block<N>& block, int64_t begin, int64_t end, const Buffers<N>& b) {
-  constexpr int64_t tiles = N * kWidth;
-  const ConvolutionForward& call = context.call;
-  const int64_t plane = call.x.height * call.x.width, step = call.epilogue == Epilogue::relu_phase_shift ? 4 : 1;
-  float* planes[tiles];
-  for (int64_t i = 0; i < call.prologues; ++i)
-    for (int64_t o = begin; o < end; o += step) {
-      const float* sums = b.sums + (i * context.blocks() * kOutputs + o) * tiles;
-      for (int64_t j = 0; j < step; ++j) transform_outputs<N>(sums + j * tiles, b.stride, b.pixels + 16 * j * tiles);
-      if (call.epilogue != Epilogue::none)
-        for (int64_t j = 0; j < 16 * step * tiles; j += kWidth) store(b.pixels + j, relu(load(b.pixels + j)));
-      for (int64_t r = 0; r < block.count; ++r)  // four planes become one of four times the size
-        planes[r] = call.out + block.runs[r].lane * call.out_lane_stride + (i * context.share + o) * plane;
-      if (step == 1)
-        scatter(block, b.pixels, planes, call.add);
-      else
-        for (int64_t r = 0; r < block.count; ++r) scatter_shifted(b.pixels, tiles, context.tiling, block.runs[r], planes[r]);
+        products<N>(call.filters + (((i * kPoints + p) * blocks + o) * inputs + first) * kOutputs, b.transformed + p % 6 * b.point,
+                    channels, b.sums + p * b.stride + (i * blocks + o) * kOutputs * b.tiles, first > 0, end - o * kOutputs);
     }
 }
 
@@ -106,10 +93,12 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
     const int64_t end_output = least((piece + 1) * units / context.pieces * kUnit, context.share);
     for (int64_t first = 0; first < channels; first += context.chunk) {
       const int64_t some = least(context.chunk, channels - first);
-      transform_chunk<N, normalise>(context, block, first, some, b);
-      multiply_chunk(context, first, some, first_output, end_output, b);
+      read_chunk<N, normalise>(context, block, first, some, b);
+      multiply_chunk(context, block, first, some, first_output, end_output, b);
     }
-    write_outputs<N>(context, block, first_output, end_output, b);
+    for (int64_t i = 0; i < call.prologues; ++i)
+      write_outputs(call, block, first_output, end_output, b.sums + i * context.blocks() * kOutputs * b.tiles, b.stride,
+                    i * context.share, b.pixels);
   }
 }
 

@@ -51,16 +51,18 @@ struct Buffers {
   }
 };
 
-// The 4 x 4 pixels of a block's tiles to y [row][column][tile], zeros beyond the border.
+// The 4 x 4 pixels of a block's tiles to y [row][column][tile], zeros beyond the border and the last tile.
 void gather_pixels(const Tiles& block, const Plane<false>* planes, float* y) {
   for (int64_t k = 0; k < 4; ++k) {
-    float pixels[4 * kTiles];
+    alignas(64) float pixels[4 * kTiles];
+    if (block.tiles < kTiles) memset(pixels, 0, sizeof pixels);
     for (int64_t r = 0; r < block.count; ++r)
       copy_row(planes[r], block.tiling, block.runs[r], 4 * block.runs[r].y + k, pixels + 4 * block.runs[r].at);
     for (int64_t i = 0; i < kTiles; i += kWidth) {
       const float* x = pixels + 4 * i;
+      const Vec in[4] = {load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth)};
       Vec p[4];
-      Quads<kWidth>::split(load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth), p);
+      Quads<kWidth>::turn(in, p);
       for (int q = 0; q < 4; ++q) store(y + (4 * k + q) * kTiles + i, p[q]);
     }
   }
@@ -124,10 +126,13 @@ void transform_gradients(const Context& context, const Tiles& block, int64_t ind
   float* to_inputs = b.to_inputs + index * kPoints * call.outputs * kTiles;
   float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
   Plane<false> planes[kTiles];
+  const float* next[kTiles];
   for (int64_t o = 0; o < call.outputs; ++o) {
-    for (int64_t r = 0; r < block.count; ++r)
+    for (int64_t r = 0; r < block.count; ++r) {
       planes[r].data = call.gradient + block.runs[r].lane * call.gradient_lane_stride + o * pixels;
-    transform_inputs(block, planes, to_inputs + o * kTiles, call.outputs * kTiles);
+      next[r] = planes[r].data + (o + 1 < call.outputs ? pixels : 0);
+    }
+    transform_inputs(block, planes, next, to_inputs + o * kTiles, call.outputs * kTiles);
     gather_pixels(block, planes, b.pixels);
     transform_gradient(b.pixels, b.turned + o % kWidth * kTiles);
     if (o % kWidth == kWidth - 1 || o == call.outputs - 1) turn_gradients(b.turned, to_weights + o / kWidth * kWidth, context.wide);
@@ -139,13 +144,14 @@ template <bool normalise>
 void add_filters(const Context& context, const Tiles& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
   const ConvolutionBackward& call = context.call;
   Plane<normalise> planes[kTiles];
+  const float* next[kTiles];
   for (int64_t c = first; c < first + channels; ++c) {
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t lane = block.runs[r].lane, at = context.plan.task[lane] * call.x.channels + c;
       planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-      if (c + 1 < call.x.channels) prefetch(context.plan.plane(lane, c + 1), context.tiling, block.runs[r]);
+      next[r] = context.plan.plane(lane, least(c + 1, call.x.channels - 1));
     }
-    transform_inputs(block, planes, b.transformed + (c - first) * kTiles, kChunk * kTiles);
+    transform_inputs(block, planes, next, b.transformed + (c - first) * kTiles, kChunk * kTiles);
   }
   const float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
   for (int64_t p = 0; p < kPoints; ++p)
@@ -155,7 +161,7 @@ void add_filters(const Context& context, const Tiles& block, int64_t index, int6
       constexpr int third = kOutputs / 3;
       const int64_t some = channels - c >= kOutputs ? kOutputs : channels - c >= third ? third : 1;
       const auto correlate = some == kOutputs ? correlate_all<kOutputs> : some == third ? correlate_all<third> : correlate_all<1>;
-      correlate(v, g, block.tiles, context.wide, sums);
+      correlate(v, g, ceil_to(block.tiles, kWidth), context.wide, sums);
       c += some;
     }
 }
@@ -176,9 +182,8 @@ void write_inputs(const Context& context, const Tiles& block, int64_t index, int
                          outputs, b.sums + (p * kChunk + c) * kTiles, false, channels - c);
   float* planes[kTiles];
   for (int64_t c = 0; c < channels; ++c) {
-    transform_outputs<kVectors>(b.sums + c * kTiles, kChunk * kTiles, b.pixels);
     for (int64_t r = 0; r < block.count; ++r) planes[r] = gradient_plane(context, block.runs[r].lane, first + c);
-    scatter(block, b.pixels, planes);
+    write_planes(block, b.sums + c * kTiles, kChunk * kTiles, planes, false, false);
   }
 }
 

@@ -24,150 +24,41 @@ struct Context {
 // A block's buffers, one behind the other in this thread's scratch.
 template <int N>
 struct Buffers {
-  static constexpr int64_t tiles = N * kWidth, row = 4 * tiles + 2 * kWidth, channel = 6 * row;
-  int64_t point;  // from one point's pairs to the next's: no power of two, which would fall on one cache set
-  float *pixels;  // of an even and of an odd channel: six rows, transformed across the rows, each with a vector before and after it
-  float *pairs, *sums;
+  static constexpr int64_t tiles = N * kWidth, stripes = 2 * Strip<N>::size;
+  int64_t point, stride;         // from one point's pairs to the next's: no power of two, which would fall on one cache set; of sums
+  float *strips, *pairs, *sums;  // strips of an even and of an odd channel, in the end 64 vectors of tiles of pixels
 
-  static int64_t size(int64_t chunk, int64_t outputs) {
-    return kWidth * 8 * tiles + kPoints * (chunk + 1 + groups(outputs) * kOutputs) * tiles;
-  }
-  Buffers(float* memory, int64_t chunk) : point((chunk + 1) * tiles) {
-    static_assert(kWidth * 8 * tiles >= 2 * channel && kWidth * 8 * tiles >= 64 * tiles, "");
-    pixels = memory + kWidth;
-    pairs = memory + kWidth * 8 * tiles;
+  Buffers(const Context& c, float* memory) : point((c.chunk + 1) * tiles), stride(groups(c.call.outputs) * kOutputs * tiles) {
+    strips = memory;
+    pairs = strips + (stripes > 64 * tiles ? stripes : 64 * tiles);
     sums = pairs + kPoints * point;
   }
+  int64_t size() const { return sums - strips + kPoints * stride; }
 };
 
-// A block as the transforms see it: vectors of pixels in the first dimension, eight tiles of two channels in the second.
+// Two channels' strips, transformed along their rows, to v [point][tile] of pairs, points `stride` apart.
 template <int N>
-struct Layout {
-  const Block<N>& block;
-  const bool aligned;                                             // every vector of pixels lies in one row; then of each of them:
-  int64_t run[4 * N], offset[4 * N], begin[4 * N], end[4 * N] = {};  // run, place of the first of six rows, which lie in the picture
-  __mmask16 left[2 * N] = {}, right[2 * N] = {};     // of values that have a neighbour
-  bool before, after;                                // whether the block itself has one
-
-  explicit Layout(const Block<N>& b) : block(b), aligned(b.tiling.width % kWidth == 0) {
-    const Tiling& t = b.tiling;
-    for (int64_t r = 0; aligned && r < b.count; ++r)
-      for (int64_t i = 0; i < 4 * b.runs[r].count; i += kWidth) {
-        const int64_t v = 4 * b.runs[r].at / kWidth + i / kWidth, y = 4 * b.runs[r].y - 1;
-        run[v] = r, offset[v] = y * t.width + 4 * b.runs[r].x + i;
-        begin[v] = y < 0 ? -y : 0, end[v] = least(6, t.height - y);
-      }
-    for (int64_t i = 0; i < b.size; ++i) {
-      left[i / 8] |= static_cast<__mmask16>((b.inner_left[i] & 3) << 2 * (i % 8));
-      right[i / 8] |= static_cast<__mmask16>((b.inner_right[i] & 3) << 2 * (i % 8));
-    }
-    const Run& last = b.runs[b.count - 1];
-    before = b.runs[0].x > 0, after = last.x + last.count < t.columns;
-  }
-};
-
-// A column of six pixels beside the block, transformed, to the rows of `out`.
-template <bool normalise>
-void transform_neighbour(const Plane<normalise>& plane, const Tiling& t, int64_t first, int64_t x, float* out, int64_t row) {
-  float d[6] = {};
-  for (int64_t k = 0; k < 6; ++k)
-    if (first + k >= 0 && first + k < t.height) d[k] = plane(plane.data[(first + k) * t.width + x]);
-  input_transform(d, 1);
-  for (int64_t k = 0; k < 6; ++k) out[k * row] = d[k];
-}
-
-// The six rows of a block's pixels of one channel, transformed across the rows. `planes`: that of each run; `next`: those asked
-// for meanwhile where vectors are aligned, a line for each, so that the requests never queue up.
-template <int N, bool normalise>
-void transform_across(const Layout<N>& layout, const Plane<normalise>* planes, const float* const* next, float* out) {
-  constexpr int64_t row = Buffers<N>::row;
-  const Block<N>& block = layout.block;
-  const Tiling& t = block.tiling;
-  float copied[6][4 * block.size];
-  for (int64_t k = 0; k < 6 && !layout.aligned; ++k)
-    for (int64_t r = 0; r < block.count; ++r)
-      copy_row(planes[r], t, block.runs[r], 4 * block.runs[r].y - 1 + k, copied[k] + 4 * block.runs[r].at);
-  for (int64_t v = 0; v < 4 * N; ++v) {
-    Vec x[6] = {};
-    if (!layout.aligned) {
-      for (int64_t k = 0; k < 6; ++k) x[k] = load(copied[k] + v * kWidth);
-    } else if (layout.end[v] > 0) {
-      const Plane<normalise>& plane = planes[layout.run[v]];
-      const float *from = plane.data + layout.offset[v], *ahead = next[layout.run[v]] + layout.offset[v];
-      const auto read = [&](int64_t k) {
-        x[k] = plane(load(from + k * t.width));
-        __builtin_prefetch(ahead + k * t.width);
-      };
-      if (layout.begin[v] == 0 && layout.end[v] == 6) {
-        for (int64_t k = 0; k < 6; ++k) read(k);
-      } else {
-        for (int64_t k = 0; k < 6; ++k)  // unrolled, so that x stays in registers
-          if (k >= layout.begin[v] && k < layout.end[v]) read(k);
-      }
-    }
-    input_transform(x, 1);
-    for (int64_t k = 0; k < 6; ++k) store(out + k * row + v * kWidth, x[k]);
-  }
-  const Run &first = block.runs[0], &last = block.runs[block.count - 1];
-  if (layout.before) transform_neighbour(planes[0], t, 4 * first.y - 1, 4 * first.x - 1, out - 1, row);
-  if (layout.after)
-    transform_neighbour(planes[block.count - 1], t, 4 * last.y - 1, 4 * (last.x + last.count), out + 4 * block.size, row);
-}
-
-// 32 pixels of each of two channels to the first, second, third and fourth columns of eight tiles, the channels in turn.
-inline void split_pairs(const float* even, const float* odd, Vec p[4]) {
-  using Int = Lanes<kWidth>::Int;
-  const Vec a = load(even), b = load(even + kWidth), c = load(odd), d = load(odd + kWidth);
-  const Vec ac01 = IFAN_SHUFFLE(a, c, 0, 16, 4, 20, 8, 24, 12, 28, 1, 17, 5, 21, 9, 25, 13, 29);
-  const Vec ac23 = IFAN_SHUFFLE(a, c, 2, 18, 6, 22, 10, 26, 14, 30, 3, 19, 7, 23, 11, 27, 15, 31);
-  const Vec bd01 = IFAN_SHUFFLE(b, d, 0, 16, 4, 20, 8, 24, 12, 28, 1, 17, 5, 21, 9, 25, 13, 29);
-  const Vec bd23 = IFAN_SHUFFLE(b, d, 2, 18, 6, 22, 10, 26, 14, 30, 3, 19, 7, 23, 11, 27, 15, 31);
-  p[0] = IFAN_SHUFFLE(ac01, bd01, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-  p[1] = IFAN_SHUFFLE(ac01, bd01, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  p[2] = IFAN_SHUFFLE(ac23, bd23, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-  p[3] = IFAN_SHUFFLE(ac23, bd23, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-}
-
-template <int shift>
-inline Vec shifted(__mmask16 kept, Vec high, Vec low) {
-  return (Vec)_mm512_maskz_alignr_epi32(kept, (__m512i)high, (__m512i)low, shift);
-}
-
-// Two channels' rows, transformed along them, to v [point][tile] of pairs, points `stride` apart.
-template <int N>
-void transform_along(const Layout<N>& layout, const float* even, int64_t stride, float* v) {
-  constexpr int64_t row = Buffers<N>::row, H = 2 * N, beyond = 4 * Block<N>::size;
-  for (int64_t k = 0; k < 6; ++k, even += row) {
-    const float* odd = even + Buffers<N>::channel;
-    Vec p[H][4], before{}, after{};
-    for (int64_t h = 0; h < H; ++h) split_pairs(even + 32 * h, odd + 32 * h, p[h]);
-    if (layout.before) before[14] = even[-1], before[15] = odd[-1];
-    if (layout.after) after[0] = even[beyond], after[1] = odd[beyond];
+void transform_pairs(const Block<N>& block, const float* even, const float* odd, float* v, int64_t stride) {
+  for (int64_t k = 0; k < 6; ++k, even += Strip<N>::row, odd += Strip<N>::row, v += 6 * stride) {
+    const Columns<N> a(even), b(odd);
     for (int64_t n = 0; n < N; ++n) {
-      Vec t[2][6];
-      for (int64_t i = 0; i < 2; ++i) {
-        const int64_t h = 2 * n + i;
-        t[i][0] = shifted<14>(layout.left[h], p[h][3], h ? p[h - 1][3] : before);
-        t[i][5] = shifted<2>(layout.right[h], h + 1 < H ? p[h + 1][0] : after, p[h][0]);
-        for (int64_t q = 0; q < 4; ++q) t[i][1 + q] = p[h][q];
-        input_transform(t[i], 1);
-      }
-      for (int64_t j = 0; j < 6; ++j) store_pairs(v + (6 * k + j) * stride + n * kWidth, t[0][j], t[1][j]);
+      Vec s[6], t[6];
+      a.transform(block, n, s), b.transform(block, n, t);
+      for (int64_t j = 0; j < 6; ++j) store_pairs(v + j * stride + n * kWidth, s[j], t[j]);
     }
   }
 }
 
 template <int N, bool normalise>
-void transform_inputs(const Context& context, const Layout<N>& layout, int64_t first, int64_t pairs, const Buffers<N>& b) {
+void transform_chunk(const Context& context, const Block<N>& block, int64_t first, int64_t pairs, const Buffers<N>& b) {
   const ConvolutionForward& call = context.call;
-  const Block<N>& block = layout.block;
   Plane<normalise> planes[Block<N>::size];
   const float* next[Block<N>::size];
   for (int64_t pair = first; pair < first + pairs; ++pair) {
     for (int64_t c = 2 * pair; c < 2 * pair + 2; ++c) {
-      float* pixels = b.pixels + c % 2 * Buffers<N>::channel;
+      float* strip = b.strips + c % 2 * Strip<N>::size;
       if (c == call.x.channels) {  // an odd number of them: zeros complete the last pair
-        memset(pixels - kWidth, 0, (Buffers<N>::channel + kWidth) * sizeof(float));
+        memset(strip, 0, Strip<N>::size * sizeof(float));
         continue;
       }
       for (int64_t r = 0; r < block.count; ++r) {
@@ -175,9 +66,9 @@ void transform_inputs(const Context& context, const Layout<N>& layout, int64_t f
         planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
         next[r] = context.plan.plane(lane, least(c + 2, call.x.channels - 1));
       }
-      transform_across(layout, planes, next, pixels);
+      transform_down(block, planes, next, strip + kWidth);
     }
-    transform_along(layout, b.pixels, b.point, b.pairs + (pair - first) * block.size);
+    transform_pairs(block, b.strips + kWidth, b.strips + Strip<N>::size + kWidth, b.pairs + (pair - first) * block.size, b.point);
   }
 }
 
@@ -187,27 +78,26 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
   Context& context = *static_cast<Context*>(argument);
   const ConvolutionForward& call = context.call;
   const int64_t pairs = (call.x.channels + 1) / 2, blocks = groups(call.outputs);
-  float* memory = scratch(Buffers<N>::size(context.chunk, call.outputs));
+  float* memory = scratch(Buffers<N>(context, nullptr).size());
   if (!memory) {
     context.failed = true;
     return;
   }
-  const Buffers<N> b(memory, context.chunk);
+  const Buffers<N> b(context, memory);
   for (int64_t index = begin; index < end; ++index) {
     const Block<N> block(context.tiling, index / context.pieces * tiles, context.tiling.tiles());
-    const Layout<N> layout(block);
     const int64_t piece = index % context.pieces, units = (call.outputs + kUnit - 1) / kUnit;
     const int64_t first_output = piece * units / context.pieces * kUnit;
     const int64_t end_output = least((piece + 1) * units / context.pieces * kUnit, call.outputs);
     for (int64_t first = 0; first < pairs; first += context.chunk) {
       const int64_t some = least(context.chunk, pairs - first);
-      transform_inputs<N, normalise>(context, layout, first, some, b);
+      transform_chunk<N, normalise>(context, block, first, some, b);
       for (int64_t p = 0; p < kPoints; ++p)
         for (int64_t o = first_output / kOutputs; o < groups(end_output); ++o)
           pair_products<kOutputs, N>(call.filters + ((p * blocks + o) * pairs + first) * kOutputs, b.pairs + p * b.point, some,
-                                     b.sums + (p * blocks + o) * kOutputs * tiles, first > 0);
+                                     b.sums + p * b.stride + o * kOutputs * tiles, first > 0);
     }
-    write_outputs<N>(call, block, first_output, end_output, b.sums, b.pixels);
+    write_outputs(call, block, first_output, end_output, b.sums, b.stride, 0, b.strips);
   }
 }
 

@@ -20,20 +20,18 @@ inline void store_pair(float* p, float even, float odd) {
   memcpy(p, &bits, sizeof bits);
 }
 
-// Sixteen pairs from values that alternate between the channels: eight pairs in each half.
-inline void store_pairs(float* p, Vec low, Vec high) {
-  const __m512bh pairs = _mm512_cvtne2ps_pbh(high, low);
-  memcpy(p, &pairs, sizeof pairs);
-}
-
-// Sixteen pairs, or the first n and zeros, from as many values of each channel; odd may be null.
-inline void interleave(float* p, const float* even, const float* odd, int64_t n) {
-  const __mmask16 mask = n < kWidth ? static_cast<__mmask16>((1 << n) - 1) : 0xffff;
-  const __m512 low = _mm512_maskz_loadu_ps(mask, even), high = odd ? _mm512_maskz_loadu_ps(mask, odd) : _mm512_setzero_ps();
+// Sixteen pairs from as many values of each channel.
+inline void store_pairs(float* p, Vec even, Vec odd) {
   alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
   _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_load_si512(order), halves));
+}
+
+// The same, or the first n pairs and zeros, of values in memory; odd may be null.
+inline void interleave(float* p, const float* even, const float* odd, int64_t n) {
+  const __mmask16 mask = n < kWidth ? static_cast<__mmask16>((1 << n) - 1) : 0xffff;
+  store_pairs(p, _mm512_maskz_loadu_ps(mask, even), odd ? _mm512_maskz_loadu_ps(mask, odd) : _mm512_setzero_ps());
 }
 
 // m [M][tiles] (+)= sum over pairs of channels of u [pair][M] v [pair][tiles].

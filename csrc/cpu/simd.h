@@ -124,83 +124,70 @@ inline VecOf<16> relu(VecOf<16> z) {
 #define IFAN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Int{__VA_ARGS__})
 #endif
 
-// Pixels to tiles of four and back: 4 L neighbouring values a, b, c, d against the L first, second, third and fourth of each
-// group of four.
+// Shuffles of vectors as fours of values, each turned in its place, which costs processors a fraction of a move across the vector.
+// low, high: the first two values of a and b in turn, and the last two; low_pairs, high_pairs: the first two of a, then of b, and
+// the last two. first, second: the fours of a and b in turn, those of their first halves and of their second.
+// after, before: the tiles (see Quads) to the left of those in b, for the first the last one of a; and to the right of those in a,
+// for the last the first one of b.
 template <int L>
-struct Quads;
-
+struct Fours;
 template <>
-struct Quads<4> {
+struct Fours<4> {
   using V = VecOf<4>;
   using Int = Lanes<4>::Int;
-  static void split(V a, V b, V c, V d, V out[4]) {
-    const V ab01 = IFAN_SHUFFLE(a, b, 0, 4, 1, 5), ab23 = IFAN_SHUFFLE(a, b, 2, 6, 3, 7);
-    const V cd01 = IFAN_SHUFFLE(c, d, 0, 4, 1, 5), cd23 = IFAN_SHUFFLE(c, d, 2, 6, 3, 7);
-    out[0] = IFAN_SHUFFLE(ab01, cd01, 0, 1, 4, 5), out[1] = IFAN_SHUFFLE(ab01, cd01, 2, 3, 6, 7);
-    out[2] = IFAN_SHUFFLE(ab23, cd23, 0, 1, 4, 5), out[3] = IFAN_SHUFFLE(ab23, cd23, 2, 3, 6, 7);
-  }
-  static void join(const V in[4], V out[4]) { split(in[0], in[1], in[2], in[3], out); }  // a 4 x 4 transpose
-  static V after(float x, V v) { const V f = V{} + x; return IFAN_SHUFFLE(f, v, 0, 4, 5, 6); }    // x, v[0], v[1], ...
-  static V before(V v, float x) { const V f = V{} + x; return IFAN_SHUFFLE(v, f, 1, 2, 3, 4); }   // v[1], v[2], ..., x
+  static V low(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 4, 1, 5); }
+  static V high(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 6, 3, 7); }
+  static V low_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 4, 5); }
+  static V high_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 3, 6, 7); }
+  static V after(V a, V b) { return IFAN_SHUFFLE(a, b, 3, 4, 5, 6); }
+  static V before(V a, V b) { return IFAN_SHUFFLE(a, b, 1, 2, 3, 4); }
+  static V first(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 2, 3); }
+  static V second(V a, V b) { return IFAN_SHUFFLE(a, b, 4, 5, 6, 7); }
 };
-
 #if defined(__AVX2__)
 template <>
-struct Quads<8> {
+struct Fours<8> {
   using V = VecOf<8>;
   using Int = Lanes<8>::Int;
-  static void split(V a, V b, V c, V d, V out[4]) {
-    const V ab01 = IFAN_SHUFFLE(a, b, 0, 4, 8, 12, 1, 5, 9, 13), ab23 = IFAN_SHUFFLE(a, b, 2, 6, 10, 14, 3, 7, 11, 15);
-    const V cd01 = IFAN_SHUFFLE(c, d, 0, 4, 8, 12, 1, 5, 9, 13), cd23 = IFAN_SHUFFLE(c, d, 2, 6, 10, 14, 3, 7, 11, 15);
-    out[0] = IFAN_SHUFFLE(ab01, cd01, 0, 1, 2, 3, 8, 9, 10, 11), out[1] = IFAN_SHUFFLE(ab01, cd01, 4, 5, 6, 7, 12, 13, 14, 15);
-    out[2] = IFAN_SHUFFLE(ab23, cd23, 0, 1, 2, 3, 8, 9, 10, 11), out[3] = IFAN_SHUFFLE(ab23, cd23, 4, 5, 6, 7, 12, 13, 14, 15);
-  }
-  static void join(const V in[4], V out[4]) {
-    const V low01 = IFAN_SHUFFLE(in[0], in[1], 0, 8, 1, 9, 2, 10, 3, 11), high01 = IFAN_SHUFFLE(in[0], in[1], 4, 12, 5, 13, 6, 14, 7, 15);
-    const V low23 = IFAN_SHUFFLE(in[2], in[3], 0, 8, 1, 9, 2, 10, 3, 11), high23 = IFAN_SHUFFLE(in[2], in[3], 4, 12, 5, 13, 6, 14, 7, 15);
-    out[0] = IFAN_SHUFFLE(low01, low23, 0, 1, 8, 9, 2, 3, 10, 11), out[1] = IFAN_SHUFFLE(low01, low23, 4, 5, 12, 13, 6, 7, 14, 15);
-    out[2] = IFAN_SHUFFLE(high01, high23, 0, 1, 8, 9, 2, 3, 10, 11), out[3] = IFAN_SHUFFLE(high01, high23, 4, 5, 12, 13, 6, 7, 14, 15);
-  }
-  static V after(float x, V v) { const V f = V{} + x; return IFAN_SHUFFLE(f, v, 0, 8, 9, 10, 11, 12, 13, 14); }
-  static V before(V v, float x) { const V f = V{} + x; return IFAN_SHUFFLE(v, f, 1, 2, 3, 4, 5, 6, 7, 8); }
+  static V low(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13); }
+  static V high(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15); }
+  static V low_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13); }
+  static V high_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15); }
+  static V after(V a, V b) { return IFAN_SHUFFLE(a, b, 7, 12, 13, 14, 8, 9, 10, 11); }
+  static V before(V a, V b) { return IFAN_SHUFFLE(a, b, 4, 5, 6, 7, 1, 2, 3, 8); }
+  static V first(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11); }
+  static V second(V a, V b) { return IFAN_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15); }
+};
+#endif
+#if defined(__AVX512F__)
+template <>
+struct Fours<16> {
+  using V = VecOf<16>;
+  using Int = Lanes<16>::Int;
+  static V low(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29); }
+  static V high(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31); }
+  static V low_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29); }
+  static V high_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31); }
+  static V after(V a, V b) { return IFAN_SHUFFLE(a, b, 15, 28, 29, 30, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27); }
+  static V before(V a, V b) { return IFAN_SHUFFLE(a, b, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 1, 2, 3, 16); }
+  static V first(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23); }
+  static V second(V a, V b) { return IFAN_SHUFFLE(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31); }
 };
 #endif
 
-#if defined(__AVX512F__)
-template <>
-struct Quads<16> {
-  using V = VecOf<16>;
-  using Int = Lanes<16>::Int;
-  static void split(V a, V b, V c, V d, V out[4]) {
-    const V ab01 = IFAN_SHUFFLE(a, b, 0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
-    const V ab23 = IFAN_SHUFFLE(a, b, 2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
-    const V cd01 = IFAN_SHUFFLE(c, d, 0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
-    const V cd23 = IFAN_SHUFFLE(c, d, 2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
-    out[0] = IFAN_SHUFFLE(ab01, cd01, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-    out[1] = IFAN_SHUFFLE(ab01, cd01, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    out[2] = IFAN_SHUFFLE(ab23, cd23, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
-    out[3] = IFAN_SHUFFLE(ab23, cd23, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  }
-  static void join(const V in[4], V out[4]) {
-    const V low01 = IFAN_SHUFFLE(in[0], in[1], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const V high01 = IFAN_SHUFFLE(in[0], in[1], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    const V low23 = IFAN_SHUFFLE(in[2], in[3], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const V high23 = IFAN_SHUFFLE(in[2], in[3], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    out[0] = IFAN_SHUFFLE(low01, low23, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
-    out[1] = IFAN_SHUFFLE(low01, low23, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
-    out[2] = IFAN_SHUFFLE(high01, high23, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
-    out[3] = IFAN_SHUFFLE(high01, high23, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
-  }
-  static V after(float x, V v) {
-    const V f = V{} + x;
-    return IFAN_SHUFFLE(f, v, 0, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
-  }
-  static V before(V v, float x) {
-    const V f = V{} + x;
-    return IFAN_SHUFFLE(v, f, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16);
+// Pixels to tiles of four and back: 4 L neighbouring values against the L first, second, third and fourth of each group of four, a
+// 4 x 4 transpose in each place. Tile t of those in a vector is found at place(t).
+template <int L>
+struct Quads : Fours<L> {
+  using V = VecOf<L>;
+  using F = Fours<L>;
+
+  static constexpr int64_t place(int64_t tile) { return 4 * (tile % (L / 4)) + tile / (L / 4); }
+  static void turn(const V in[4], V out[4]) {
+    const V a = F::low(in[0], in[1]), b = F::high(in[0], in[1]), c = F::low(in[2], in[3]), d = F::high(in[2], in[3]);
+    out[0] = F::low_pairs(a, c), out[1] = F::high_pairs(a, c), out[2] = F::low_pairs(b, d), out[3] = F::high_pairs(b, d);
   }
 };
-#endif
 
 // Values of two vectors in turn: of their first halves and of their second.
 template <int L>

@@ -5,6 +5,8 @@
 //
 //   y = A^T [ (G w G^T) . (B^T d B) ] A       d: 6 x 6 inputs of a tile, w: 3 x 3, y: 4 x 4
 #pragma once
+#include <cstring>
+
 #include "simd.h"
 
 namespace ifan {
@@ -67,6 +69,14 @@ struct Tiling {
   int64_t tiles() const { return lanes * rows * columns; }
 };
 
+// Where the vectors of a block have a tile.
+inline int64_t place(int64_t tile) { return tile / kWidth * kWidth + Quads<kWidth>::place(tile % kWidth); }
+
+// Where a vector of a block's pixels lies, if all of it lies in one row of the picture.
+struct Pixels {
+  int64_t run, offset, begin, end;  // its run; from the plane to the first of the six rows; those of them that lie in the picture
+};
+
 // N vectors of tiles that follow each other.
 template <int N>
 struct Block {
@@ -74,9 +84,14 @@ struct Block {
   const Tiling& tiling;
   Run runs[size];
   int64_t count = 0, tiles;
-  int32_t inner_left[size], inner_right[size];  // whether pixels lie to the left and to the right of the tile: 0 or -1
+  const bool whole;    // every vector of pixels lies in one row; then `pixels` says where
+  Pixels pixels[4 * N] = {};
+  bool before, after;  // whether pixels lie beside the block in the row of its first and of its last tile
+  // Whether pixels lie to the left and to the right of a tile, 0 or -1, in the order of Quads.
+  alignas(4 * kWidth) int32_t inner_left[size], inner_right[size];
 
-  Block(const Tiling& t, int64_t first, int64_t end) : tiling(t), tiles(end - first < size ? end - first : size) {
+  Block(const Tiling& t, int64_t first, int64_t end)
+      : tiling(t), tiles(end - first < size ? end - first : size), whole(t.width % kWidth == 0) {
     for (int64_t tile = first; tile < first + tiles; ++count) {
       const int64_t x = tile % t.columns, row = tile / t.columns, rest = first + tiles - tile;
       const int64_t n = t.columns - x < rest ? t.columns - x : rest;
@@ -84,9 +99,16 @@ struct Block {
       tile += n;
     }
     for (int64_t i = 0; i < size; ++i) {
-      const int64_t x = (first + i) % t.columns;
-      inner_left[i] = x > 0 ? -1 : 0, inner_right[i] = x < t.columns - 1 ? -1 : 0;
+      const int64_t x = (first + i) % t.columns, at = place(i);
+      inner_left[at] = x > 0 ? -1 : 0, inner_right[at] = x < t.columns - 1 ? -1 : 0;
     }
+    const Run& last = runs[count - 1];
+    before = runs[0].x > 0, after = last.x + last.count < t.columns;
+    for (int64_t r = 0; whole && r < count; ++r)
+      for (int64_t i = 0; i < 4 * runs[r].count; i += kWidth) {
+        const int64_t y = 4 * runs[r].y - 1, rest = t.height - y;
+        pixels[(4 * runs[r].at + i) / kWidth] = {r, y * t.width + 4 * runs[r].x + i, y < 0 ? -y : 0, rest < 6 ? rest : 6};
+      }
   }
 };
 
@@ -116,72 +138,110 @@ inline void copy_row(const Plane<normalise>& plane, const Tiling& tiling, const 
   for (; i < n; ++i) out[i] = 0;
 }
 
+// x where the mask is -1, 0 where it is 0.
 inline Vec where(const int32_t* mask, Vec x) {
-  Lanes<kWidth>::Int m;
+  using Int = Lanes<kWidth>::Int;
+  Int m;
   __builtin_memcpy(&m, mask, sizeof m);
-  return m ? x : Vec{};
+  return (Vec)((Int)x & m);
 }
 
-// Rows of a block's pixels in the order of its tiles, each with the pixel to the left of the first and that to the right of the last.
+// A block's pixels of one channel, transformed downwards: six rows in the order of its tiles, `row` floats apart, each with a
+// vector before and after it that hold the pixels beside the block.
 template <int N>
 struct Strip {
-  static constexpr int64_t pixels = 4 * N * kWidth, edge = 16;  // the edges lie apart, so that vectors do not straddle cache lines
-  alignas(64) float rows[6][edge + pixels + edge];
-
-  float* row(int64_t k) { return rows[k] + edge; }
+  static constexpr int64_t pixels = 4 * N * kWidth, row = pixels + 2 * kWidth, size = 6 * row;
 };
 
-// The six rows of every tile. Row by row: the processor foresees what follows each other in memory.
+// The pixels beside the block in column x, downwards from row y, transformed, to the rows of `out`.
 template <int N, bool normalise>
-inline void read_rows(const Block<N>& block, const Plane<normalise>* planes, Strip<N>& strip) {
+inline void transform_neighbour(const Plane<normalise>& plane, const Tiling& tiling, int64_t y, int64_t x, float* out) {
+  float d[6] = {};
   for (int64_t k = 0; k < 6; ++k)
-    for (int64_t r = 0; r < block.count; ++r)
-      copy_row(planes[r], block.tiling, block.runs[r], 4 * block.runs[r].y - 1 + k, strip.row(k) + 4 * block.runs[r].at);
-}
-
-// The pixels beside a block that begins or ends within a row of tiles, transformed downwards.
-template <int N, bool normalise>
-inline void read_edges(const Block<N>& block, const Plane<normalise>* planes, Strip<N>& strip) {
-  const int64_t height = block.tiling.height, width = block.tiling.width;
-  const Run &first = block.runs[0], &last = block.runs[block.count - 1];
-  const int64_t begin = 4 * first.x, end = 4 * (last.x + last.count);
-  if (begin == 0 && end >= width) return;
-  VecOf<4> d[6] = {};
-  for (int64_t k = 0; k < 6; ++k) {
-    const int64_t top = 4 * first.y - 1 + k, bottom = 4 * last.y - 1 + k;
-    if (begin > 0 && top >= 0 && top < height) d[k][0] = planes[0](planes[0].data[top * width + begin - 1]);
-    const Plane<normalise>& plane = planes[block.count - 1];
-    if (end < width && bottom >= 0 && bottom < height) d[k][1] = plane(plane.data[bottom * width + end]);
-  }
+    if (y + k >= 0 && y + k < tiling.height) d[k] = plane(plane.data[(y + k) * tiling.width + x]);
   input_transform(d, 1);
-  for (int64_t k = 0; k < 6; ++k) strip.row(k)[-1] = d[k][0], strip.row(k)[4 * block.tiles] = d[k][1];
+  for (int64_t k = 0; k < 6; ++k) out[k * Strip<N>::row] = d[k];
 }
 
-// B^T d B of a block's tiles, to v [point][tile], points `stride` apart. `planes`: that of each run. Downwards first, while pixels
-// lie as they do in the picture: a third fewer values than once split into the columns of tiles, which share pixels.
+// Fills the strip of one channel, from the first pixel of its first row on: pixels are transformed while they lie as they do in the
+// picture, a third fewer values than once split into the columns of tiles, which share pixels. `planes`: that of each run; `next`:
+// those that are read later, whose rows lie too far apart for the processor to guess. A line is asked for with each that is read,
+// so that the requests never queue up.
 template <int N, bool normalise>
-inline void transform_inputs(const Block<N>& block, const Plane<normalise>* planes, float* v, int64_t stride) {
-  using Q = Quads<kWidth>;
-  Strip<N> strip;
-  read_rows(block, planes, strip);
-  read_edges(block, planes, strip);
-  for (int64_t i = 0; i < 4 * block.tiles; i += kWidth) {
-    Vec d[6];
-    for (int64_t k = 0; k < 6; ++k) d[k] = load(strip.row(k) + i);
-    input_transform(d, 1);
-    for (int64_t k = 0; k < 6; ++k) store(strip.row(k) + i, d[k]);
-  }
-  for (int64_t n = 0; n < N; ++n)
-    for (int64_t k = 0; k < 6; ++k) {
-      const float* x = strip.row(k) + 4 * n * kWidth;
-      Vec p[4], t[6];
-      Q::split(load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth), p);
-      t[0] = where(block.inner_left + n * kWidth, Q::after(x[-1], p[3]));
-      t[1] = p[0], t[2] = p[1], t[3] = p[2], t[4] = p[3];
-      t[5] = where(block.inner_right + n * kWidth, Q::before(p[0], x[4 * kWidth]));
-      input_transform(t, 1);
-      for (int j = 0; j < 6; ++j) store(v + (6 * k + j) * stride + n * kWidth, t[j]);
+inline void transform_down(const Block<N>& block, const Plane<normalise>* planes, const float* const* next, float* out) {
+  constexpr int64_t row = Strip<N>::row;
+  const Tiling& tiling = block.tiling;
+  const int64_t width = tiling.width;
+  const Run &first = block.runs[0], &last = block.runs[block.count - 1];
+  alignas(64) float copied[6][4 * block.size];
+  if (!block.whole && block.tiles < block.size) memset(copied, 0, sizeof copied);
+  for (int64_t k = 0; k < 6 && !block.whole; ++k)
+    for (int64_t r = 0; r < block.count; ++r)
+      copy_row(planes[r], tiling, block.runs[r], 4 * block.runs[r].y - 1 + k, copied[k] + 4 * block.runs[r].at);
+  for (int64_t v = 0; v < 4 * N; ++v) {
+    const Pixels& at = block.pixels[v];
+    Vec x[6] = {};
+    if (!block.whole) {
+      for (int64_t k = 0; k < 6; ++k) x[k] = load(copied[k] + v * kWidth);
+    } else if (at.end > 0) {
+      const Plane<normalise>& plane = planes[at.run];
+      const float *from = plane.data + at.offset, *ahead = next[at.run] + at.offset;
+      const auto read = [&](int64_t k) {
+        x[k] = plane(load(from + k * width));
+        __builtin_prefetch(ahead + k * width);
+      };
+      if (at.begin == 0 && at.end == 6) {
+        for (int64_t k = 0; k < 6; ++k) read(k);
+      } else {
+        for (int64_t k = 0; k < 6; ++k)  // unrolled, so that x stays in registers
+          if (k >= at.begin && k < at.end) read(k);
+      }
     }
+    input_transform(x, 1);
+    for (int64_t k = 0; k < 6; ++k) store(out + k * row + v * kWidth, x[k]);
+  }
+  if (block.before) transform_neighbour<N>(planes[0], tiling, 4 * first.y - 1, 4 * first.x - 1, out - 1);
+  if (block.after)
+    transform_neighbour<N>(planes[block.count - 1], tiling, 4 * last.y - 1, 4 * (last.x + last.count), out + 4 * block.tiles);
+}
+
+// One row of a strip, split into the columns of tiles.
+template <int N>
+struct Columns {
+  Vec p[N][4], left, right;  // left and right: what lies beside the block is in the last and in the first value
+
+  explicit Columns(const float* x) : left(load(x - kWidth)), right(load(x + Strip<N>::pixels)) {
+    for (int64_t n = 0; n < N; ++n, x += 4 * kWidth) {
+      const Vec in[4] = {load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth)};
+      Quads<kWidth>::turn(in, p[n]);
+    }
+  }
+  // Six points of the n-th vector of tiles.
+  void transform(const Block<N>& block, int64_t n, Vec t[6]) const {
+    t[0] = where(block.inner_left + n * kWidth, Quads<kWidth>::after(n ? p[n - 1][3] : left, p[n][3]));
+    for (int q = 0; q < 4; ++q) t[1 + q] = p[n][q];
+    t[5] = where(block.inner_right + n * kWidth, Quads<kWidth>::before(p[n][0], n + 1 < N ? p[n + 1][0] : right));
+    input_transform(t, 1);
+  }
+};
+
+// A row of a strip, transformed along the row: six points of every tile, `stride` apart.
+template <int N>
+inline void transform_along(const Block<N>& block, const float* x, float* v, int64_t stride) {
+  const Columns<N> columns(x);
+  for (int64_t n = 0; n < N; ++n) {
+    Vec t[6];
+    columns.transform(block, n, t);
+    for (int j = 0; j < 6; ++j) store(v + j * stride + n * kWidth, t[j]);
+  }
+}
+
+// B^T d B of a block's tiles, to v [point][tile], points `stride` apart. `planes`, `next`: see transform_down.
+template <int N, bool normalise>
+inline void transform_inputs(const Block<N>& block, const Plane<normalise>* planes, const float* const* next, float* v, int64_t stride) {
+  alignas(64) float strip[Strip<N>::size];
+  transform_down(block, planes, next, strip + kWidth);
+  for (int64_t k = 0; k < 6; ++k) transform_along(block, strip + kWidth + k * Strip<N>::row, v + 6 * k * stride, stride);
 }
 
 // m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles]: the inner loop of everything here.
@@ -213,10 +273,10 @@ inline void products(const float* u, const float* v, int64_t channels, float* m,
     products_of<third, N>(u, v, channels, m, add);
 }
 
-// Both dimensions of the output transform of one channel: m [point][tile], points `stride` apart, to y [row][column][tile].
-template <int N>
-inline void transform_outputs(const float* m, int64_t stride, float* y) {
-  constexpr int tiles = N * kWidth;
+// Both dimensions of the output transform of one channel: m [point][tile], points `stride` apart. Calls write(row, n, columns) with
+// the four columns of the n-th vector of tiles.
+template <int N, typename Write>
+inline void transform_outputs(const float* m, int64_t stride, Write write) {
   for (int n = 0; n < N; ++n) {
     Vec half[4][6];
     for (int j = 0; j < 6; ++j) {
@@ -228,45 +288,41 @@ inline void transform_outputs(const float* m, int64_t stride, float* y) {
     for (int r = 0; r < 4; ++r) {
       Vec t[4];
       output_transform(half[r], t);
-      for (int q = 0; q < 4; ++q) store(y + (4 * r + q) * tiles + n * kWidth, t[q]);
+      write(r, n, t);
     }
   }
 }
 
-// Asks for a run's pixels of one plane, whose rows lie too far apart for the processor to guess.
-inline void prefetch(const float* plane, const Tiling& tiling, const Run& run) {
-  const int64_t last = 4 * run.y + 5 < tiling.height ? 4 * run.y + 5 : tiling.height;
-  for (int64_t y = run.y ? 4 * run.y - 1 : 0; y < last; ++y)
-    for (int64_t x = 4 * run.x; x < 4 * (run.x + run.count); x += 16) __builtin_prefetch(plane + y * tiling.width + x);
+// A row of a run's pixels to its place, or added to what is there.
+inline void write_row(const float* from, float* out, int64_t n, bool add) {
+  const auto some = [=](int64_t i, auto v) { store(out + i, add ? v + load<sizeof v / 4>(out + i) : v); };
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) some(i, load(from + i));
+  for (; i + 4 <= n; i += 4) some(i, load<4>(from + i));
+  for (; i < n; ++i) out[i] = add ? out[i] + from[i] : from[i];
 }
 
-// The 4 x 4 pixels of a block's tiles y [row][column][tile] to their places, or added to what is there; `planes`: that of each run.
+// The same to the planes where they belong, or added to what is there; `planes`: that of each run. With `positive`, through a ReLU.
 template <int N>
-inline void scatter(const Block<N>& block, const float* y, float* const* planes, bool add = false) {
+inline void write_planes(const Block<N>& block, const float* m, int64_t stride, float* const* planes, bool positive, bool add) {
   const Tiling& tiling = block.tiling;
-  for (int64_t k = 0; k < 4; ++k) {
-    float pixels[4 * block.size];
-    const float* in = y + 4 * k * block.size;
-    for (int64_t i = 0; i < block.size; i += kWidth) {
-      const Vec p[4] = {load(in + i), load(in + block.size + i), load(in + 2 * block.size + i), load(in + 3 * block.size + i)};
-      Vec x[4];
-      Quads<kWidth>::join(p, x);
-      for (int j = 0; j < 4; ++j) store(pixels + 4 * i + j * kWidth, x[j]);
+  alignas(64) float rows[4][4 * block.size];
+  transform_outputs<N>(m, stride, [&](int r, int n, Vec t[4]) {
+    Vec x[4];
+    for (int q = 0; q < 4 && positive; ++q) t[q] = relu(t[q]);
+    Quads<kWidth>::turn(t, x);
+    for (int i = 0; i < 4; ++i) {
+      const Pixels& at = block.pixels[4 * n + i];
+      float* out = block.whole ? planes[at.run] + at.offset + (1 + r) * tiling.width : rows[r] + (4 * n + i) * kWidth;
+      if (!block.whole || 1 + r < at.end) store(out, add && block.whole ? x[i] + load(out) : x[i]);
     }
-    for (int64_t r = 0; r < block.count; ++r) {
-      const Run& run = block.runs[r];
-      const int64_t row = 4 * run.y + k, rest = tiling.width - 4 * run.x, n = 4 * run.count < rest ? 4 * run.count : rest;
-      if (row >= tiling.height) continue;
-      float* out = planes[r] + row * tiling.width + 4 * run.x;
-      float* from = pixels + 4 * run.at;
-      if (add)
-        for (int64_t j = 0; j < n; ++j) from[j] += out[j];
-      int64_t i = 0;
-      for (; i + kWidth <= n; i += kWidth) store(out + i, load(from + i));
-      for (; i + 4 <= n; i += 4) store(out + i, load<4>(from + i));
-      for (; i < n; ++i) out[i] = from[i];
+  });
+  for (int64_t r = 0; r < 4 && !block.whole; ++r)
+    for (int64_t i = 0; i < block.count; ++i) {
+      const Run& run = block.runs[i];
+      const int64_t y = 4 * run.y + r, rest = tiling.width - 4 * run.x, n = 4 * run.count < rest ? 4 * run.count : rest;
+      if (y < tiling.height) write_row(rows[r] + 4 * run.at, planes[i] + y * tiling.width + 4 * run.x, n, add);
     }
-  }
 }
 
 }  // namespace IFAN_ISA

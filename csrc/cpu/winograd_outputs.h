@@ -12,48 +12,58 @@ static_assert(kUnit % kOutputs == 0 && kUnit % 4 == 0, "");
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 
-// The four channels 4c + 2i + j of y [channel][row][column][tile] to rows 2y + j, columns 2x + i of one plane of twice the side.
-inline void scatter_shifted(const float* y, int64_t tiles, const Tiling& tiling, const Run& run, float* plane) {
-  const int64_t width = tiling.width, channel = 16 * tiles;
-  for (int64_t r = 0; r < 4 && 4 * run.y + r < tiling.height; ++r)
-    for (int64_t j = 0; j < 2; ++j) {
-      const float *even = y + j * channel + 4 * r * tiles + run.at, *odd = even + 2 * channel;
-      float* out = plane + (2 * (4 * run.y + r) + j) * 2 * width + 8 * run.x;
-      int64_t t = 0;
-      for (; t + 4 <= run.count && 4 * (run.x + t + 4) <= width; t += 4)
-        for (int64_t half = 0; half < 2; ++half) {  // columns 2 half and 2 half + 1 of each tile
-          const float *e = even + 2 * half * tiles + t, *o = odd + 2 * half * tiles + t;
-          VecOf<4> p[4] = {load<4>(e), load<4>(o), load<4>(e + tiles), load<4>(o + tiles)}, x[4];
-          Quads<4>::join(p, x);
-          for (int i = 0; i < 4; ++i) store(out + 8 * (t + i) + 4 * half, x[i]);
-        }
-      for (; t < run.count; ++t)
-        for (int64_t q = 0; q < 4 && 4 * (run.x + t) + q < width; ++q) {
-          out[8 * t + 2 * q] = even[q * tiles + t];
-          out[8 * t + 2 * q + 1] = odd[q * tiles + t];
-        }
+// The four channels 4c + 2i + j, m [point][channel][tile] with points `stride` apart, through a ReLU to rows 2y + j, columns 2x + i of
+// planes of twice the side; `planes`: that of each run; `pixels`: 64 vectors of tiles to work in.
+template <int N>
+inline void write_shifted(const Block<N>& block, const float* m, int64_t stride, float* const* planes, float* pixels) {
+  constexpr int64_t tiles = N * kWidth, channel = 16 * tiles;
+  const Tiling& tiling = block.tiling;
+  const int64_t width = 2 * tiling.width;
+  for (int64_t c = 0; c < 4; ++c)
+    transform_outputs<N>(m + c * tiles, stride, [&](int r, int n, const Vec* t) {
+      for (int q = 0; q < 4; ++q) store(pixels + c * channel + (4 * r + q) * tiles + n * kWidth, relu(t[q]));
+    });
+  for (int64_t index = 0; index < 8; ++index) {
+    const int64_t r = index / 2, j = index % 2;
+    alignas(64) float row[8 * tiles];  // of all tiles
+    for (int64_t n = 0; n < N; ++n) {
+      const float *even = pixels + j * channel + 4 * r * tiles + n * kWidth, *odd = even + 2 * channel;
+      Vec halves[2][4];  // of each tile's eight columns
+      for (int64_t h = 0; h < 2; ++h) {
+        const Vec in[4] = {load(even + 2 * h * tiles), load(odd + 2 * h * tiles), load(even + (2 * h + 1) * tiles),
+                           load(odd + (2 * h + 1) * tiles)};
+        Quads<kWidth>::turn(in, halves[h]);
+      }
+      for (int64_t i = 0; i < 4; ++i) {
+        float* out = row + (4 * n + i) * 2 * kWidth;
+        store(out, Quads<kWidth>::first(halves[0][i], halves[1][i]));
+        store(out + kWidth, Quads<kWidth>::second(halves[0][i], halves[1][i]));
+      }
     }
+    for (int64_t i = 0; i < block.count; ++i) {
+      const Run& run = block.runs[i];
+      const int64_t y = 4 * run.y + r, columns = least(8 * run.count, width - 8 * run.x);
+      if (y < tiling.height) write_row(row + 8 * run.at, planes[i] + (2 * y + j) * width + 8 * run.x, columns, false);
+    }
+  }
 }
 
-// Outputs `begin` to `end` of a block's sums [point][output][tile], through the epilogue to their places; `pixels`: 64 vectors of
-// tiles to work in.
+// Outputs `begin` to `end` of a block's sums [point][output][tile], points `stride` apart, through the epilogue to their places, the
+// first of them at output `first`; `pixels`: 64 vectors of tiles to work in.
 template <int N>
 inline void write_outputs(const ConvolutionForward& call, const Block<N>& block, int64_t begin, int64_t end, const float* sums,
-                          float* pixels) {
+                          int64_t stride, int64_t first, float* pixels) {
   constexpr int64_t tiles = N * kWidth;
-  const int64_t stride = groups(call.outputs) * kOutputs * tiles, plane = call.x.height * call.x.width;
-  const int64_t step = call.epilogue == Epilogue::relu_phase_shift ? 4 : 1;
+  const int64_t plane = call.x.height * call.x.width;
+  const bool shift = call.epilogue == Epilogue::relu_phase_shift;
   float* planes[tiles];
-  for (int64_t o = begin; o < end; o += step) {
-    for (int64_t i = 0; i < step; ++i) transform_outputs<N>(sums + (o + i) * tiles, stride, pixels + 16 * i * tiles);
-    if (call.epilogue != Epilogue::none)
-      for (int64_t i = 0; i < 16 * step * tiles; i += kWidth) store(pixels + i, relu(load(pixels + i)));
+  for (int64_t o = begin; o < end; o += shift ? 4 : 1) {
     for (int64_t r = 0; r < block.count; ++r)  // four planes become one of four times the size
-      planes[r] = call.out + block.runs[r].lane * call.out_lane_stride + o * plane;
-    if (step == 1)
-      scatter(block, pixels, planes);
+      planes[r] = call.out + block.runs[r].lane * call.out_lane_stride + (first + o) * plane;
+    if (shift)
+      write_shifted(block, sums + o * tiles, stride, planes, pixels);
     else
-      for (int64_t r = 0; r < block.count; ++r) scatter_shifted(pixels, tiles, block.tiling, block.runs[r], planes[r]);
+      write_planes(block, sums + o * tiles, stride, planes, call.epilogue == Epilogue::relu, call.add);
   }
 }
 

@@ -46,8 +46,8 @@ class PackedWeights:
                 packed = torch.empty(module.packed_filters_bf16(outputs, inputs))
                 module.pack_filters_bf16(whole.data_ptr(), outputs, inputs, packed.data_ptr())
             else:
-                packed = torch.empty(module.packed_filters(outputs, inputs))
-                module.pack_filters(whole.data_ptr(), outputs, inputs, False, packed.data_ptr())
+                packed = torch.empty(module.packed_filters(outputs, inputs, isa := module.isa()))
+                module.pack_filters(whole.data_ptr(), outputs, inputs, False, packed.data_ptr(), isa)
             return packed
 
         return self.address((key, small), pack)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,12 +42,13 @@ def convolve(
         out.zero_()
     if not out.numel() or not channels:
         return
-    filters = _Filters.of(weights, slice(first, first + channels))
+    isa, filters = _Filters.of(weights, slice(first, first + channels))
     scale, shift = (_together([getattr(norm, name) for norm in norms]) for name in ("scale", "shift"))
     cpu_module().convolution_forward(
         *x.arguments,
         scale.data_ptr() if norms else 0,
         shift.data_ptr() if norms else 0,
+        isa,
         filters.data_ptr(),
         sum(weight.shape[0] for weight in weights),
         epilogue,
@@ -79,12 +80,13 @@ def differentiate(
             source.zero_()
         return torch.zeros_like(weight, memory_format=torch.contiguous_format), sums
     parts = gradient.new_empty((_parts(lanes, x.shape[2] * x.shape[3]), outputs, channels, 3, 3))
-    filters = _packed([weight], transposed=True)
+    isa, filters = _packed([weight], transposed=True)
     cpu_module().convolution_backward(
         *x.arguments,
         norm.scale.data_ptr() if norm else 0,
         norm.shift.data_ptr() if norm else 0,
         norm.mean.data_ptr() if norm else 0,
+        isa,
         filters.data_ptr(),
         outputs,
         gradient.data_ptr(),
@@ -95,6 +97,13 @@ def differentiate(
         torch.get_num_threads(),
     )
     return parts.sum(0), sums
+
+
+class _Packed(NamedTuple):
+    """Filters as the kernels of one instruction set read them, and its name: those run, whatever is in use by then."""
+
+    isa: str
+    filters: Tensor
 
 
 class _Filters:
@@ -108,21 +117,21 @@ class _Filters:
 
     def __init__(self, version: int) -> None:
         self.version = version
-        self.kept: dict[tuple[Any, ...], tuple[list[Tensor], Tensor]] = {}
+        self.kept: dict[tuple[Any, ...], tuple[list[Tensor], _Packed]] = {}
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor], part: slice) -> Tensor:
+    def of(cls, weights: Sequence[Tensor], part: slice) -> _Packed:
         """The packed filters of these input channels of each weight, one behind the other."""
         version, found = _version(weights), cls.known.get(weights[0])
         if found is None or found.version != version:
             cls.known[weights[0]] = cls(version)
             return _packed(weights, part)
         key = (cpu_module().isa(), part.start, part.stop, len(weights))
-        copies, filters = found.kept.get(key, ([], None))
-        if filters is None or not all(map(_same, copies, weights)):
-            filters = _packed(weights, part)
-            found.kept[key] = [weight.clone() for weight in weights], filters
-        return filters
+        copies, packed = found.kept.get(key, ([], None))
+        if packed is None or not all(map(_same, copies, weights)):
+            packed = _packed(weights, part)
+            found.kept[key] = [weight.clone() for weight in weights], packed
+        return packed
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -136,13 +145,16 @@ def _version(weights: Sequence[Tensor]) -> int:
     return sum(0 if weight.is_inference() else weight._version for weight in weights)
 
 
-def _packed(weights: Sequence[Tensor], part: slice = slice(None), transposed: bool = False) -> Tensor:
+def _packed(weights: Sequence[Tensor], part: slice = slice(None), transposed: bool = False) -> _Packed:
     """The transformed filters of each weight, for the gradient of the inputs if ``transposed``, in one tensor."""
     module, packed = cpu_module(), []
+    isa = module.isa()
     for weight in weights:
         whole = weight[:, part].float().contiguous()
         outputs, inputs = (whole.shape[1], whole.shape[0]) if transposed else whole.shape[:2]
-        filters = whole.new_empty(module.packed_filters(outputs, inputs))
-        module.pack_filters(whole.data_ptr(), outputs, inputs, transposed, filters.data_ptr(), torch.get_num_threads())
+        filters = whole.new_empty(module.packed_filters(outputs, inputs, isa))
+        module.pack_filters(
+            whole.data_ptr(), outputs, inputs, transposed, filters.data_ptr(), isa, torch.get_num_threads()
+        )
         packed.append(filters)
-    return _together(packed)
+    return _Packed(isa, _together(packed))

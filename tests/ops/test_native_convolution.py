@@ -244,6 +244,82 @@ def test_filters_are_kept_for_weights_read_again_and_only_as_long_as_they_live()
     assert len(known) == before
 
 
+def other_isa() -> str:
+    """A slower instruction set than the fastest, which is in use."""
+    slower = native.cpu_module().features()["supported"][:-1]
+    return slower[-1] if slower else pytest.skip("this processor has one instruction set")
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
+def test_packed_filters_are_run_by_the_kernels_they_were_packed_for(
+    gradient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, packed, asked = native.cpu_module(), convolution_module._packed, []
+    before, slower = module.isa(), other_isa()
+    x, weight = torch.randn(2, 20, 12, 32), torch.randn(8, 20, 3, 3)
+
+    def run() -> list[Tensor]:
+        leaves = [v.clone().requires_grad_(gradient) for v in (x, weight, torch.ones(4, 2, 3, 3))]
+        out = transition_up([leaves[0]], *leaves[1:], backend="cpu")
+        return gradients(lambda *_: out, leaves) if gradient else [out]
+
+    def switch(*arguments: Any, **options: Any) -> Any:
+        """What another thread may do between the packing and the convolution."""
+        module.use_isa(slower)
+        found = packed(*arguments, **options)
+        module.use_isa(before)
+        asked.append(found.isa)
+        return found
+
+    try:
+        module.use_isa(slower)
+        expected = run()
+        module.use_isa(before)
+        monkeypatch.setattr(convolution_module, "_packed", switch)
+        found = run()
+    finally:
+        module.use_isa(before)
+    assert set(asked) == {slower}
+    # Elementwise work outside the convolutions is PyTorch's own, so the two runs agree bit for bit.
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_plan_runs_the_instruction_set_it_was_recorded_under() -> None:
+    module = native.cpu_module()
+    before, slower = module.isa(), other_isa()
+    x, weight = torch.randn(1, 5, 16, 32), torch.randn(12, 5, 3, 3)
+    out = torch.empty(2, 1, 12, 16, 32)
+
+    def record(plan: Any, target: Tensor) -> Tensor:
+        filters = torch.empty(module.packed_filters(12, 5, module.isa()))
+        module.pack_filters(weight.data_ptr(), 12, 5, False, filters.data_ptr(), module.isa())
+        field, shape = (x.data_ptr(), 5, x.stride(0), x.stride(1), 0, 0), (1, 5, 16, 32)
+        plan.convolution([field], 0, [1], shape, 0, 0, filters.data_ptr(), 12, "none", target.data_ptr(), 0)
+        return filters
+
+    try:
+        module.use_isa(slower)
+        plan = module.Plan()
+        filters = record(plan, out)
+        module.run_plans([plan], 1)
+        expected = out[0].clone()
+        module.use_isa(before)
+        assert plan.isa == slower
+        assert filters.isfinite().all()  # they live until the plan has run
+        module.run_plans([plan], 1)
+        with pytest.raises(RuntimeError, match=f"begun under, {slower}, in use; got {before}. Record a plan anew"):
+            record(plan, out)
+    finally:
+        module.use_isa(before)
+    assert torch.equal(out[0], expected)
+    assert error(expected, torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)) < ERROR
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected one of features\(\)\['compiled'\]; got mmx"):
+        native.cpu_module().packed_filters(12, 5, "mmx")
+
+
 def test_other_dtypes_are_refused_by_name_and_taken_by_the_reference() -> None:
     values = [v.detach().double() for v in up_inputs((4, 4))]
     with pytest.raises(BackendError, match="float64, not float32"):
