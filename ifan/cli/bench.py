@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from ifan.bench.goals import Goal
-    from ifan.bench.measure import Effort
+    from ifan.bench.measure import Effort, Row
     from ifan.bench.problem import Case, Setting
 
 RIVALS = "eager,compile,onnxruntime,openvino"
@@ -38,6 +38,7 @@ def bench(
     compile_seconds: Annotated[float, typer.Option(help="Longest wait for torch.compile, a row.", min=0)] = 300.0,
     memory: Annotated[bool, typer.Option(help="Measure extra memory, in processes of their own.")] = True,
     mallopt: Annotated[bool, typer.Option(help="Let glibc keep freed memory, for every contender.")] = True,
+    apart: Annotated[bool, typer.Option(help="A process of its own for every row.")] = True,
     list_: Annotated[bool, typer.Option("--list", help="Print the rows' names and stop.")] = False,
 ) -> None:
     """Measure ops, inference and training against other ways to run the same network."""
@@ -65,9 +66,9 @@ def bench(
         keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, on_threads(threads), named_ranges(ranges):
         modes = ("default",) if quick else ("default", "max-autotune")
-        setting = Setting(Path(folder), device, threads, compile_seconds, quick, modes, ranges)
+        setting = Setting(Path(folder), device, threads, compile_seconds, quick, modes, ranges, mallopt)
         effort = _Efforts(quick, seconds, memory, trace, wanted, rivals, len(cases))
-        failed = _run(cases, setting, effort, wanted, json, plots)
+        failed = _run(cases, setting, effort, wanted, json, plots, apart)
     if failed:
         raise typer.Exit(1)
 
@@ -124,23 +125,30 @@ def _run(
     wanted: Sequence[Goal],
     json: Path | None,
     plots: Path | None,
+    apart: bool,
 ) -> bool:
-    """Measure, print, write; true if a goal is not reached."""
+    """Measure, print, write after every row; true if a goal is not reached."""
     from ifan.bench import report
     from ifan.bench.goals import judge
     from ifan.bench.plots import draw
-    from ifan.bench.suite import run_suite
+    from ifan.bench.suite import named, run_suite
     from ifan.evaluation.report import write_json
 
-    rows = run_suite(cases, setting, effort, lambda text: typer.echo(text, err=True), effort.adapt)
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    rows: list[Row] = []
+    for row in run_suite(cases, setting, effort, say, effort.adapt, named if apart else None):
+        rows.append(row)
+        target = json or (_results(row) if not setting.quick else None)
+        if target:
+            write_json(report.as_json(rows, judge(wanted, rows)), target)
     verdicts = judge(wanted, rows)
     typer.echo(report.heading(rows[0]) + "\n")
     typer.echo(report.markdown(rows))
     if verdicts:
         typer.echo("\n" + report.verdict_table(verdicts))
-    target = json or (_results(rows[0]) if not setting.quick else None)
     if target:
-        write_json(report.as_json(rows, verdicts), target)
         typer.echo(f"\nrows: {target}")
     if plots:
         typer.echo("\nplots: " + ", ".join(str(path) for path in draw(rows, plots)))

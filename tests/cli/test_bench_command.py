@@ -47,7 +47,7 @@ def goals_file(folder: Path, row: str, floor: float) -> Path:
 def test_goals_decide_the_exit_code(run, one_case: str, tmp_path: Path, floor: float, code: int) -> None:
     table = tmp_path / "out.json"
     arguments = ("--goals-file", goals_file(tmp_path, one_case, floor), "--json", table, "--no-mallopt")
-    found, text, errors = run("bench", *arguments, "--seconds", 0)
+    found, text, errors = run("bench", *arguments, "--seconds", 0, "--no-apart")
     assert found == code
     assert f"| {one_case} | eager |" in text
     assert ("reached" if code == 0 else "falls short") in text
@@ -60,7 +60,9 @@ def test_goals_decide_the_exit_code(run, one_case: str, tmp_path: Path, floor: f
 
 def test_threads_are_as_before_afterwards(run, one_case: str, tmp_path: Path) -> None:
     before = torch.get_num_threads()
-    code, _, _ = run("bench", "--threads", before + 3, "--json", tmp_path / "o.json", "--no-mallopt", "--no-memory")
+    code, _, _ = run(
+        "bench", "--threads", before + 3, "--json", tmp_path / "o.json", "--no-mallopt", "--no-memory", "--no-apart"
+    )
     assert code == 0
     assert torch.get_num_threads() == before
     assert json.loads((tmp_path / "o.json").read_text())["rows"][0]["threads"] == before + 3
