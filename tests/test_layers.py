@@ -1,0 +1,67 @@
+"""Layers of the network."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ifan.config import TaskConfig
+from ifan.layers import ReEncoder
+
+FIVE = TaskConfig("mood", "classification", ("a", "b", "c", "d", "e"))
+
+STEP = """
+import torch
+from ifan.layers import ReEncoder
+from test_layers import FIVE
+
+encoder = ReEncoder(FIVE)
+planes = torch.rand(2, 5, 64, 64).to(memory_format=torch.channels_last)
+for _ in range(3):
+    sum(x.sum() for x in encoder(planes)).backward()
+print("done")
+"""
+
+
+class Convolutions(TorchDispatchMode):
+    """Kernel and stride of every convolution, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[int], list[int]]] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        name = function.__name__.split(".")[0]
+        if name == "convolution":
+            self.found.append((name, list(arguments[1].shape[2:]), list(arguments[3])))
+        elif name == "convolution_backward":
+            self.found.append((name, list(arguments[2].shape[2:]), list(arguments[4])))
+        return function(*arguments, **(options or {}))
+
+
+def test_channels_last_planes_of_few_classes_can_be_trained_on() -> None:
+    """In a process of its own: where oneDNN runs a strided 1x1 convolution backward, this one damages the heap."""
+    with Convolutions() as seen:
+        planes = torch.rand(1, 5, 32, 32).to(memory_format=torch.channels_last)
+        sum(x.sum() for x in ReEncoder(FIVE)(planes)).backward()
+    assert len(seen.found) == 6
+    assert all(stride == [1, 1] for _, kernel, stride in seen.found if kernel == [1, 1])
+    command = [sys.executable, "-c", STEP]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+
+
+def test_maps_of_a_classification_are_those_of_convolutions_at_stride_2() -> None:
+    torch.manual_seed(0)
+    encoder, planes = ReEncoder(FIVE), torch.rand(2, 5, 32, 32)
+    weights = [c.weight for c in encoder.convolutions]
+    expected = F.max_pool2d(F.relu(F.conv2d(planes, weights[0], stride=2)), 2)
+    for found, weight in zip(encoder(planes), [*weights[1:], None], strict=True):
+        torch.testing.assert_close(found, expected)
+        if weight is not None:
+            expected = F.max_pool2d(F.relu(F.conv2d(expected, weight)), 2)
