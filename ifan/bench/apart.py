@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -34,6 +34,13 @@ def apart(function: Callable[..., T], *arguments: Any, timeout: float | None = N
     Raises what the function raises, and `Ended` if its process dies or is not done after ``timeout`` seconds. Processes
     that it started end with it.
     """
+    with started(function, *arguments) as answer:
+        return answer(timeout)
+
+
+@contextlib.contextmanager
+def started(function: Callable[..., T], *arguments: Any) -> Iterator[Callable[[float | None], T]]:
+    """The same begun and not waited for: yields what waits, and ends the process on leaving."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     mark = context.RawArray("c", LONGEST)
@@ -43,19 +50,23 @@ def apart(function: Callable[..., T], *arguments: Any, timeout: float | None = N
         process.start()
         sender.close()
         try:
-            if not receiver.poll(timeout):
-                raise Ended(f"not finished in {timeout:.0f} s", mark.value.decode())
-            good, found = receiver.recv()
-        except EOFError:
-            process.join()
-            raise Ended(_why(process.exitcode or 0, said), mark.value.decode()) from None
+            yield lambda timeout: _wait(process, receiver, mark, said, timeout)
         finally:
             _end(process)
             receiver.close()
-    if good:
-        answer: T = found
-        return answer
-    raise found
+
+
+def _wait(process: SpawnProcess, receiver: Connection, mark: Any, said: Path, timeout: float | None) -> Any:
+    if not receiver.poll(timeout):
+        raise Ended(f"not finished in {timeout:.0f} s", mark.value.decode())
+    try:
+        good, found = receiver.recv()
+    except EOFError:
+        process.join()
+        raise Ended(_why(process.exitcode or 0, said), mark.value.decode()) from None
+    if not good:
+        raise found
+    return found
 
 
 def _answer(sender: Connection, mark: Any, said: Path, function: Callable[..., Any], arguments: Any) -> None:

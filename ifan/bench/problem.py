@@ -37,7 +37,7 @@ class Ready:
 class Setting:
     """Where and how contenders run. ``folder`` keeps exported graphs; ``compile_seconds`` bounds each torch.compile;
     ``quick`` = smaller sizes; ``ranges`` = on a GPU ifan's network part by part, without CUDA graphs; ``mallopt``:
-    glibc keeps freed memory."""
+    glibc keeps freed memory; ``row_seconds``: longest that the process of a row may take."""
 
     folder: Path
     device: str = "cpu"
@@ -47,6 +47,7 @@ class Setting:
     compile_modes: tuple[str, ...] = ("default", "max-autotune")
     ranges: bool = False
     mallopt: bool = True
+    row_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ def compiled(make: Callable[[str], Run], setting: Setting) -> Ready:
             notes.append(f"{mode} not compiled in {left:.0f} s")
             break
         except Exception as error:  # a compiler's failure is the rival's, not the run's
+            if time.perf_counter() - began >= left:  # the compiler wraps what is raised in it
+                notes.append(f"{mode} not compiled in {left:.0f} s")
+                break
             notes.append(f"{mode} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         left -= time.perf_counter() - began
         if left <= 0:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ifan.allocator import keep_freed_memory
-from ifan.bench.apart import Ended, Mark, apart
+from ifan.bench.apart import Ended, Mark, apart, started
 from ifan.bench.cases import operations
 from ifan.bench.machine import Peaks, describe, has_bf16, peaks
 from ifan.bench.measure import Effort, Row, entry_of, measure, threads, unmeasured
@@ -51,7 +52,7 @@ def run_suite(
     setting: Setting,
     effort: Callable[[Case], tuple[Effort, Sequence[str]]],
     say: Callable[[str], None] = lambda text: None,
-    adapt: Callable[[Setting], Setting] = lambda setting: setting,
+    adapt: Callable[[Setting, Case], Setting] = lambda setting, case: setting,
     find: Find | None = named,
 ) -> Iterator[Row]:
     """A row a case, as soon as it is measured; ``effort`` says how long and against whom, ``adapt`` may shorten what is
@@ -61,11 +62,26 @@ def run_suite(
     machine |= {"copy_gb_s": found.copy / 1e9, "gemm_gflop_s": {k: v / 1e9 for k, v in found.gemm.items()}}
     for index, case in enumerate(cases, 1):
         say(f"[{index}/{len(cases)}] {case.name}")
-        (how, against), adapted = effort(case), adapt(setting)
+        (how, against), adapted = effort(case), adapt(setting, case)
         if find is None:
             yield measure(case, adapted, how, found, machine, against)
         else:
             yield _apart(case, find, adapted, how, found, machine, against)
+
+
+def compile_ahead(cases: Sequence[Case], setting: Setting, find: Find = named) -> None:
+    """Fill torch.compile's cache on disk for these cases, all at once: compiling a large graph is mostly work for one
+    core. What goes wrong will go wrong again in the row, and is reported there."""
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(started(_compile, find, case.name, setting)) for case in cases]
+        for answer in waiting:
+            with contextlib.suppress(Exception):
+                answer(None)
+
+
+def _compile(_: Mark, find: Find, name: str, setting: Setting) -> None:
+    with threads(setting.threads):
+        find(name, setting.quick).build(setting).makers["compile"]()
 
 
 def _apart(
@@ -82,7 +98,7 @@ def _apart(
     while True:
         left = [name for name in against if name not in lost]
         try:
-            row = apart(_row, find, case.name, setting, effort, limits, machine, left)
+            row = apart(_row, find, case.name, setting, effort, limits, machine, left, timeout=setting.row_seconds)
         except Ended as end:
             if end.mark in left:
                 lost[end.mark] = entry_of("failed", str(end))

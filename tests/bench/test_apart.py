@@ -16,7 +16,7 @@ from ifan.bench.apart import Ended, Mark, apart
 from ifan.bench.machine import Peaks
 from ifan.bench.measure import Effort
 from ifan.bench.problem import Case, Problem, Ready, Setting
-from ifan.bench.suite import run_suite
+from ifan.bench.suite import compile_ahead, run_suite
 
 
 def aborting() -> None:
@@ -111,3 +111,24 @@ def test_a_rival_that_crashes_costs_only_its_own_figures(monkeypatch: pytest.Mon
     }
     assert entries["compile"]["note"] == entries["onnxruntime"]["note"] == dead
     assert list(well["ratios"]) == ["eager"]
+
+
+def noting(name: str, quick: bool) -> Case:
+    """Its compiled rival leaves a file with the modes it was asked for; or dies."""
+
+    def build(setting: Setting) -> Problem:
+        def compiled() -> Ready:
+            if name.startswith("crash"):
+                aborting()
+            (setting.folder / name.split()[0]).write_text(",".join(setting.compile_modes))
+            return Ready(right)
+
+        return Problem({"compile": compiled}, right, 1e-3)
+
+    return Case(name.split()[0], "2x2", "forward", build)
+
+
+def test_compiling_ahead_goes_through_all(tmp_path: Path) -> None:
+    cases = [noting(f"{name} 2x2 forward float32", False) for name in ("crash", "one")]
+    compile_ahead(cases, Setting(tmp_path, threads=1, compile_modes=("default",)), noting)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one": "default"}
