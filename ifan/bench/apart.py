@@ -18,6 +18,9 @@ Mark = Callable[[str], None]
 """Notes what the process is at, for `Ended`; costs less than a microsecond."""
 
 LONGEST = 64
+"""Of a mark, in bytes."""
+LEAVE = 10.0
+"""Seconds in which a process that has answered may tidy up."""
 
 
 class Ended(Exception):
@@ -64,6 +67,7 @@ def _wait(process: SpawnProcess, receiver: Connection, mark: Any, said: Path, ti
     except EOFError:
         process.join()
         raise Ended(_why(process.exitcode or 0, said), mark.value.decode()) from None
+    process.join(LEAVE)
     if not good:
         raise found
     return found

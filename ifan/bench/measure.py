@@ -184,7 +184,7 @@ def _rates(row: Row, limits: Peaks | None) -> None:
 
 
 def _wrong(error: float, tolerance: float) -> str:
-    return f"differs from the truth by {error:.2g} of the largest value; {tolerance:.2g} is accepted"
+    return f"differs from the truth by {error:.2g} of its size; {tolerance:.2g} is accepted"
 
 
 def _line(error: Exception) -> str:
