@@ -17,6 +17,7 @@ from ifan import ops
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.features import Features, Lanes, Moments, MomentsReduce, joined_moments, lane_moments, pooled_moments
 from ifan.graph import encoder_widths
+from ifan.ops.take_rows import take_rows
 
 EPSILON = 1e-3
 MOMENTUM = 0.01
@@ -46,7 +47,8 @@ class Reading:
         """
         if not self.training:
             return Features.of(self.lanes, x.expand(batch, -1, -1, -1), per_sample=True)
-        x = x.expand(self.lanes.rows.shape[0], -1, -1, -1) if x.shape[0] == 1 else x.index_select(0, self.lanes.rows)
+        rows = self.lanes.rows
+        x = x.expand(rows.shape[0], -1, -1, -1) if x.shape[0] == 1 else take_rows(x, rows)
         return self.fresh(x)
 
     def fresh(self, x: Tensor) -> Features:

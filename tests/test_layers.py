@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifan.config import TaskConfig
-from ifan.layers import ReEncoder
+from ifan.features import Lanes
+from ifan.layers import Reading, ReEncoder
+from ifan.ops.take_rows import take_rows
 
 FIVE = TaskConfig("mood", "classification", ("a", "b", "c", "d", "e"))
 
@@ -65,3 +67,38 @@ def test_maps_of_a_classification_are_those_of_convolutions_at_stride_2() -> Non
         torch.testing.assert_close(found, expected)
         if weight is not None:
             expected = F.max_pool2d(F.relu(F.conv2d(expected, weight)), 2)
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations on four dimensions, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        if any(isinstance(a, torch.Tensor) and a.dim() == 4 for a in arguments):
+            self.found.add(function.__name__.split(".")[0])
+        return function(*arguments, **(options or {}))
+
+
+def test_lanes_are_laid_out_by_an_operation_that_compilers_leave_whole() -> None:
+    rows = torch.tensor([1, 0, 1])
+    reading = Reading(Lanes(rows, (2, 1)), True, None)
+    x = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.rand(3, 3, 4, 4)
+    with Operations() as seen:
+        laid_out = reading.shared(x, 2).sources[0]
+        laid_out.backward(upstream)
+    assert {"take_rows", "take_rows_backward"} <= seen.found
+    assert not {"index", "index_select", "index_add", "index_add_", "index_put", "index_put_"} & seen.found
+    assert torch.equal(laid_out, x[rows])
+    torch.testing.assert_close(x.grad, torch.stack([upstream[1], upstream[0] + upstream[2]]))
+
+
+def test_rows_are_taken_as_an_operation_should() -> None:
+    rows = torch.tensor([1, 0, 1])
+    x = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(torch.ops.ifan.take_rows.default, (x, rows))
+    assert torch.autograd.gradcheck(lambda x: take_rows(x, rows), (x,))
+    assert take_rows(x, rows[:0]).shape == (0, 3)
