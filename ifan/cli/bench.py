@@ -105,7 +105,7 @@ class _Efforts:
             rivals = [name for name in self.rivals if any(name in goal.rivals for goal in mine)]
             memories = {goal.memory.rival for goal in mine if goal.memory} if self.memory else set[str]()
             watched = (OURS, *sorted(memories)) if memories else ()
-            return Effort(min(self.seconds, 5.0), 4, 60, watched, trace), rivals
+            return Effort(min(self.seconds, 4.0), 4, 60, watched, trace), rivals
         watched = (OURS, "eager") if self.memory and not self.quick else ()
         if self.quick:
             return Effort(min(self.seconds, 0.5), 3, 20, watched, trace), self.rivals
