@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -76,6 +77,7 @@ def _wait(process: SpawnProcess, receiver: Connection, mark: Any, said: Path, ti
 def _answer(sender: Connection, mark: Any, said: Path, function: Callable[..., Any], arguments: Any) -> None:
     """In the process: its own group, so that all of it can be ended; what it says kept, to tell why it died."""
     os.setsid()
+    threading.Thread(target=_follow_parent, daemon=True).start()
     with said.open("wb") as file:
         os.dup2(file.fileno(), 2)
 
@@ -87,6 +89,14 @@ def _answer(sender: Connection, mark: Any, said: Path, function: Callable[..., A
     except Exception as error:
         answer = False, error
     sender.send(answer)
+
+
+def _follow_parent() -> None:
+    """Ends this process and what it started when the one that waits for it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
 
 
 def _end(process: SpawnProcess) -> None:

@@ -83,8 +83,32 @@ def test_a_process_that_waits_is_ended_with_what_it_started(tmp_path: Path) -> N
         with pytest.raises(Ended, match="not finished in 0 s") as raised:
             answer(0.01)
     assert raised.value.mark == "wait"
-    stat = Path("/proc") / pid.read_text() / "stat"
-    until(lambda: not stat.exists() or stat.read_text().split()[2] == "Z")
+    until(lambda: gone(pid))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from test_apart import apart, found
+apart(found, "wait", Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes under /proc")
+def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=Path(__file__).parent)
+    pid = tmp_path / "pid"
+    until(pid.exists)
+    parent.kill()
+    parent.wait()
+    until(lambda: gone(pid))
+
+
+def gone(pid: Path) -> bool:
+    try:
+        return (Path("/proc") / pid.read_text() / "stat").read_text().split()[2] == "Z"
+    except OSError:
+        return True
 
 
 def until(true: Callable[[], bool]) -> None:
