@@ -17,6 +17,7 @@ from ifan import ops
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.features import Features, Lanes, Moments, MomentsReduce, joined_moments, lane_moments, pooled_moments
 from ifan.graph import encoder_widths
+from ifan.ops.take_rows import take_rows
 
 EPSILON = 1e-3
 MOMENTUM = 0.01
@@ -46,7 +47,8 @@ class Reading:
         """
         if not self.training:
             return Features.of(self.lanes, x.expand(batch, -1, -1, -1), per_sample=True)
-        x = x.expand(self.lanes.rows.shape[0], -1, -1, -1) if x.shape[0] == 1 else x.index_select(0, self.lanes.rows)
+        rows = self.lanes.rows
+        x = x.expand(rows.shape[0], -1, -1, -1) if x.shape[0] == 1 else take_rows(x, rows)
         return self.fresh(x)
 
     def fresh(self, x: Tensor) -> Features:
@@ -217,7 +219,12 @@ class ReEncoder(nn.Module):
     def forward(self, planes: Tensor) -> list[Tensor]:
         """Planes ``(B, width, S, S)`` to maps of side S / 4, S / 8 and S / 16."""
         first, *others = (cast(nn.Conv2d, c) for c in self.convolutions)
-        x = F.max_pool2d(F.relu(F.conv2d(F.pad(planes, self.padding), first.weight, stride=2)), 2)
+        x, stride = F.pad(planes, self.padding), 2
+        if first.kernel_size == (1, 1):
+            # The same sums. oneDNN's gradient of a 1x1 weight at stride 2 writes past its workspace where planes are
+            # channels-last and few, as torch.compile lays them out, and damages the heap (uxlfoundation/oneDNN 6035).
+            x, stride = x[:, :, ::2, ::2], 1
+        x = F.max_pool2d(F.relu(F.conv2d(x, first.weight, stride=stride)), 2)
         maps = [x]
         for convolution in others:
             x = F.max_pool2d(F.relu(convolution(x)), 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,23 +33,29 @@ class Effort:
 
 
 def measure(
-    case: Case, setting: Setting, effort: Effort, limits: Peaks | None, machine: dict[str, Any], against: Sequence[str]
+    case: Case,
+    setting: Setting,
+    effort: Effort,
+    limits: Peaks | None,
+    machine: dict[str, Any],
+    against: Sequence[str],
+    turn: Callable[[str], None] = lambda name: None,
 ) -> Row:
-    """Measure ``case`` with ifan and the rivals in ``against``; never raises for what a contender does.
+    """Measure ``case`` with ifan and the rivals in ``against``; never raises for what a contender does. ``turn`` is
+    told the name of each before it is prepared or runs.
 
     The row holds the case (name, op, shape, work, dtype, bytes, flop), ``machine``, ``contenders`` (each ``status`` ok,
     missing, failed or wrong, ``note``, ``error``, ``prepare_s``, ``ms`` with median, p20, p80 and count, ``extra_mb``),
     ``ratios`` of each rival's time to ours, ``best`` (the fastest rival), ours in ``gb_s`` and ``gflop_s`` with their
     shares of the machine's limits, and ``problem``, why there are no times.
     """
-    row: Row = {k: getattr(case, k) for k in ("name", "op", "shape", "work", "dtype", "bytes", "flop")}
-    row |= {**machine, "contenders": {}, "ratios": {}, "best": None, "problem": None}
+    row = unmeasured(case, machine)
     if case.needs_bf16 and not has_bf16(setting.device):
         return row | {"problem": "not applicable: no bfloat16 arithmetic here"}
     try:
         problem = case.build(setting)
-        ready = _prepare(problem, row["contenders"], [n for n in CONTENDERS if n == OURS or n in against])
-        _time(problem, ready, row, setting, effort)
+        ready = _prepare(problem, row["contenders"], [n for n in CONTENDERS if n == OURS or n in against], turn)
+        _time(problem, ready, row, setting, effort, turn)
     except Exception as error:  # one row must not end the others
         row["problem"] = f"failed: {_line(error)}"
     for name in effort.memory:
@@ -60,12 +66,27 @@ def measure(
     return row
 
 
-def _prepare(problem: Problem, entries: dict[str, Row], names: Sequence[str]) -> dict[str, Ready]:
+def unmeasured(case: Case, machine: dict[str, Any], problem: str | None = None) -> Row:
+    """A row without figures yet, or with the reason why there will be none."""
+    row: Row = {k: getattr(case, k) for k in ("name", "op", "shape", "work", "dtype", "bytes", "flop")}
+    row |= {**machine, "contenders": {}, "ratios": {}, "best": None, "problem": problem}
+    return row | dict.fromkeys(("gb_s", "gb_s_share", "gflop_s", "gflop_s_share"))
+
+
+def entry_of(status: str, note: str) -> Row:
+    """What a row says of a contender that has no time."""
+    return {"status": status, "note": note, "error": None, "prepare_s": None, "ms": None}
+
+
+def _prepare(
+    problem: Problem, entries: dict[str, Row], names: Sequence[str], turn: Callable[[str], None]
+) -> dict[str, Ready]:
     ready: dict[str, Ready] = {}
     for name in names:
         if name not in problem.makers:
             continue
-        entry = entries[name] = {"status": "ok", "note": "", "error": None, "prepare_s": None, "ms": None}
+        entry = entries[name] = entry_of("ok", "")
+        turn(name)
         began = time.perf_counter()
         try:
             one = problem.makers[name]()
@@ -88,14 +109,21 @@ def _prepare(problem: Problem, entries: dict[str, Row], names: Sequence[str]) ->
     return ready
 
 
-def _time(problem: Problem, ready: dict[str, Ready], row: Row, setting: Setting, effort: Effort) -> None:
+def _time(
+    problem: Problem,
+    ready: dict[str, Ready],
+    row: Row,
+    setting: Setting,
+    effort: Effort,
+    turn: Callable[[str], None],
+) -> None:
     entries = row["contenders"]
     if OURS not in ready:
         row["problem"] = f"ifan: {entries[OURS]['status']}: {entries[OURS]['note']}"
     if not ready:
         return
     runs = {name: _synchronised(name, one.run, setting.device) for name, one in ready.items()}
-    taken, last = interleave(runs, effort.seconds, effort.least, effort.most)
+    taken, last = interleave(runs, effort.seconds, effort.least, effort.most, turn=turn)
     if effort.trace:
         steps = {f"{name}, part by part": one.steps for name, one in ready.items() if one.steps}
         _trace({**runs, **steps}, row["name"], effort.trace)
@@ -156,7 +184,7 @@ def _rates(row: Row, limits: Peaks | None) -> None:
 
 
 def _wrong(error: float, tolerance: float) -> str:
-    return f"differs from the truth by {error:.2g} of the largest value; {tolerance:.2g} is accepted"
+    return f"differs from the truth by {error:.2g} of its size; {tolerance:.2g} is accepted"
 
 
 def _line(error: Exception) -> str:

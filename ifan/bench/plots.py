@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ifan.bench.measure import Row
-from ifan.bench.problem import CONTENDERS, OURS
+from ifan.bench.problem import CONTENDERS, OURS, RIVALS
 from ifan.evaluation.report import require_matplotlib
 
 COLOURS = dict(zip(CONTENDERS, ("#c0392b", "#7f8c8d", "#2980b9", "#16a085", "#8e44ad"), strict=True))
@@ -32,48 +32,63 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _bars(rows: Sequence[Row], path: Path) -> Path:
-    """How many times the rival's time is ours; the dashed line is ours."""
+    """How many times the rival's time is ours, to the right of 1 where ours is less; a bar a rival that ran."""
     from matplotlib.figure import Figure
 
-    names = [n for n in CONTENDERS if n != OURS and any(n in row["ratios"] for row in rows)]
-    figure = Figure(figsize=(9, 1.5 + 0.1 * len(rows) * (len(names) + 1)), layout="constrained")
-    axes, height = figure.add_subplot(), 0.8 / len(names)
-    for k, name in enumerate(names):
-        at = [i + k * height for i, row in enumerate(rows) if name in row["ratios"]]
-        ratios = [row["ratios"][name] for row in rows if name in row["ratios"]]
-        values = np.array([r["median"] for r in ratios])
-        spans = np.abs(np.array([[r["p20"], r["p80"]] for r in ratios]).T - values)
-        axes.barh(at, values, height, xerr=spans, label=name, color=COLOURS[name], error_kw={"linewidth": 0.6})
-    axes.axvline(1, color=COLOURS[OURS], linestyle="--")
-    axes.set_yticks([i + 0.4 - height / 2 for i in range(len(rows))], [_label(row) for row in rows], fontsize=7)
-    axes.set_ylim(len(rows), -0.5)
-    axes.set_xlabel(f"time of the rival / time of {OURS} (median of pairs, p20 to p80)")
+    bars = [[(row["ratios"][n], n) for n in RIVALS if n in row["ratios"]] for row in rows]
+    figure = Figure(figsize=(9, 1.2 + 0.17 * sum(len(row) + 1 for row in bars)), layout="constrained")
+    axes, at = figure.add_subplot(), 0.0
+    middles, shown = list[float](), set[str]()
+    for row in bars:
+        middles.append(at + (len(row) - 1) / 2)
+        for ratio, name in row:
+            median, low, high = (ratio[k] for k in ("median", "p20", "p80"))
+            label = None if name in shown else name
+            axes.barh(at, median - 1, 0.9, left=1, color=COLOURS[name], label=label)
+            axes.plot([low, high], [at, at], color="black", linewidth=0.6)
+            axes.annotate(f" {median:.2g}x", (max(high, 1), at), va="center", fontsize=6)
+            shown.add(name)
+            at += 1
+        at += 1
+    axes.axvline(1, color=COLOURS[OURS], linestyle="--", label=OURS)
+    axes.set_yticks(middles, [_label(row) for row in rows], fontsize=7)
+    axes.set_ylim(at - 0.5, -1)
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * 1.15)
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(f"time of the rival / time of {OURS} (median of pairs; line: p20 to p80)")
     axes.set_title(_machine(rows[0]), fontsize=8)
-    axes.legend(fontsize=7)
+    legend = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: CONTENDERS.index(pair[1]))
+    axes.legend(*zip(*legend, strict=True), fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)
     return path
 
 
 def _roofline(rows: Sequence[Row], path: Path) -> Path:
-    """FLOP a second over FLOP a byte, under the measured copy bandwidth and GEMM rate."""
+    """FLOP a second over FLOP a byte, under the measured copy bandwidth and GEMM rates."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    copy, gemm = rows[0]["copy_gb_s"], rows[0]["gemm_gflop_s"]
     intensity = np.array([row["flop"] / row["bytes"] for row in rows])
-    least = min(row["copy_gb_s"] and min(row["gemm_gflop_s"].values()) / row["copy_gb_s"] for row in rows)
-    reach = np.logspace(np.log10(min(intensity.min(), least) / 3), np.log10(intensity.max() * 3), 200)
-    for dtype, rate in rows[0]["gemm_gflop_s"].items():
-        axes.plot(reach, np.minimum(reach * rows[0]["copy_gb_s"], rate), color="black", linewidth=1)
-        axes.annotate(f"GEMM {dtype}", (reach[-1], rate), ha="right", va="bottom", fontsize=7)
-    for op in dict.fromkeys(row["op"] for row in rows):
-        points = [(row["flop"] / row["bytes"], row["gflop_s"]) for row in rows if row["op"] == op]
-        axes.plot(*zip(*points, strict=True), "o", label=op, markersize=5)
-    axes.set(
-        xscale="log", yscale="log", xlabel="FLOP a byte (compulsory traffic)", ylabel="GFLOP/s, as direct convolution"
-    )
+    least = min(intensity.min(), min(gemm.values()) / copy) / 3
+    reach = np.logspace(np.log10(least), np.log10(intensity.max() * 3), 200)
+    for dtype, rate in gemm.items():
+        axes.plot(reach, np.minimum(reach * copy, rate), color="black", linewidth=1)
+        axes.annotate(f"GEMM {dtype} {rate:.0f} GFLOP/s", (reach[-1], rate), ha="right", va="bottom", fontsize=7)
+    axes.annotate(f" copy {copy:.1f} GB/s", (reach[0], reach[0] * copy), va="top", fontsize=7)
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    for row in rows:
+        colour, marker = f"C{ops.index(row['op'])}", "o" if row["dtype"] == "float32" else "s"
+        axes.plot(row["flop"] / row["bytes"], row["gflop_s"], marker, color=colour, markersize=5, label=_label(row))
+    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte (compulsory traffic)")
+    axes.set_ylabel("GFLOP/s, counted as direct convolution")  # Winograd's may pass the roof
     axes.set_title(_machine(rows[0]), fontsize=8)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)
     return path
 

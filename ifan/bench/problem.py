@@ -36,7 +36,8 @@ class Ready:
 @dataclass(frozen=True)
 class Setting:
     """Where and how contenders run. ``folder`` keeps exported graphs; ``compile_seconds`` bounds each torch.compile;
-    ``quick`` = smaller sizes; ``ranges`` = on a GPU ifan's network part by part, without CUDA graphs."""
+    ``quick`` = smaller sizes; ``ranges`` = on a GPU ifan's network part by part, without CUDA graphs; ``mallopt``:
+    glibc keeps freed memory; ``row_seconds``: longest that the process of a row may take."""
 
     folder: Path
     device: str = "cpu"
@@ -45,6 +46,8 @@ class Setting:
     quick: bool = False
     compile_modes: tuple[str, ...] = ("default", "max-autotune")
     ranges: bool = False
+    mallopt: bool = True
+    row_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,22 @@
-"""All rows, and running a choice of them."""
+"""All rows, and running a choice of them, each in a process of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+from ifan.allocator import keep_freed_memory
+from ifan.bench.apart import Ended, Mark, apart, started
 from ifan.bench.cases import operations
 from ifan.bench.machine import Peaks, describe, has_bf16, peaks
-from ifan.bench.measure import Effort, Row, measure
+from ifan.bench.measure import Effort, Row, entry_of, measure, threads, unmeasured
 from ifan.bench.network import inference, training
 from ifan.bench.problem import Case, Setting
+from ifan.ranges import named_ranges
+
+Find = Callable[[str, bool], Case]
 
 
 def suite(quick: bool = False) -> list[Case]:
@@ -35,19 +42,82 @@ def limits(setting: Setting, cases: Sequence[Case]) -> Peaks:
     return peaks(setting.device, tuple(sorted(wanted)))
 
 
+def named(name: str, quick: bool) -> Case:
+    """The case called so."""
+    return next(case for case in suite(quick) if case.name == name)
+
+
 def run_suite(
     cases: Sequence[Case],
     setting: Setting,
     effort: Callable[[Case], tuple[Effort, Sequence[str]]],
     say: Callable[[str], None] = lambda text: None,
-    adapt: Callable[[Setting], Setting] = lambda setting: setting,
-) -> list[Row]:
-    """A row a case; ``effort`` says how long and against whom, ``adapt`` may shorten what is left of the time."""
+    adapt: Callable[[Setting, Case], Setting] = lambda setting, case: setting,
+    find: Find | None = named,
+) -> Iterator[Row]:
+    """A row a case, as soon as it is measured; ``effort`` says how long and against whom, ``adapt`` may shorten what is
+    left of the time. Each is measured in a process of its own, where ``find`` finds the case again by its name and
+    `Setting.quick`; without ``find``, in this one."""
     found, machine = limits(setting, cases), describe(setting.device)
     machine |= {"copy_gb_s": found.copy / 1e9, "gemm_gflop_s": {k: v / 1e9 for k, v in found.gemm.items()}}
-    rows = []
     for index, case in enumerate(cases, 1):
         say(f"[{index}/{len(cases)}] {case.name}")
-        how, against = effort(case)
-        rows.append(measure(case, adapt(setting), how, found, machine, against))
-    return rows
+        (how, against), adapted = effort(case), adapt(setting, case)
+        if find is None:
+            yield measure(case, adapted, how, found, machine, against)
+        else:
+            yield _apart(case, find, adapted, how, found, machine, against)
+
+
+def compile_ahead(cases: Sequence[Case], setting: Setting, find: Find = named) -> None:
+    """Fill torch.compile's cache on disk for these cases, all at once: compiling a large graph is mostly work for one
+    core. What goes wrong will go wrong again in the row, and is reported there."""
+    with contextlib.ExitStack() as stack:
+        waiting = [stack.enter_context(started(_compile, find, case.name, setting)) for case in cases]
+        for answer in waiting:
+            with contextlib.suppress(Exception):
+                answer(None)
+
+
+def _compile(_: Mark, find: Find, name: str, setting: Setting) -> None:
+    with threads(setting.threads):
+        find(name, setting.quick).build(setting).makers["compile"]()
+
+
+def _apart(
+    case: Case,
+    find: Find,
+    setting: Setting,
+    effort: Effort,
+    limits: Peaks,
+    machine: dict[str, Any],
+    against: Sequence[str],
+) -> Row:
+    """A rival that ends the process is left out of another attempt, and the row says what became of it."""
+    lost: dict[str, Row] = {}
+    while True:
+        left = [name for name in against if name not in lost]
+        try:
+            row = apart(_row, find, case.name, setting, effort, limits, machine, left, timeout=setting.row_seconds)
+        except Ended as end:
+            if end.mark in left:
+                lost[end.mark] = entry_of("failed", str(end))
+                continue
+            row = unmeasured(case, machine, f"failed: {end.mark + ': ' if end.mark else ''}{end}")
+        return row | {"contenders": row["contenders"] | lost}
+
+
+def _row(
+    turn: Mark,
+    find: Find,
+    name: str,
+    setting: Setting,
+    effort: Effort,
+    limits: Peaks,
+    machine: dict[str, Any],
+    against: Sequence[str],
+) -> Row:
+    if setting.mallopt:
+        keep_freed_memory()
+    with threads(setting.threads), named_ranges(setting.ranges):
+        return measure(find(name, setting.quick), setting, effort, limits, machine, against, turn)

@@ -46,12 +46,13 @@ def interleave(
     pause: float = 0.003,
     clock: Clock = time.perf_counter,
     rest: Callable[[float], Any] = time.sleep,
+    turn: Callable[[str], Any] = lambda name: None,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of each run in each round, and what each returned last.
 
     A round runs everybody once, beginning with another one each time. Rounds go on for ``seconds``, at least ``least``
     and at most ``most`` of them. Before each run is a ``pause``, in which the threads that the one before left spinning
-    go to sleep.
+    go to sleep, and ``turn`` is told whose it is.
     """
     names, began = list(runs), clock()
     taken: dict[str, list[float]] = {name: [] for name in names}
@@ -62,6 +63,7 @@ def interleave(
         first = index % len(names) if names else 0
         for name in names[first:] + names[:first]:
             last.pop(name, None)
+            turn(name)
             rest(pause)
             start = clock()
             last[name] = runs[name](index)

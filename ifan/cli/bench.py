@@ -14,12 +14,14 @@ import typer
 
 if TYPE_CHECKING:
     from ifan.bench.goals import Goal
-    from ifan.bench.measure import Effort
+    from ifan.bench.measure import Effort, Row
     from ifan.bench.problem import Case, Setting
 
 RIVALS = "eager,compile,onnxruntime,openvino"
 GOALS_SECONDS = 570.0
 """All that a run of the goals may take."""
+AHEAD_SECONDS = 240.0
+"""And what of it may go into torch.compile before the first row."""
 
 
 def bench(
@@ -38,6 +40,7 @@ def bench(
     compile_seconds: Annotated[float, typer.Option(help="Longest wait for torch.compile, a row.", min=0)] = 300.0,
     memory: Annotated[bool, typer.Option(help="Measure extra memory, in processes of their own.")] = True,
     mallopt: Annotated[bool, typer.Option(help="Let glibc keep freed memory, for every contender.")] = True,
+    apart: Annotated[bool, typer.Option(help="A process of its own for every row.")] = True,
     list_: Annotated[bool, typer.Option("--list", help="Print the rows' names and stop.")] = False,
 ) -> None:
     """Measure ops, inference and training against other ways to run the same network."""
@@ -65,9 +68,9 @@ def bench(
         keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, on_threads(threads), named_ranges(ranges):
         modes = ("default",) if quick else ("default", "max-autotune")
-        setting = Setting(Path(folder), device, threads, compile_seconds, quick, modes, ranges)
+        setting = Setting(Path(folder), device, threads, compile_seconds, quick, modes, ranges, mallopt)
         effort = _Efforts(quick, seconds, memory, trace, wanted, rivals, len(cases))
-        failed = _run(cases, setting, effort, wanted, json, plots)
+        failed = _run(cases, setting, effort, wanted, json, plots, apart)
     if failed:
         raise typer.Exit(1)
 
@@ -102,19 +105,27 @@ class _Efforts:
             rivals = [name for name in self.rivals if any(name in goal.rivals for goal in mine)]
             memories = {goal.memory.rival for goal in mine if goal.memory} if self.memory else set[str]()
             watched = (OURS, *sorted(memories)) if memories else ()
-            return Effort(min(self.seconds, 8.0), 4, 60, watched, trace), rivals
+            return Effort(min(self.seconds, 4.0), 4, 60, watched, trace), rivals
         watched = (OURS, "eager") if self.memory and not self.quick else ()
         if self.quick:
             return Effort(min(self.seconds, 0.5), 3, 20, watched, trace), self.rivals
         return Effort(self.seconds, 5, 100, watched, trace), self.rivals
 
-    def adapt(self, setting: Setting) -> Setting:
-        """A goals run gives torch.compile no more than twice a fair share of the time that is left."""
+    def adapt(self, setting: Setting, case: Case) -> Setting:
+        """A goals run gives torch.compile no more than twice a fair share of the time that is left, and compiles the
+        network only once: max-autotune times matrix products, and it has few."""
         share, self.left = 2 / (self.left + 1), self.left - 1
         if self.end is None:
             return setting
         spare = max(self.end - time.monotonic(), 0.0)
-        return replace(setting, compile_seconds=min(setting.compile_seconds, share * spare))
+        modes = setting.compile_modes[:1] if case.op == "network" else setting.compile_modes
+        seconds = min(setting.compile_seconds, share * spare)
+        return replace(setting, compile_seconds=seconds, compile_modes=modes, row_seconds=spare + 60)
+
+    def ahead(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases of a goals run whose compilation takes longest, minutes of it on one core."""
+        wanted = [case for case in cases if self.goals and case.work == "training step"]
+        return [case for case in wanted if "compile" in self(case)[1]]
 
 
 def _run(
@@ -124,23 +135,34 @@ def _run(
     wanted: Sequence[Goal],
     json: Path | None,
     plots: Path | None,
+    apart: bool,
 ) -> bool:
-    """Measure, print, write; true if a goal is not reached."""
+    """Measure, print, write after every row; true if a goal is not reached."""
     from ifan.bench import report
     from ifan.bench.goals import judge
     from ifan.bench.plots import draw
-    from ifan.bench.suite import run_suite
+    from ifan.bench.suite import compile_ahead, named, run_suite
     from ifan.evaluation.report import write_json
 
-    rows = run_suite(cases, setting, effort, lambda text: typer.echo(text, err=True), effort.adapt)
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    ahead = effort.ahead(cases) if apart else []
+    if len(ahead) > 1:
+        say("compiling the training steps")
+        compile_ahead(ahead, replace(setting, compile_modes=setting.compile_modes[:1], compile_seconds=AHEAD_SECONDS))
+    rows: list[Row] = []
+    for row in run_suite(cases, setting, effort, say, effort.adapt, named if apart else None):
+        rows.append(row)
+        target = json or (_results(row) if not setting.quick else None)
+        if target:
+            write_json(report.as_json(rows, judge(wanted, rows)), target)
     verdicts = judge(wanted, rows)
     typer.echo(report.heading(rows[0]) + "\n")
     typer.echo(report.markdown(rows))
     if verdicts:
         typer.echo("\n" + report.verdict_table(verdicts))
-    target = json or (_results(rows[0]) if not setting.quick else None)
     if target:
-        write_json(report.as_json(rows, verdicts), target)
         typer.echo(f"\nrows: {target}")
     if plots:
         typer.echo("\nplots: " + ", ".join(str(path) for path in draw(rows, plots)))

@@ -107,7 +107,8 @@ class FeedbackGraph(nn.Module):
 
     def _task(self, path: _Path, x: Tensor, maps: list[list[Tensor]]) -> Tensor:
         task, later = path
-        kind, skips = self.config.tasks[task], list[list[Tensor]]()
+        kind = self.config.tasks[task]
+        skips: list[list[Tensor]] = []  # torch.compile cannot call list[...]
         for i, block in enumerate(self.down_blocks):
             skips.append([x, *block([x], path)])
             tap = [*skips[-1], x, *maps[i]]
@@ -258,7 +259,7 @@ class _Block(nn.Module):
         self.convolutions = block.convolutions
 
     def forward(self, sources: list[Tensor], path: _Path) -> list[Tensor]:
-        grown = list[Tensor]()
+        grown: list[Tensor] = []
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             grown.append(convolution(norm(torch.cat([*sources, *grown], 1), path)))
         return grown

@@ -43,7 +43,7 @@ def test_statuses_and_ratios() -> None:
     assert found["best"] == "eager"
     assert found["ratios"]["eager"]["median"] > 2
     assert found["contenders"]["compile"]["ms"] is None
-    assert "0.05 of the largest value; 0.001 is accepted" in found["contenders"]["compile"]["note"]
+    assert "0.05 of its size; 0.001 is accepted" in found["contenders"]["compile"]["note"]
     assert found["contenders"]["onnxruntime"]["note"] == "RuntimeError: boom and more"
     assert found["contenders"]["eager"]["ms"]["count"] == 3
     assert found["gb_s"] == pytest.approx(1000 / found["contenders"]["ifan"]["ms"]["median"] / 1e6)

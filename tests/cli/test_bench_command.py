@@ -47,7 +47,7 @@ def goals_file(folder: Path, row: str, floor: float) -> Path:
 def test_goals_decide_the_exit_code(run, one_case: str, tmp_path: Path, floor: float, code: int) -> None:
     table = tmp_path / "out.json"
     arguments = ("--goals-file", goals_file(tmp_path, one_case, floor), "--json", table, "--no-mallopt")
-    found, text, errors = run("bench", *arguments, "--seconds", 0)
+    found, text, errors = run("bench", *arguments, "--seconds", 0, "--no-apart")
     assert found == code
     assert f"| {one_case} | eager |" in text
     assert ("reached" if code == 0 else "falls short") in text
@@ -58,9 +58,28 @@ def test_goals_decide_the_exit_code(run, one_case: str, tmp_path: Path, floor: f
     assert tree["rows"][0]["threads"] == 2
 
 
+def test_rows_are_written_as_they_come(one_case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was measured before Ctrl-C is there, with verdicts, and nothing else beside it."""
+    from ifan.bench import suite
+    from ifan.cli.main import main
+
+    def interrupted(setting: Setting) -> Problem:
+        raise KeyboardInterrupt
+
+    cases = [*suite.suite(), Case("later", "1", "forward", interrupted)]
+    monkeypatch.setattr("ifan.bench.suite.suite", lambda quick=False: cases)
+    folder = tmp_path / "new"
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main(["bench", "--json", str(folder / "out.json"), "--no-mallopt", "--no-memory", "--no-apart", "--seconds=0"])
+    assert [row["name"] for row in json.loads((folder / "out.json").read_text())["rows"]] == [one_case]
+    assert [path.name for path in folder.iterdir()] == ["out.json"]
+
+
 def test_threads_are_as_before_afterwards(run, one_case: str, tmp_path: Path) -> None:
     before = torch.get_num_threads()
-    code, _, _ = run("bench", "--threads", before + 3, "--json", tmp_path / "o.json", "--no-mallopt", "--no-memory")
+    code, _, _ = run(
+        "bench", "--threads", before + 3, "--json", tmp_path / "o.json", "--no-mallopt", "--no-memory", "--no-apart"
+    )
     assert code == 0
     assert torch.get_num_threads() == before
     assert json.loads((tmp_path / "o.json").read_text())["rows"][0]["threads"] == before + 3

@@ -1,0 +1,104 @@
+"""Layers of the network."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ifan.config import TaskConfig
+from ifan.features import Lanes
+from ifan.layers import Reading, ReEncoder
+from ifan.ops.take_rows import take_rows
+
+FIVE = TaskConfig("mood", "classification", ("a", "b", "c", "d", "e"))
+
+STEP = """
+import torch
+from ifan.layers import ReEncoder
+from test_layers import FIVE
+
+encoder = ReEncoder(FIVE)
+planes = torch.rand(2, 5, 64, 64).to(memory_format=torch.channels_last)
+for _ in range(3):
+    sum(x.sum() for x in encoder(planes)).backward()
+print("done")
+"""
+
+
+class Convolutions(TorchDispatchMode):
+    """Kernel and stride of every convolution, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[int], list[int]]] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        name = function.__name__.split(".")[0]
+        if name == "convolution":
+            self.found.append((name, list(arguments[1].shape[2:]), list(arguments[3])))
+        elif name == "convolution_backward":
+            self.found.append((name, list(arguments[2].shape[2:]), list(arguments[4])))
+        return function(*arguments, **(options or {}))
+
+
+def test_channels_last_planes_of_few_classes_can_be_trained_on() -> None:
+    """In a process of its own: where oneDNN runs a strided 1x1 convolution backward, this one damages the heap."""
+    with Convolutions() as seen:
+        planes = torch.rand(1, 5, 32, 32).to(memory_format=torch.channels_last)
+        sum(x.sum() for x in ReEncoder(FIVE)(planes)).backward()
+    assert len(seen.found) == 6
+    assert all(stride == [1, 1] for _, kernel, stride in seen.found if kernel == [1, 1])
+    command = [sys.executable, "-c", STEP]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+
+
+def test_maps_of_a_classification_are_those_of_convolutions_at_stride_2() -> None:
+    torch.manual_seed(0)
+    encoder, planes = ReEncoder(FIVE), torch.rand(2, 5, 32, 32)
+    weights = [c.weight for c in encoder.convolutions]
+    expected = F.max_pool2d(F.relu(F.conv2d(planes, weights[0], stride=2)), 2)
+    for found, weight in zip(encoder(planes), [*weights[1:], None], strict=True):
+        torch.testing.assert_close(found, expected)
+        if weight is not None:
+            expected = F.max_pool2d(F.relu(F.conv2d(expected, weight)), 2)
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations on four dimensions, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        if any(isinstance(a, torch.Tensor) and a.dim() == 4 for a in arguments):
+            self.found.add(function.__name__.split(".")[0])
+        return function(*arguments, **(options or {}))
+
+
+def test_lanes_are_laid_out_by_an_operation_that_compilers_leave_whole() -> None:
+    rows = torch.tensor([1, 0, 1])
+    reading = Reading(Lanes(rows, (2, 1)), True, None)
+    x = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.rand(3, 3, 4, 4)
+    with Operations() as seen:
+        laid_out = reading.shared(x, 2).sources[0]
+        laid_out.backward(upstream)
+    assert {"take_rows", "take_rows_backward"} <= seen.found
+    assert not {"index", "index_select", "index_add", "index_add_", "index_put", "index_put_"} & seen.found
+    assert torch.equal(laid_out, x[rows])
+    torch.testing.assert_close(x.grad, torch.stack([upstream[1], upstream[0] + upstream[2]]))
+
+
+def test_rows_are_taken_as_an_operation_should() -> None:
+    rows = torch.tensor([1, 0, 1])
+    x = torch.rand(2, 3, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(torch.ops.ifan.take_rows.default, (x, rows))
+    assert torch.autograd.gradcheck(lambda x: take_rows(x, rows), (x,))
+    assert take_rows(x, rows[:0]).shape == (0, 3)
