@@ -46,7 +46,10 @@ class Reading:
         """
         if not self.training:
             return Features.of(self.lanes, x.expand(batch, -1, -1, -1), per_sample=True)
-        x = x.expand(self.lanes.rows.shape[0], -1, -1, -1) if x.shape[0] == 1 else x.index_select(0, self.lanes.rows)
+        if x.shape[0] == 1:
+            x = x.expand(self.lanes.rows.shape[0], -1, -1, -1)
+        elif not self.lanes.in_order:
+            x = x.index_select(0, self.lanes.rows)
         return self.fresh(x)
 
     def fresh(self, x: Tensor) -> Features:

@@ -27,7 +27,8 @@ class EMA:
         move = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))  # of all tensors in one call
         pairs = [(self.shadow[name], value) for name, value in model.state_dict().items()]
         floating = [(shadow, value.to(shadow.dtype)) for shadow, value in pairs if shadow.is_floating_point()]
-        move([shadow for shadow, _ in floating], [value for _, value in floating], step)
+        if floating:
+            move([shadow for shadow, _ in floating], [value for _, value in floating], step)
         for shadow, value in pairs:
             if not shadow.is_floating_point():
                 shadow.copy_(value)
