@@ -41,57 +41,73 @@ void encode_backward(Address gradient, Address parsing, Address logits, const st
   IFAN_PICK(encode_backward)(call);
 }
 
-// Addresses in the order logits, targets, weights, gradient; `settings`: parsing smoothing, class smoothing, wing width and
-// curvature; `of_tasks`: task weights, denominators; `results`: total, losses, counts, divisors. False: a label is out of range.
-bool hybrid_loss(const std::array<Address, 4>& parsing, const Sizes& logits_shape, const std::array<int64_t, 2>& labels_shape,
-                 const std::array<Address, 4>& points, const std::array<int64_t, 2>& points_shape,
-                 const std::array<Address, 3>& classes, int64_t rows, const std::vector<int64_t>& sizes,
-                 const std::array<double, 4>& settings, const std::string& point_loss, const std::array<Address, 2>& of_tasks,
-                 const std::array<Address, 4>& results, int threads) {
-  HybridLoss call{};
-  call.parsing = {read(parsing[0]), reinterpret_cast<const uint8_t*>(parsing[1]), read(parsing[2]), logits_shape[0],
-                  logits_shape[1], logits_shape[2], logits_shape[3], labels_shape[0], labels_shape[1],
-                  static_cast<float>(settings[0]), written(parsing[3])};
-  call.points = {read(points[0]), read(points[1]), read(points[2]), points_shape[0], points_shape[1],
-                 point_loss_of(point_loss), settings[2], settings[3], written(points[3])};
-  call.classes = {read(classes[0]), reinterpret_cast<const int64_t*>(classes[1]), sizes.data(), rows,
-                  static_cast<int64_t>(sizes.size()), settings[1], written(classes[2])};
-  call.task_weights = read(of_tasks[0]), call.denominators = read(of_tasks[1]);
-  call.total = written(results[0]), call.losses = written(results[1]);
-  call.counts = written(results[2]), call.divisors = written(results[3]);
-  call.threads = threads;
-  py::gil_scoped_release release;
-  const Outcome outcome = IFAN_PICK(hybrid_loss)(call);
-  if (outcome == Outcome::out_of_memory) throw std::bad_alloc();
-  return outcome == Outcome::done;
-}
+// hybrid_loss for calls of one kind: shapes and settings are told once, addresses every time. `settings`: parsing smoothing, class
+// smoothing, wing width and curvature.
+class HybridLossKernel {
+ public:
+  HybridLossKernel(const Sizes& logits, const std::array<int64_t, 2>& labels, const std::array<int64_t, 2>& points, int64_t rows,
+                   const std::vector<int64_t>& sizes, const std::array<double, 4>& settings, const std::string& point_loss)
+      : sizes_(sizes) {
+    ParsingTask& parsing = kind_.parsing;
+    parsing.images = logits[0], parsing.classes = logits[1], parsing.height = logits[2], parsing.width = logits[3];
+    parsing.label_height = labels[0], parsing.label_width = labels[1], parsing.smoothing = static_cast<float>(settings[0]);
+    kind_.points.rows = points[0], kind_.points.count = points[1], kind_.points.kind = point_loss_of(point_loss);
+    kind_.points.width = settings[2], kind_.points.curvature = settings[3];
+    kind_.classes.rows = rows, kind_.classes.tasks = static_cast<int64_t>(sizes.size()), kind_.classes.smoothing = settings[1];
+  }
 
-// `of_tasks`: task weights, losses, divisors; of each prediction what forward made, its gradient and the number of values; rows
-// of classifications.
-void hybrid_loss_backward(const std::array<Address, 2>& upstream, const std::array<Address, 3>& of_tasks,
-                          const std::array<int64_t, 3>& parsing, bool has_parsing, const std::array<int64_t, 3>& points,
-                          bool has_points, const std::array<int64_t, 3>& classes, const std::vector<int64_t>& sizes,
-                          Address weights_gradient, int threads) {
-  HybridLossBackward call{};
-  call.total = read(upstream[0]), call.of_losses = read(upstream[1]);
-  call.task_weights = read(of_tasks[0]), call.losses = read(of_tasks[1]), call.divisors = read(of_tasks[2]);
-  call.parsing = {has_parsing, read(parsing[0]), written(parsing[1]), parsing[2]};
-  call.points = {has_points, read(points[0]), written(points[1]), points[2]};
-  call.classes_made = read(classes[0]), call.classes_gradient = written(classes[1]), call.rows = classes[2];
-  call.sizes = sizes.data(), call.class_tasks = static_cast<int64_t>(sizes.size());
-  call.weights_gradient = written(weights_gradient);
-  call.threads = threads;
-  py::gil_scoped_release release;
-  IFAN_PICK(hybrid_loss_backward)(call);
-}
+  // Those not needed are 0. False: a label is out of range.
+  bool forward(Address logits, Address labels, Address class_weights, Address points, Address points_target, Address points_weight,
+               Address class_logits, Address class_targets, Address task_weights, Address denominators, Address logits_made,
+               Address points_made, Address classes_made, Address total, Address losses, Address counts, Address kept, int threads) const {
+    HybridLoss call = kind_;
+    call.parsing.logits = read(logits), call.parsing.labels = reinterpret_cast<const uint8_t*>(labels);
+    call.parsing.class_weights = read(class_weights), call.parsing.gradient = written(logits_made);
+    call.points.points = read(points), call.points.target = read(points_target), call.points.weight = read(points_weight);
+    call.points.gradient = written(points_made);
+    call.classes.logits = read(class_logits), call.classes.targets = reinterpret_cast<const int64_t*>(class_targets);
+    call.classes.sizes = sizes_.data(), call.classes.gradient = written(classes_made);
+    call.task_weights = read(task_weights), call.denominators = read(denominators);
+    call.total = written(total), call.losses = written(losses), call.counts = written(counts), call.kept = written(kept);
+    call.threads = threads;
+    py::gil_scoped_release release;
+    const Outcome outcome = IFAN_PICK(hybrid_loss)(call);
+    if (outcome == Outcome::out_of_memory) throw std::bad_alloc();
+    return outcome == Outcome::done;
+  }
+
+  // What forward made and kept, and where the gradients go, which may be the same places. Those not needed are 0.
+  void backward(Address total, Address of_losses, Address kept, Address logits_made, Address points_made, Address classes_made,
+                Address logits, Address points, Address classes, Address losses, Address task_weights, int threads) const {
+    const ParsingTask& parsing = kind_.parsing;
+    HybridLossBackward call{};
+    call.total = read(total), call.of_losses = read(of_losses), call.kept = read(kept);
+    call.parsing = {parsing.classes > 0, read(logits_made), written(logits),
+                    parsing.images * parsing.classes * parsing.height * parsing.width};
+    call.points = {kind_.points.count > 0, read(points_made), written(points), 2 * kind_.points.rows * kind_.points.count};
+    call.classes_made = read(classes_made), call.classes_gradient = written(classes);
+    call.sizes = sizes_.data(), call.rows = kind_.classes.rows, call.class_tasks = kind_.classes.tasks;
+    call.losses = read(losses), call.weights_gradient = written(task_weights);
+    call.threads = threads;
+    py::gil_scoped_release release;
+    IFAN_PICK(hybrid_loss_backward)(call);
+  }
+
+ private:
+  std::vector<int64_t> sizes_;
+  HybridLoss kind_{};
+};
 
 }  // namespace
 
 void bind_predictions(py::module_& module) {
   module.def("encode_forward", &encode_forward);
   module.def("encode_backward", &encode_backward);
-  module.def("hybrid_loss", &hybrid_loss);
-  module.def("hybrid_loss_backward", &hybrid_loss_backward);
+  py::class_<HybridLossKernel>(module, "HybridLoss")
+      .def(py::init<const Sizes&, const std::array<int64_t, 2>&, const std::array<int64_t, 2>&, int64_t, const std::vector<int64_t>&,
+                    const std::array<double, 4>&, const std::string&>())
+      .def("forward", &HybridLossKernel::forward)
+      .def("backward", &HybridLossKernel::backward);
 }
 
 }  // namespace ifan

@@ -31,12 +31,13 @@ class Lanes:
 
     ``rows`` (N,) int64: the sample of each lane, grouped by task in the configuration's order; ``segments``: lanes of
     each task, zeros allowed, summing to N; ``global_segments``: the same over all processes, where several train
-    together.
+    together; ``in_order``: ``rows`` are 0 to N - 1, so that a row a sample is a row a lane.
     """
 
     rows: Tensor
     segments: tuple[int, ...]
     global_segments: tuple[int, ...] = ()
+    in_order: bool = False
 
     def __post_init__(self) -> None:
         if self.rows.dim() != 1 or sum(self.segments) != self.rows.shape[0] or min(self.segments, default=0) < 0:

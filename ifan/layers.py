@@ -47,8 +47,10 @@ class Reading:
         """
         if not self.training:
             return Features.of(self.lanes, x.expand(batch, -1, -1, -1), per_sample=True)
-        rows = self.lanes.rows
-        x = x.expand(rows.shape[0], -1, -1, -1) if x.shape[0] == 1 else take_rows(x, rows)
+        if x.shape[0] == 1:
+            x = x.expand(self.lanes.rows.shape[0], -1, -1, -1)
+        elif not self.lanes.in_order:
+            x = take_rows(x, self.lanes.rows)
         return self.fresh(x)
 
     def fresh(self, x: Tensor) -> Features:

@@ -52,6 +52,8 @@ def ranged(name: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arg
     def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
         @functools.wraps(function)
         def named(*arguments: _Arguments.args, **options: _Arguments.kwargs) -> _Result:
+            if not _on:
+                return function(*arguments, **options)
             with span(name):
                 return function(*arguments, **options)
 

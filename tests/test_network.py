@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from golden import BATCH, FILE, ITERATIONS, SIZES, images, network, reference_outputs, sample
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,7 +17,7 @@ from ifan import ops
 from ifan.config import EMOTIONS, PAPER_TASKS, NetworkConfig, TaskConfig, load_config
 from ifan.graph import graph, macs
 from ifan.layers import TaskNorm
-from ifan.network import IFAN, Lanes, released
+from ifan.network import IFAN, Lanes, Predictions, released
 
 TINY = NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, iterations=2)
 
@@ -180,6 +181,31 @@ def test_training_with_batch_statistics_equals_one_task_at_a_time() -> None:
     points = model(x[2:4], Lanes(torch.arange(2), (0, 2, 0)), iterations=1)[-1].points
     torch.testing.assert_close(together.parsing_logits, parsing, rtol=0, atol=1e-9)
     torch.testing.assert_close(together.points, points, rtol=0, atol=1e-9)
+
+
+def test_one_pass_in_training_lays_pixels_out_by_lane() -> None:
+    """Which is what laying the stem's output out by lane gives, sample by sample and in every gradient."""
+    torch.manual_seed(0)
+    model = IFAN(replace(TINY, iterations=1, dropout=0.0)).train()
+    faces, segments = torch.randint(0, 256, (5, 3, 32, 32)), (1, 2, 1)
+    lanes = Lanes(torch.tensor([3, 0, 4, 1]), segments)
+
+    def values(found: Predictions) -> list[torch.Tensor]:
+        return [found.parsing_logits, found.points, *found.class_logits.values()]
+
+    def gradients(found: Predictions) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(sum(v.square().sum() for v in values(found)), list(model.parameters())))
+
+    once = model(faces, lanes, 1)[0]
+    image_share = F.conv2d(model.preprocess(faces), model.stem.weight[:, :3], padding=3)
+    later = model.iterate(image_share, model.first_planes(), lanes, training=True, later=False)
+    assert {name: rows.tolist() for name, rows in once.rows.items()} == {
+        "parsing": [3],
+        "landmarks": [0, 4],
+        "emotion": [1],
+    }
+    for a, b in zip(values(once) + gradients(once), values(later) + gradients(later), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_gradient_crosses_iterations_only_when_asked() -> None:

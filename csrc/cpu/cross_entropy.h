@@ -7,6 +7,8 @@ namespace IFAN_ISA {
 
 constexpr int64_t kIgnored = 255;  // label of pixels that do not count
 constexpr int64_t kFar = 128;      // pixels whose logits and gradients are asked for ahead
+constexpr int64_t kFactors = 16;   // pixels without weights of their own share a logarithm: sum of log = log of product,
+constexpr int64_t kMostUnweighted = 200;  // which a float holds for so many classes, as a sum of exponentials is at most their number
 
 struct Sums {
   double loss, weight;
@@ -14,7 +16,7 @@ struct Sums {
 
 struct CrossEntropy {
   int64_t classes;
-  const float* class_weights;  // (classes)
+  const float* class_weights;  // (classes), or null: 1, for at most kMostUnweighted classes
   float smoothing;
 };
 
@@ -34,12 +36,12 @@ inline __attribute__((always_inline)) void unrolled(Visit visit) {
 // For n pixels, whole vectors of them; false if a label is of no class and neither -1 nor 255, which do not count. `fixed`: the number
 // of classes where it is known to the compiler, which then keeps a pixel's exponentials in registers; else 0, and they go to
 // `exponentials`, a vector a class.
-template <int fixed, bool smooth>
+template <int fixed, bool smooth, bool weighted>
 bool cross_entropy(const CrossEntropy& loss, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials, Sums* sums) {
   const int64_t classes = fixed ? fixed : loss.classes;
   const float own_share = 1 - loss.smoothing, each = loss.smoothing / static_cast<float>(classes);
   const bool far = pixels.values != pixels.gradient;
-  Vec losses{}, weights{}, registers[fixed ? fixed : 1];
+  Vec losses{}, weights{}, product = Vec{} + 1.f, registers[fixed ? fixed : 1];
   Int wrong{};
   const auto keep = [&](int64_t k, Vec v) { fixed ? void(registers[k] = v) : store(exponentials + k * kWidth, v); };
   const auto kept = [&](int64_t k) { return fixed ? registers[k] : load(exponentials + k * kWidth); };
@@ -63,15 +65,22 @@ bool cross_entropy(const CrossEntropy& loss, const Pixels& pixels, const int32_t
       most = v > most ? v : most;
     });
     Vec sum{}, total{}, own{}, weight{};
+    if (!weighted) weight = (label >= 0) & (label < static_cast<int32_t>(classes)) ? Vec{} + 1.f : weight;
     each_class([&](int64_t k) {
       const Vec d = kept(k) - most, e = exponential(d);
       own = label == static_cast<int32_t>(k) ? d : own;
-      weight = label == static_cast<int32_t>(k) ? Vec{} + loss.class_weights[k] : weight;
+      if (weighted) weight = label == static_cast<int32_t>(k) ? Vec{} + loss.class_weights[k] : weight;
       if (smooth) total += d;
       sum += e;
       keep(k, e);
     });
-    losses += weight * (logarithm(sum) - own * own_share - total * each);
+    if (weighted) {
+      losses += weight * (logarithm(sum) - own * own_share - total * each);
+    } else {
+      losses -= weight * (own * own_share + total * each);
+      product *= weight > 0.f ? sum : weight + 1.f;
+      if (i / kWidth % kFactors == kFactors - 1) losses += logarithm(product), product = Vec{} + 1.f;
+    }
     weights += weight;
     const Vec factor = weight / sum, of_own = weight * own_share, of_each = weight * each;
     each_class([&](int64_t k) {
@@ -80,6 +89,7 @@ bool cross_entropy(const CrossEntropy& loss, const Pixels& pixels, const int32_t
       store(pixels.gradient + k * pixels.stride + i, label == static_cast<int32_t>(k) ? g - of_own : g);
     });
   }
+  if (!weighted) losses += logarithm(product);
   sums->loss += static_cast<double>(sum_of(losses));
   sums->weight += static_cast<double>(sum_of(weights));
   bool right = true;
@@ -89,8 +99,11 @@ bool cross_entropy(const CrossEntropy& loss, const Pixels& pixels, const int32_t
 
 template <int fixed>
 bool cross_entropy(const CrossEntropy& loss, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials, Sums* sums) {
-  return loss.smoothing > 0 ? cross_entropy<fixed, true>(loss, pixels, labels, n, exponentials, sums)
-                            : cross_entropy<fixed, false>(loss, pixels, labels, n, exponentials, sums);
+  const bool smooth = loss.smoothing > 0;
+  if (loss.class_weights) return smooth ? cross_entropy<fixed, true, true>(loss, pixels, labels, n, exponentials, sums)
+                                        : cross_entropy<fixed, false, true>(loss, pixels, labels, n, exponentials, sums);
+  return smooth ? cross_entropy<fixed, true, false>(loss, pixels, labels, n, exponentials, sums)
+                : cross_entropy<fixed, false, false>(loss, pixels, labels, n, exponentials, sums);
 }
 
 // Nine and eleven classes are those of the parsing datasets.

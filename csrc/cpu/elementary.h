@@ -14,6 +14,19 @@ inline To bits_of(From v) {
   return bits;
 }
 
+#if defined(__AVX512F__)
+// e^x = 2^t, t = x log2 e: 2^floor(t), which AVX-512 multiplies by in one instruction, times a polynomial of degree 6 on [0, 1) of what
+// is left (fitted for the least relative error with 1 at 0, 2e-9; rounding of t makes it 6e-8 (1 + |x|)).
+inline Vec exponential(Vec x) {
+  const Vec t = x * 1.44269504f, r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  Vec p = r * 2.1612915732280302e-4f + 1.2467846192077553e-3f;
+  p = p * r + 9.675451598362042e-3f;
+  p = p * r + 5.548528060051067e-2f;
+  p = p * r + 0.24022930555698332f;
+  p = p * r + 0.6931470444428909f;
+  return _mm512_scalef_ps(p * r + 1.f, t);
+}
+#else
 // e^x for x up to 88 by 2^n times a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2] (fitted for the least relative error, 3e-9;
 // rounding makes it 2e-7). Below -87 it stays at 1.6e-38.
 inline Vec exponential(Vec x) {
@@ -29,6 +42,7 @@ inline Vec exponential(Vec x) {
   const Int power = (bits_of<Int>(shifted) << 23) + (127 << 23);
   return (p * r + 1.f) * bits_of<Vec>(power);
 }
+#endif
 
 // ln x for positive normal x, by the exponent and a polynomial on [sqrt 1/2, sqrt 2] (Cephes' coefficients).
 inline Vec logarithm(Vec x) {

@@ -155,7 +155,8 @@ Outcome parsing_loss(const ParsingTask& task, int threads, Sums* sums) {
   if (made && count && task.width) {
     for (int64_t k = 0; k < task.classes; ++k) floats[k] = k == kIgnored ? 0 : task.class_weights ? task.class_weights[k] : 1;
     for (int64_t y = 0; y < task.label_height; ++y) taps[task.label_width + y] = tap_of(y, task.height, task.label_height);
-    Parsing parsing{task, {task.classes, floats, task.smoothing}, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
+    const bool weighted = task.class_weights || task.classes > kMostUnweighted;
+    Parsing parsing{task, {task.classes, weighted ? floats : nullptr, task.smoothing}, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
                     floats + task.classes + task.width};
     parallel_for(count, 1, threads, same ? chunks : strips, &parsing);
     made = !parsing.failed, wrong = parsing.wrong;
@@ -207,11 +208,12 @@ void class_loss(const float* z, int64_t size, int64_t label, double smoothing, f
 
 Outcome hybrid_loss(const HybridLoss& call) {
   const ClassTasks& classes = call.classes;
+  const int64_t tasks = (call.parsing.classes > 0) + (call.points.count > 0) + classes.tasks;
   int64_t task = 0, width = 0;
   double total = 0;
   const auto finish = [&](const Sums& sums) {
     const float divisor = call.denominators ? call.denominators[task] : static_cast<float>(sums.weight);
-    call.divisors[task] = divisor;
+    call.kept[task] = call.task_weights[task], call.kept[tasks + task] = divisor;
     call.counts[task] = static_cast<float>(sums.weight);
     call.losses[task] = divisor > 0 ? static_cast<float>(sums.loss / static_cast<double>(divisor)) : 0;
     total += static_cast<double>(call.task_weights[task]) * static_cast<double>(call.losses[task]);

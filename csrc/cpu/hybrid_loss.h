@@ -51,7 +51,8 @@ struct HybridLoss {
   const float* task_weights;          // (T)
   const float* denominators;          // (T) or null: the counts
   float* total;                       // sum of weight x loss
-  float *losses, *counts, *divisors;  // (T): sum / divisor, 0 where the divisor is; sums of weights; the divisors used
+  float *losses, *counts;             // (T): sum / divisor, 0 where the divisor is; sums of weights
+  float* kept;                        // (2, T) for backward: the task weights, and the divisors used
   int threads;
 };
 
@@ -67,13 +68,14 @@ struct MadeGradient {
 
 struct HybridLossBackward {
   const float *total, *of_losses;                 // the arriving gradients, () and (T); null: 0
-  const float *task_weights, *losses, *divisors;  // (T)
+  const float* kept;               // (2, T) of forward
   MadeGradient parsing, points;
   const float* classes_made;  // (rows, sum of sizes)
   float* classes_gradient;
   const int64_t* sizes;  // (class_tasks)
   int64_t rows, class_tasks;
-  float* weights_gradient;  // (T)
+  const float* losses;      // (T)
+  float* weights_gradient;  // (T) or null: not wanted, nor are the losses
   int threads;
 };
 

@@ -21,10 +21,11 @@ void scale(void* context, int64_t begin, int64_t end) {
 }  // namespace
 
 void hybrid_loss_backward(const HybridLossBackward& call) {
+  const int64_t tasks = call.parsing.present + call.points.present + call.class_tasks;
   int64_t task = 0, width = 0;
   const auto factor = [&] {
-    const float arriving = (call.total ? *call.total * call.task_weights[task] : 0) + (call.of_losses ? call.of_losses[task] : 0);
-    const float divisor = call.divisors[task++];
+    const float arriving = (call.total ? *call.total * call.kept[task] : 0) + (call.of_losses ? call.of_losses[task] : 0);
+    const float divisor = call.kept[tasks + task++];
     return divisor > 0 ? arriving / divisor : 0;
   };
   if (call.parsing.present) {
@@ -42,7 +43,7 @@ void hybrid_loss_backward(const HybridLossBackward& call) {
       for (int64_t k = row * width + first; k < row * width + first + call.sizes[t]; ++k)
         call.classes_gradient[k] = call.classes_made[k] * f;
   }
-  for (int64_t t = 0; t < task; ++t) call.weights_gradient[t] = call.total ? *call.total * call.losses[t] : 0;
+  for (int64_t t = 0; call.weights_gradient && t < tasks; ++t) call.weights_gradient[t] = call.total ? *call.total * call.losses[t] : 0;
 }
 
 }  // namespace IFAN_ISA

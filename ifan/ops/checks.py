@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 
-def signature(*arguments: object) -> Hashable:
-    """What the checks of a call see: shape, dtype and device of the tensors, the values of the rest."""
-    return tuple([(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in arguments])
+def signature(tensors: Sequence[Tensor | None], told: Hashable) -> Hashable:
+    """What a call's checks and choice of kernel depend on: class, shape, dtype, device and layout of the tensors, and
+    what else was ``told``."""
+    seen = [x if x is None else (type(x), x.shape, x.dtype, x.device, x.is_contiguous()) for x in tensors]
+    return (told, *seen)
 
 
 def fail(op: str, message: str) -> NoReturn:

@@ -12,17 +12,18 @@ from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import cuda_refusal, kernels, triton_refusal
-from ifan.ops.operation import operation
+from ifan.ops.hybrid_loss_checks import NAME, check_all_but_labels, check_labels
+from ifan.ops.operation import is_plain, is_watched, operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
-from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS, HybridLoss
+from ifan.reference.hybrid_loss import HybridLoss
 from ifan.reference.lanes import accumulation_dtype
 
-NAME = "hybrid_loss"
-POINT_LOSSES = ("wing", "smooth_l1", "l2")
-MOST_CALLS = 256
-_NATIVE_CALLS: dict[Hashable, str] = {}
-"""Kinds of call that were right and taken by the native kernel; at most `MOST_CALLS`."""
+MOST_KINDS = 256
+_KINDS: dict[Hashable, _Kind] = {}
+"""Kinds of call that were right and taken by the native kernel, by `checks.signature`; at most `MOST_KINDS`."""
+_READ = (torch.float32, torch.uint8, torch.int64)
+"""What the kernel reads: predictions and weights, parsing labels, class labels."""
 
 __all__ = ["HybridLoss", "hybrid_loss"]
 
@@ -83,130 +84,36 @@ def hybrid_loss(
 
     Source: hybrid training, iFAN (arXiv 1711.06055); wing loss, arXiv 1711.06753.
     """
-    sizes = list(class_sizes)
-    settings = [float(v) for v in (parsing_smoothing, class_smoothing, wing_width, wing_curvature)]
-    predictions = [parsing_logits, points, class_logits, task_weights]
-    targets = [parsing_target, points_target, points_weight, class_targets]
-    constants = (targets, parsing_class_weights, denominators, sizes, settings, point_loss)
-    if torch.compiler.is_compiling() or type(parsing_logits) is not Tensor:
+    predictions = (parsing_logits, points, class_logits, task_weights)
+    targets = (parsing_target, points_target, points_weight, class_targets)
+    optional = (parsing_class_weights, denominators)
+    numbers = (parsing_smoothing, class_smoothing, wing_width, wing_curvature)
+    constants = (targets, *optional, list(class_sizes), [float(value) for value in numbers], point_loss)
+    if torch.compiler.is_compiling() or is_watched():
         chosen = _checked(backend, predictions, *constants)
     else:  # looking once at a kind of call is enough, and every step makes the same one
-        optional, told = (parsing_class_weights, denominators), (backend, current_backend(), point_loss)
-        seen = checks.signature(*predictions, *targets, *optional, *sizes, *settings, *told)
-        chosen = _NATIVE_CALLS.get(seen, "") or _checked(backend, predictions, *constants)
-        if chosen == "cpu" and len(_NATIVE_CALLS) < MOST_CALLS:
-            _NATIVE_CALLS[seen] = chosen
+        told = (*class_sizes, *numbers, point_loss, backend, current_backend())
+        seen = checks.signature((*predictions, *targets, *optional), told)
+        kind = _KINDS.get(seen)
+        if kind is None:
+            chosen = _checked(backend, predictions, *constants)
+            if chosen == "cpu" and is_plain([*predictions, *targets]):
+                kind = _Kind(predictions, *constants)
+                if len(_KINDS) < MOST_KINDS:
+                    _KINDS[seen] = kind
+        if kind is not None:
+            return HybridLoss(*kind(predictions, targets, *optional))
     if chosen != "cpu":  # whose kernel looks at every label anyway
-        _check_labels(parsing_logits, parsing_target, class_targets, sizes)
+        check_labels(parsing_logits, parsing_target, class_targets, constants[3])
     if chosen == "reference":
         return _reference(predictions, *constants)
-    return HybridLoss(*_forward(predictions, *constants, chosen)[:3])
+    return HybridLoss(*_forward(list(predictions), list(targets), *constants[1:], chosen)[:3])
 
 
-def _checked(
-    backend: str | None,
-    predictions: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    parsing_class_weights: Tensor | None,
-    denominators: Tensor | None,
-    sizes: list[int],
-    settings: Sequence[float],
-    point_loss: str,
-) -> str:
+def _checked(backend: str | None, predictions: Sequence[Tensor], *constants: Any) -> str:
     """The backend that runs the call, if all is right with it but the labels, which are not looked at."""
-    parsing_logits, points, class_logits, task_weights = predictions
-    parsing_target, points_target, points_weight, class_targets = targets
-    _check_predictions(parsing_logits, points, class_logits, sizes)
-    _check_targets(parsing_logits, parsing_target, points, points_target, points_weight, class_targets, sizes)
-    _check_weights(parsing_logits, points, sizes, task_weights, parsing_class_weights, denominators)
-    _check_settings(point_loss, *settings)
+    check_all_but_labels(predictions, *constants)
     return choose(NAME, backend, *predictions[:3])
-
-
-def _check_predictions(parsing_logits: Tensor, points: Tensor, class_logits: Tensor, sizes: list[int]) -> None:
-    checks.dimensions(NAME, "parsing_logits", parsing_logits, "(Bp, K, h, w)")
-    checks.dimensions(NAME, "points", points, "(Bl, 2, P)")
-    checks.dimensions(NAME, "class_logits", class_logits, "(Bc, sum(class_sizes))")
-    checks.shape(NAME, "points", points, (points.shape[0], 2, points.shape[2]), "(Bl, 2, P)")
-    width = (class_logits.shape[0], sum(sizes))
-    checks.shape(NAME, "class_logits", class_logits, width, "(Bc, sum(class_sizes))")
-    values = {"parsing_logits": parsing_logits, "points": points, "class_logits": class_logits}
-    checks.floating(NAME, parsing_logits.device, **values)
-
-
-def _check_targets(
-    parsing_logits: Tensor,
-    parsing_target: Tensor,
-    points: Tensor,
-    points_target: Tensor,
-    points_weight: Tensor,
-    class_targets: Tensor,
-    sizes: list[int],
-) -> None:
-    checks.dimensions(NAME, "parsing_target", parsing_target, "(Bp, H, W)")
-    expected = (parsing_logits.shape[0], *parsing_target.shape[1:])
-    checks.shape(NAME, "parsing_target", parsing_target, expected, "(Bp, H, W)")
-    coarse, fine = parsing_logits.shape[2:], parsing_target.shape[1:]
-    if coarse != fine and 0 in (*coarse, *fine):
-        checks.fail(
-            NAME,
-            f"parsing_logits cannot be resized to parsing_target without pixels; got {tuple(coarse)} and "
-            f"{tuple(fine)}. Drop the rows.",
-        )
-    checks.shape(NAME, "points_target", points_target, tuple(points.shape), "(Bl, 2, P)")
-    checks.shape(NAME, "points_weight", points_weight, (points.shape[0], points.shape[2]), "(Bl, P)")
-    checks.dimensions(NAME, "class_targets", class_targets, "(Bc, n)")
-    checks.shape(NAME, "class_targets", class_targets, (class_targets.shape[0], len(sizes)), "(Bc, n)")
-    checks.floating(NAME, points.device, points_target=points_target, points_weight=points_weight)
-    checks.on_device(NAME, points.device, parsing_target=parsing_target, class_targets=class_targets)
-    for name, tensor, dtype in (
-        ("parsing_target", parsing_target, torch.uint8),
-        ("class_targets", class_targets, torch.int64),
-    ):
-        if tensor.dtype != dtype:
-            checks.fail(NAME, f"{name} must be {dtype}; got {tensor.dtype}. Convert it with .to().")
-
-
-def _check_labels(parsing_logits: Tensor, parsing_target: Tensor, class_targets: Tensor, sizes: Sequence[int]) -> None:
-    if parsing_logits.shape[1]:
-        checks.index_range(NAME, "parsing_target", parsing_target, 0, parsing_logits.shape[1] - 1, IGNORED_PIXEL)
-    for index, size in enumerate(sizes):
-        labels = class_targets[:, index]
-        checks.index_range(NAME, f"class_targets[:, {index}]", labels, 0, size - 1, UNLABELLED_CLASS)
-
-
-def _check_weights(
-    parsing_logits: Tensor,
-    points: Tensor,
-    sizes: list[int],
-    task_weights: Tensor,
-    parsing_class_weights: Tensor | None,
-    denominators: Tensor | None,
-) -> None:
-    tasks = int(parsing_logits.shape[1] > 0) + int(points.shape[2] > 0) + len(sizes)
-    checks.require(tasks > 0, NAME, "expected at least one task; got K = 0, P = 0, n = 0. Pass one task's predictions.")
-    optional = {
-        "task_weights": (task_weights, tasks, "(T,)"),
-        "parsing_class_weights": (parsing_class_weights, parsing_logits.shape[1], "(K,)"),
-        "denominators": (denominators, tasks, "(T,)"),
-    }
-    for name, (tensor, length, meaning) in optional.items():
-        if tensor is not None:
-            checks.shape(NAME, name, tensor, (length,), meaning)
-            checks.floating(NAME, points.device, **{name: tensor})
-
-
-def _check_settings(
-    point_loss: str, parsing_smoothing: float, class_smoothing: float, wing_width: float, wing_curvature: float
-) -> None:
-    if point_loss not in POINT_LOSSES:
-        checks.fail(NAME, f"point_loss must be one of {POINT_LOSSES}; got {point_loss!r}. Choose one.")
-    for name, value in (("parsing_smoothing", parsing_smoothing), ("class_smoothing", class_smoothing)):
-        if not 0 <= value < 1:
-            checks.fail(NAME, f"{name} must be in [0, 1); got {value}. Use 0 for none.")
-    for name, value in (("wing_width", wing_width), ("wing_curvature", wing_curvature)):
-        if not value > 0:
-            checks.fail(NAME, f"{name} must be positive; got {value}. Use 0.1 and 0.02 of a crop side.")
 
 
 def _reference(
@@ -264,76 +171,144 @@ def _forward(
         made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = kernels(backend, NAME).forward(predictions, *constants)
         return made
     if backend == "cpu":
-        return _cpu_forward(predictions, *constants)
+        kind = _Kind(predictions, *constants)
+        return kind.forward(*kind.converted(predictions, targets, parsing_class_weights, denominators))
     found = _reference(predictions, *constants)
     return found.total, found.losses, found.counts, []
 
 
-def _cpu_forward(
-    predictions: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    class_weights: Tensor | None,
-    denominators: Tensor | None,
-    class_sizes: Sequence[int],
-    settings: Sequence[float],
-    point_loss: str,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    parsing, points, classes, task_weights = (value.float().contiguous() for value in predictions)
-    labels, class_targets = targets[0].contiguous(), targets[3].contiguous()
-    points_target, points_weight = (value.float().contiguous() for value in targets[1:3])
-    optional = [None if value is None else value.float().contiguous() for value in (class_weights, denominators)]
-    weights_at, denominators_at = (0 if value is None else value.data_ptr() for value in optional)
-    made = [torch.empty_like(value) for value in (parsing, points, classes)]
-    total = task_weights.new_empty(())
-    losses, counts, divisors = (torch.empty_like(task_weights) for _ in range(3))
-    right = native.cpu_module().hybrid_loss(
-        (parsing.data_ptr(), labels.data_ptr(), weights_at, made[0].data_ptr()),
-        parsing.shape,
-        labels.shape[1:],
-        (points.data_ptr(), points_target.data_ptr(), points_weight.data_ptr(), made[1].data_ptr()),
-        points.shape[::2],
-        (classes.data_ptr(), class_targets.data_ptr(), made[2].data_ptr()),
-        classes.shape[0],
-        class_sizes,
-        settings,
-        point_loss,
-        (task_weights.data_ptr(), denominators_at),
-        [value.data_ptr() for value in (total, losses, counts, divisors)],
-        torch.get_num_threads(),
-    )
-    if not right:
-        _check_labels(predictions[0], labels, class_targets, class_sizes)
-    return total, losses, counts, [divisors, *made]
+class _Kind:
+    """The native kernel for calls of one kind: of these shapes, dtypes, layouts and settings.
+
+    A call is one native call forward and one backward, under a `torch.autograd.Function` of four tensors.
+    """
+
+    def __init__(
+        self,
+        predictions: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        class_weights: Tensor | None,
+        denominators: Tensor | None,
+        class_sizes: list[int],
+        settings: Sequence[float],
+        point_loss: str,
+    ) -> None:
+        logits, points, classes, _ = predictions
+        self.class_sizes, self.rest = class_sizes, (class_sizes, settings, point_loss, "cpu")
+        self.kernel = native.cpu_module().HybridLoss(
+            logits.shape, targets[0].shape[1:], points.shape[::2], len(classes), class_sizes, settings, point_loss
+        )
+        given = [*predictions, *targets, *(value for value in (class_weights, denominators) if value is not None)]
+        self.readable = all(x.is_contiguous() and x.dtype in _READ for x in given)
+
+    def __call__(self, predictions: Sequence[Tensor], *constants: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Total, losses and counts."""
+        if not self.readable:  # recorded, so that a gradient comes back in its prediction's dtype
+            predictions, *constants = self.converted(predictions, *constants)
+        if torch.is_grad_enabled() and any(value.requires_grad for value in predictions):
+            recorded: tuple[Tensor, Tensor, Tensor] = _Recorded.apply(self, constants, *predictions)
+            return recorded
+        return self.forward(predictions, *constants)[:3]
+
+    @staticmethod
+    def converted(
+        predictions: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        class_weights: Tensor | None,
+        denominators: Tensor | None,
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None]:
+        """The arguments as the kernel reads them: contiguous, floating point in float32."""
+
+        def read(x: Tensor) -> Tensor:
+            return (x if x.dtype in _READ else x.float()).contiguous()
+
+        optional = [None if value is None else read(value) for value in (class_weights, denominators)]
+        return [read(x) for x in predictions], [read(x) for x in targets], optional[0], optional[1]
+
+    def forward(
+        self,
+        predictions: Sequence[Tensor],
+        targets: Sequence[Tensor],
+        class_weights: Tensor | None,
+        denominators: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Total, losses, counts, and for backward task weights and divisors ``(2, T)`` and gradients of the sums."""
+        logits, points, classes, weights = predictions
+        labels, points_target, points_weight, class_targets = targets
+        made = [torch.empty_like(logits), torch.empty_like(points), torch.empty_like(classes)]
+        total, losses, counts = weights.new_empty(()), torch.empty_like(weights), torch.empty_like(weights)
+        kept = weights.new_empty((2, len(weights)))
+        right = self.kernel.forward(
+            logits.data_ptr(),
+            labels.data_ptr(),
+            0 if class_weights is None else class_weights.data_ptr(),
+            points.data_ptr(),
+            points_target.data_ptr(),
+            points_weight.data_ptr(),
+            classes.data_ptr(),
+            class_targets.data_ptr(),
+            weights.data_ptr(),
+            0 if denominators is None else denominators.data_ptr(),
+            *[value.data_ptr() for value in made],
+            total.data_ptr(),
+            losses.data_ptr(),
+            counts.data_ptr(),
+            kept.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if not right:
+            check_labels(logits, labels, class_targets, self.class_sizes)
+        return total, losses, counts, [kept, *made]
+
+    def backward(
+        self,
+        total: Tensor | None,
+        of_losses: Tensor | None,
+        losses: Tensor | None,
+        made: Sequence[Tensor],
+        found: Sequence[Tensor],
+    ) -> Tensor | None:
+        """Fill ``found``, which may be what forward ``made``, with the gradients of logits, points and class logits.
+
+        With ``losses`` return that of the task weights.
+        """
+        of_losses = None if of_losses is None else of_losses.contiguous()
+        of_weights = None if losses is None else torch.empty_like(losses)
+        self.kernel.backward(
+            0 if total is None else total.data_ptr(),
+            0 if of_losses is None else of_losses.data_ptr(),
+            *[value.data_ptr() for value in made],
+            *[value.data_ptr() for value in found],
+            0 if losses is None else losses.data_ptr(),
+            0 if of_weights is None else of_weights.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return of_weights
 
 
-def _cpu_backward(
-    upstream: Sequence[Tensor | None],
-    losses: Tensor,
-    made: Sequence[Tensor],
-    predictions: Sequence[Tensor],
-    class_sizes: Sequence[int],
-    in_place: bool = False,
-) -> list[Tensor]:
-    """What forward made are the gradients of each task's sum; ``in_place`` turns them into those of the predictions."""
-    arriving = [None if value is None else value.float().contiguous() for value in upstream]
-    task_weights, (divisors, *sums) = predictions[3].float().contiguous(), made
-    found = [*(value if in_place else torch.empty_like(value) for value in sums), torch.empty_like(losses)]
-    parsing, points, classes = (
-        (source.data_ptr(), target.data_ptr(), source.numel()) for source, target in zip(sums, found[:3], strict=True)
-    )
-    native.cpu_module().hybrid_loss_backward(
-        [0 if value is None else value.data_ptr() for value in arriving],
-        (task_weights.data_ptr(), losses.data_ptr(), divisors.data_ptr()),
-        parsing,
-        sums[0].shape[1] > 0,
-        points,
-        sums[1].shape[2] > 0,
-        (*classes[:2], sums[2].shape[0]),
-        class_sizes,
-        found[3].data_ptr(),
-        torch.get_num_threads(),
-    )
-    return native.in_dtypes_of(predictions, found)
+class _Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kind: _Kind, constants: Sequence[Any], *predictions: Tensor) -> Any:
+        *found, ctx.made = kind.forward(predictions, *constants)
+        ctx.kind = kind
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(found[1], *predictions, *constants[0], *constants[1:])
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, total: Tensor | None, of_losses: Tensor | None, _: Any) -> tuple[Any, ...]:
+        made, ctx.made = ctx.made, None  # the first backward may change it, a later one makes it again
+        if made is not None and not (torch.is_grad_enabled() or ctx.needs_input_grad[5]):
+            ctx.kind.backward(total, of_losses, None, made, made[1:])
+            return None, None, made[1], made[2], made[3], None
+        losses, *saved = ctx.saved_tensors
+        predictions, targets, optional = saved[:4], saved[4:8], saved[8:]
+        made = made or ctx.kind.forward(predictions, targets, *optional)[3]
+        if not torch.is_grad_enabled():
+            of_weights = ctx.kind.backward(total, of_losses, losses, made, made[1:])
+            return None, None, made[1], made[2], made[3], of_weights
+        arriving = _arriving(total, of_losses, losses)
+        return None, None, *_backward(arriving, losses, made, predictions, targets, *optional, *ctx.kind.rest)
 
 
 @_forward.register_fake
@@ -342,7 +317,8 @@ def _(predictions: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor
     dtype = accumulation_dtype(*[tensor.dtype for tensor in predictions[:3]])
     empty = [weights.new_empty(shape, dtype=dtype) for shape in ((), weights.shape, weights.shape)]
     gradients_of = [value.float() for value in predictions[:3]] if rest[-1] == "cpu" else predictions[:3]
-    made = [] if rest[-1] == "reference" else [torch.empty_like(empty[1]), *empty_gradients(gradients_of)]
+    kept = weights.new_empty((2, len(weights)) if rest[-1] == "cpu" else weights.shape, dtype=dtype)
+    made = [] if rest[-1] == "reference" else [kept, *empty_gradients(gradients_of)]
     return empty[0], empty[1], empty[2], made
 
 
@@ -364,7 +340,10 @@ def _backward(
         found: list[Tensor] = kernels(backend, NAME).backward(upstream, predictions, losses, made, class_sizes)
         return found
     if backend == "cpu":
-        return _cpu_backward(upstream, losses, made, predictions, class_sizes)
+        kind, sums = _Kind(predictions, targets, None, None, class_sizes, settings, point_loss), made[1:]
+        of_sums = [torch.empty_like(value) for value in sums]
+        of_weights = kind.backward(*upstream, losses, made, of_sums)
+        return native.in_dtypes_of(predictions, [*of_sums, of_weights])
 
     def run(*values: Tensor) -> tuple[Tensor, Tensor]:
         constants = (targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
@@ -384,28 +363,25 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     predictions, targets, parsing_class_weights, denominators, *ctx.settings = inputs
     ctx.set_materialize_grads(False)  # what forward made is as large as the logits and receives no gradient
-    ctx.in_place = ctx.settings[-1] == "cpu" and getattr(ctx, "direct", False)
-    ctx.made, made = (output[3], []) if ctx.in_place else (None, output[3])
-    ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators, output[1], *made)
+    ctx.save_for_backward(*predictions, *targets, parsing_class_weights, denominators, output[1], *output[3])
 
 
-def _differentiate(ctx: Any, total: Tensor | None, losses: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, total: Tensor | None, of_losses: Tensor | None, *_: Any) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    predictions, targets, constants, made = list(saved[:4]), list(saved[4:8]), saved[8:10], list(saved[11:])
-    if ctx.in_place:  # the first backward gets what forward made to change it, a later one makes it again
-        made, ctx.made = ctx.made or _cpu_forward(predictions, targets, *constants, *ctx.settings[:-1])[3], None
-    if ctx.in_place and not torch.is_grad_enabled():
-        found = _cpu_backward([total, losses], saved[10], made, predictions, ctx.settings[0], in_place=True)
-    else:
-        arriving = [
-            saved[10].new_zeros(()) if total is None else total,
-            torch.zeros_like(saved[10]) if losses is None else losses,
-        ]
-        found = _backward(arriving, saved[10], made, predictions, targets, *constants, *ctx.settings)
+    predictions, targets, constants, losses, made = saved[:4], saved[4:8], saved[8:10], saved[10], saved[11:]
+    arriving = _arriving(total, of_losses, losses)
+    found = _backward(arriving, losses, list(made), list(predictions), list(targets), *constants, *ctx.settings)
     no_sizes: list[None] | None = (
         None if ctx.settings[0] else []
     )  # an empty list is a structure to autograd, a filled one a value
     return (found, [None] * 4, None, None, no_sizes, *[None] * 3)
+
+
+def _arriving(total: Tensor | None, of_losses: Tensor | None, losses: Tensor) -> list[Tensor]:
+    return [
+        losses.new_zeros(()) if total is None else total,
+        torch.zeros_like(losses) if of_losses is None else of_losses,
+    ]
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -20,15 +20,22 @@ try:  # none of them has a public name; with a PyTorch that lacks one every call
     from torch.utils._python_dispatch import is_in_torch_dispatch_mode as _intercepted
 except ImportError:
 
-    def _watched() -> bool:
+    def is_watched() -> bool:
+        """Always, as nobody can tell."""
         return True
 else:
 
-    def _watched() -> bool:
+    def is_watched() -> bool:
+        """Whether something has to see the operations: tracing, a dispatch mode, `torch.func`, the profiler."""
         return _transformed() or _intercepted() or _profiled() or torch.jit.is_tracing()
 
 
 _PLAIN = (Tensor, Parameter)
+
+
+def is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether none is of a subclass, which may want to see the operation."""
+    return all(type(x) in _PLAIN for x in tensors)
 
 
 class Operation:
@@ -36,7 +43,7 @@ class Operation:
 
     A call runs ``registered``, what `torch.library` made of it, where something has to see it: compilation, tracing,
     tensor subclasses, dispatch modes, `torch.func`, the profiler. In plain eager mode it runs the function itself,
-    under a `torch.autograd.Function`, whose context has ``direct = True``, if gradients are recorded. Without
+    under a `torch.autograd.Function`, if gradients are recorded. Without
     `register_autograd` recording is left to ``registered``, whose backward raises.
     """
 
@@ -56,7 +63,7 @@ class Operation:
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's value."""
-        if torch.compiler.is_compiling() or _watched():
+        if torch.compiler.is_compiling() or is_watched():
             return self.registered(*arguments)
         tensors, kinds = _flat(arguments)
         plain, recording = True, False
@@ -99,7 +106,7 @@ def _recorded(
         @staticmethod
         def forward(ctx: Any, arguments: Sequence[Any], kinds: Sequence[type | None], *_: Tensor) -> Any:
             found = function(*arguments)
-            ctx.direct, ctx.kinds = True, kinds
+            ctx.kinds = kinds
             setup_context(ctx, arguments, found)
             return found
 

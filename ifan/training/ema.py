@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
@@ -23,12 +24,13 @@ class EMA:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Move the shadow towards ``model``; ``step`` counts the updates made before this one."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            shadow = self.shadow[name]
-            if shadow.is_floating_point():
-                shadow.lerp_(value.to(shadow.dtype), weight)
-            else:
+        move = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))  # of all tensors in one call
+        pairs = [(self.shadow[name], value) for name, value in model.state_dict().items()]
+        floating = [(shadow, value.to(shadow.dtype)) for shadow, value in pairs if shadow.is_floating_point()]
+        if floating:
+            move([shadow for shadow, _ in floating], [value for _, value in floating], step)
+        for shadow, value in pairs:
+            if not shadow.is_floating_point():
                 shadow.copy_(value)
 
     @torch.no_grad()

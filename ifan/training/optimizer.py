@@ -41,7 +41,7 @@ def make_optimizer(model: IFAN, weighting: nn.Module, config: TrainingConfig) ->
     for kind, head, fan_in in model.dense_heads():
         scale = HEAD_RATES[kind] / math.sqrt(fan_in)
         groups.append(_group([head], decay / scale, scale))
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, foreach=True)
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
     for p in [p for group in optimizer.param_groups for p in group["params"]]:
         # What AdamW makes at its first step, made now: a checkpoint's tensors are known before the first one.
         optimizer.state[p] = {

@@ -423,6 +423,35 @@ def test_nan_and_infinite_logits_are_not_hidden() -> None:
 
 
 @needs_cpu
+@pytest.mark.parametrize("classes", [9, 200, 201])
+def test_pixels_that_share_a_logarithm_overflow_nothing(classes: int) -> None:
+    """Equal logits make the largest sums of exponentials; 200 is the most classes whose products are taken."""
+    data = batch(torch.float32)
+    data["parsing_logits"] = torch.zeros(2, classes, 20, 19).requires_grad_()
+    data["parsing_target"] = torch.randint(0, classes, (2, 20, 19), dtype=torch.uint8)
+    assert_close(kernel(**data).losses[0], torch.tensor(math.log(classes)))
+    weighted = kernel(**data, parsing_class_weights=torch.ones(classes))
+    assert_close(weighted.losses[0], torch.tensor(math.log(classes)))
+
+
+@needs_cpu
+def test_calls_of_equal_shapes_may_differ_in_layout_and_dtype() -> None:
+    """What is remembered of a kind of call must not be taken for another kind."""
+    data = large_batch(times=1)
+    expected = all_gradients(kernel, data)
+    for logits in (arrange(data["parsing_logits"].detach(), "channels_last"), data["parsing_logits"].detach()):
+        for actual, usual in zip(all_gradients(kernel, {**data, "parsing_logits": logits}), expected, strict=True):
+            assert torch.equal(actual, usual)
+    rounded = data["parsing_logits"].detach().bfloat16()
+    half, whole = (all_gradients(kernel, {**data, "parsing_logits": x}) for x in (rounded, rounded.float()))
+    assert half[3].dtype == torch.bfloat16
+    assert torch.equal(half[0], whole[0])
+    assert torch.equal(half[3], whole[3].bfloat16())
+    with torch.no_grad():
+        assert torch.equal(kernel(**data).losses, expected[1])
+
+
+@needs_cpu
 @pytest.mark.parametrize("times", [1, 8])
 def test_unlabelled_images_and_pixels_have_no_gradient(times: int) -> None:
     data = large_batch(times=times)
