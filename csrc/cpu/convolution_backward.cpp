@@ -2,10 +2,9 @@
 #include <cstring>
 
 #include "affine_relu.h"
-#include "convolution.h"
 #include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
-#include "winograd.h"
+#include "winograd_outputs.h"
 
 namespace ifan {
 namespace IFAN_ISA {
@@ -19,7 +18,6 @@ constexpr int64_t kChunk = 24;                      // channels between two read
 
 constexpr int64_t kStride = (kChunk + 1) * kTiles;  // from one point's values of a chunk to the next's
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 struct Context {
