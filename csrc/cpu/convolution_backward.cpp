@@ -2,10 +2,9 @@
 #include <cstring>
 
 #include "affine_relu.h"
-#include "convolution.h"
 #include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
-#include "winograd.h"
+#include "winograd_outputs.h"
 
 namespace ifan {
 namespace IFAN_ISA {
@@ -17,7 +16,8 @@ constexpr int64_t kTiles = Tiles::size;
 constexpr int64_t kBatch = 64;                      // tiles, about, whose output gradients are transformed at a time
 constexpr int64_t kChunk = 24;                      // channels between two readings of these; a multiple of kOutputs
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t kStride = (kChunk + 1) * kTiles;  // from one point's values of a chunk to the next's
+
 int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 struct Context {
@@ -26,6 +26,9 @@ struct Context {
   Tiling tiling;
   int64_t rows, blocks;  // of tiles, in a batch
   int64_t wide;          // outputs rounded up to whole vectors
+  // From one point's values of a block to the next's: no powers of two, which would fall on one cache set.
+  int64_t to_inputs() const { return (call.outputs + 1) * kTiles; }
+  int64_t to_weights() const { return kTiles * wide + kWidth; }
   std::atomic<bool> failed{false};
 };
 
@@ -40,11 +43,11 @@ struct Buffers {
       used += ceil_to(floats, 16) + 16;  // never a power of two apart
       return at;
     };
-    b->to_inputs = take(c.blocks * kPoints * c.call.outputs * kTiles);
-    b->to_weights = take(c.blocks * kPoints * kTiles * c.wide);
+    b->to_inputs = take(c.blocks * kPoints * c.to_inputs());
+    b->to_weights = take(c.blocks * kPoints * c.to_weights());
     b->turned = take(kPoints * kWidth * kTiles);
-    b->transformed = take(kPoints * kChunk * kTiles);
-    b->sums = take(kPoints * kChunk * kTiles);
+    b->transformed = take(kPoints * kStride);
+    b->sums = take(kPoints * kStride);
     b->pixels = take(16 * kTiles);
     b->filters = take(kPoints * c.call.x.channels * c.wide);
     return used;
@@ -87,13 +90,13 @@ void transform_gradient(const float* y, float* out) {
 }
 
 // in [point][kWidth outputs][tile] to out [point][tile][wide outputs]: the tiles' rows for the product with the inputs.
-void turn_gradients(const float* in, float* out, int64_t wide) {
+void turn_gradients(const float* in, float* out, int64_t wide, int64_t stride) {
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t t = 0; t < kTiles; t += kWidth) {
       Vec v[kWidth];
       for (int o = 0; o < kWidth; ++o) v[o] = load(in + (p * kWidth + o) * kTiles + t);
       transpose(v);
-      for (int i = 0; i < kWidth; ++i) store(out + (p * kTiles + t + i) * wide, v[i]);
+      for (int i = 0; i < kWidth; ++i) store(out + p * stride + (t + i) * wide, v[i]);
     }
 }
 
@@ -123,8 +126,8 @@ void correlate_all(const float* v, const float* g, int64_t tiles, int64_t wide, 
 void transform_gradients(const Context& context, const Tiles& block, int64_t index, const Buffers& b) {
   const ConvolutionBackward& call = context.call;
   const int64_t pixels = context.tiling.height * context.tiling.width;
-  float* to_inputs = b.to_inputs + index * kPoints * call.outputs * kTiles;
-  float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
+  float* to_inputs = b.to_inputs + index * kPoints * context.to_inputs();
+  float* to_weights = b.to_weights + index * kPoints * context.to_weights();
   Plane<false> planes[kTiles];
   const float* next[kTiles];
   for (int64_t o = 0; o < call.outputs; ++o) {
@@ -132,10 +135,10 @@ void transform_gradients(const Context& context, const Tiles& block, int64_t ind
       planes[r].data = call.gradient + block.runs[r].lane * call.gradient_lane_stride + o * pixels;
       next[r] = planes[r].data + (o + 1 < call.outputs ? pixels : 0);
     }
-    transform_inputs(block, planes, next, to_inputs + o * kTiles, call.outputs * kTiles);
+    transform_inputs(block, planes, next, to_inputs + o * kTiles, context.to_inputs());
     gather_pixels(block, planes, b.pixels);
     transform_gradient(b.pixels, b.turned + o % kWidth * kTiles);
-    if (o % kWidth == kWidth - 1 || o == call.outputs - 1) turn_gradients(b.turned, to_weights + o / kWidth * kWidth, context.wide);
+    if (o % kWidth == kWidth - 1 || o == call.outputs - 1) turn_gradients(b.turned, to_weights + o / kWidth * kWidth, context.wide, context.to_weights());
   }
 }
 
@@ -151,12 +154,12 @@ void add_filters(const Context& context, const Tiles& block, int64_t index, int6
       planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
       next[r] = context.plan.plane(lane, least(c + 1, call.x.channels - 1));
     }
-    transform_inputs(block, planes, next, b.transformed + (c - first) * kTiles, kChunk * kTiles);
+    transform_inputs(block, planes, next, b.transformed + (c - first) * kTiles, kStride);
   }
-  const float* to_weights = b.to_weights + index * kPoints * kTiles * context.wide;
+  const float* to_weights = b.to_weights + index * kPoints * context.to_weights();
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t c = 0; c < channels;) {
-      const float *v = b.transformed + (p * kChunk + c) * kTiles, *g = to_weights + p * kTiles * context.wide;
+      const float *v = b.transformed + p * kStride + c * kTiles, *g = to_weights + p * context.to_weights();
       float* sums = b.filters + (p * call.x.channels + first + c) * context.wide;
       constexpr int third = kOutputs / 3;
       const int64_t some = channels - c >= kOutputs ? kOutputs : channels - c >= third ? third : 1;
@@ -175,15 +178,15 @@ float* gradient_plane(const Context& context, int64_t lane, int64_t c) {
 void write_inputs(const Context& context, const Tiles& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
   const ConvolutionBackward& call = context.call;
   const int64_t outputs = call.outputs, blocks = ceil_to(call.x.channels, kOutputs) / kOutputs;
-  const float* to_inputs = b.to_inputs + index * kPoints * outputs * kTiles;
+  const float* to_inputs = b.to_inputs + index * kPoints * context.to_inputs();
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t c = 0; c < channels; c += kOutputs)
-      products<kVectors>(call.filters + (p * blocks + (first + c) / kOutputs) * outputs * kOutputs, to_inputs + p * outputs * kTiles,
-                         outputs, b.sums + (p * kChunk + c) * kTiles, false, channels - c);
+      products<kVectors>(call.filters + (p * blocks + (first + c) / kOutputs) * outputs * kOutputs, to_inputs + p * context.to_inputs(),
+                         outputs, b.sums + p * kStride + c * kTiles, false, channels - c);
   float* planes[kTiles];
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t r = 0; r < block.count; ++r) planes[r] = gradient_plane(context, block.runs[r].lane, first + c);
-    write_planes(block, b.sums + c * kTiles, kChunk * kTiles, planes, false, false);
+    write_planes(block, b.sums + c * kTiles, kStride, planes, false, false);
   }
 }
 

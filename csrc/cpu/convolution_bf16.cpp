@@ -24,13 +24,14 @@ struct Context {
 // A block's buffers, one behind the other in this thread's scratch.
 template <int N>
 struct Buffers {
-  static constexpr int64_t tiles = N * kWidth, stripes = 2 * Strip<N>::size;
-  int64_t point, stride;         // from one point's pairs to the next's: no power of two, which would fall on one cache set; of sums
+  static constexpr int64_t tiles = N * kWidth, two_strips = 2 * Strip<N>::size;
+  int64_t point;                 // from one point's pairs to the next's: no power of two, which would fall on one cache set
+  int64_t stride;                // from one point's sums to the next's
   float *strips, *pairs, *sums;  // strips of an even and of an odd channel, in the end 64 vectors of tiles of pixels
 
   Buffers(const Context& c, float* memory) : point((c.chunk + 1) * tiles), stride(groups(c.call.outputs) * kOutputs * tiles) {
     strips = memory;
-    pairs = strips + (stripes > 64 * tiles ? stripes : 64 * tiles);
+    pairs = strips + (two_strips > 64 * tiles ? two_strips : 64 * tiles);
     sums = pairs + kPoints * point;
   }
   int64_t size() const { return sums - strips + kPoints * stride; }

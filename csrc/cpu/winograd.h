@@ -238,7 +238,8 @@ inline void transform_along(const Block<N>& block, const float* x, float* v, int
 
 // B^T d B of a block's tiles, to v [point][tile], points `stride` apart. `planes`, `next`: see transform_down.
 template <int N, bool normalise>
-inline void transform_inputs(const Block<N>& block, const Plane<normalise>* planes, const float* const* next, float* v, int64_t stride) {
+inline void transform_inputs(const Block<N>& block, const Plane<normalise>* planes, const float* const* next, float* v,
+                             int64_t stride) {
   alignas(64) float strip[Strip<N>::size];
   transform_down(block, planes, next, strip + kWidth);
   for (int64_t k = 0; k < 6; ++k) transform_along(block, strip + kWidth + k * Strip<N>::row, v + 6 * k * stride, stride);
@@ -271,58 +272,6 @@ inline void products(const float* u, const float* v, int64_t channels, float* m,
     products_of<2 * third, N>(u, v, channels, m, add);
   else
     products_of<third, N>(u, v, channels, m, add);
-}
-
-// Both dimensions of the output transform of one channel: m [point][tile], points `stride` apart. Calls write(row, n, columns) with
-// the four columns of the n-th vector of tiles.
-template <int N, typename Write>
-inline void transform_outputs(const float* m, int64_t stride, Write write) {
-  for (int n = 0; n < N; ++n) {
-    Vec half[4][6];
-    for (int j = 0; j < 6; ++j) {
-      Vec x[6], t[4];
-      for (int k = 0; k < 6; ++k) x[k] = load(m + (6 * k + j) * stride + n * kWidth);
-      output_transform(x, t);
-      for (int r = 0; r < 4; ++r) half[r][j] = t[r];
-    }
-    for (int r = 0; r < 4; ++r) {
-      Vec t[4];
-      output_transform(half[r], t);
-      write(r, n, t);
-    }
-  }
-}
-
-// A row of a run's pixels to its place, or added to what is there.
-inline void write_row(const float* from, float* out, int64_t n, bool add) {
-  const auto some = [=](int64_t i, auto v) { store(out + i, add ? v + load<sizeof v / 4>(out + i) : v); };
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) some(i, load(from + i));
-  for (; i + 4 <= n; i += 4) some(i, load<4>(from + i));
-  for (; i < n; ++i) out[i] = add ? out[i] + from[i] : from[i];
-}
-
-// The same to the planes where they belong, or added to what is there; `planes`: that of each run. With `positive`, through a ReLU.
-template <int N>
-inline void write_planes(const Block<N>& block, const float* m, int64_t stride, float* const* planes, bool positive, bool add) {
-  const Tiling& tiling = block.tiling;
-  alignas(64) float rows[4][4 * block.size];
-  transform_outputs<N>(m, stride, [&](int r, int n, Vec t[4]) {
-    Vec x[4];
-    for (int q = 0; q < 4 && positive; ++q) t[q] = relu(t[q]);
-    Quads<kWidth>::turn(t, x);
-    for (int i = 0; i < 4; ++i) {
-      const Pixels& at = block.pixels[4 * n + i];
-      float* out = block.whole ? planes[at.run] + at.offset + (1 + r) * tiling.width : rows[r] + (4 * n + i) * kWidth;
-      if (!block.whole || 1 + r < at.end) store(out, add && block.whole ? x[i] + load(out) : x[i]);
-    }
-  });
-  for (int64_t r = 0; r < 4 && !block.whole; ++r)
-    for (int64_t i = 0; i < block.count; ++i) {
-      const Run& run = block.runs[i];
-      const int64_t y = 4 * run.y + r, rest = tiling.width - 4 * run.x, n = 4 * run.count < rest ? 4 * run.count : rest;
-      if (y < tiling.height) write_row(rows[r] + 4 * run.at, planes[i] + y * tiling.width + 4 * run.x, n, add);
-    }
 }
 
 }  // namespace IFAN_ISA

@@ -1,4 +1,4 @@
-// From the sums of a block's products to the output of a convolution, through its epilogue.
+// From the sums of a block's products to planes, for a convolution through its epilogue.
 #pragma once
 #include "convolution.h"
 #include "winograd.h"
@@ -12,8 +12,60 @@ static_assert(kUnit % kOutputs == 0 && kUnit % 4 == 0, "");
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 
-// The four channels 4c + 2i + j, m [point][channel][tile] with points `stride` apart, through a ReLU to rows 2y + j, columns 2x + i of
-// planes of twice the side; `planes`: that of each run; `pixels`: 64 vectors of tiles to work in.
+// Both dimensions of the output transform of one channel: m [point][tile], points `stride` apart. Calls write(row, n, columns) with
+// the four columns of the n-th vector of tiles.
+template <int N, typename Write>
+inline void transform_outputs(const float* m, int64_t stride, Write write) {
+  for (int n = 0; n < N; ++n) {
+    Vec half[4][6];
+    for (int j = 0; j < 6; ++j) {
+      Vec x[6], t[4];
+      for (int k = 0; k < 6; ++k) x[k] = load(m + (6 * k + j) * stride + n * kWidth);
+      output_transform(x, t);
+      for (int r = 0; r < 4; ++r) half[r][j] = t[r];
+    }
+    for (int r = 0; r < 4; ++r) {
+      Vec t[4];
+      output_transform(half[r], t);
+      write(r, n, t);
+    }
+  }
+}
+
+// A row of a run's pixels to its place, or added to what is there.
+inline void write_row(const float* from, float* out, int64_t n, bool add) {
+  const auto some = [=](int64_t i, auto v) { store(out + i, add ? v + load<sizeof v / 4>(out + i) : v); };
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) some(i, load(from + i));
+  for (; i + 4 <= n; i += 4) some(i, load<4>(from + i));
+  for (; i < n; ++i) out[i] = add ? out[i] + from[i] : from[i];
+}
+
+// The same to the planes where they belong, or added to what is there; `planes`: that of each run. With `positive`, through a ReLU.
+template <int N>
+inline void write_planes(const Block<N>& block, const float* m, int64_t stride, float* const* planes, bool positive, bool add) {
+  const Tiling& tiling = block.tiling;
+  alignas(64) float rows[4][4 * block.size];
+  transform_outputs<N>(m, stride, [&](int r, int n, Vec t[4]) {
+    Vec x[4];
+    for (int q = 0; q < 4 && positive; ++q) t[q] = relu(t[q]);
+    Quads<kWidth>::turn(t, x);
+    for (int i = 0; i < 4; ++i) {
+      const Pixels& at = block.pixels[4 * n + i];
+      float* out = block.whole ? planes[at.run] + at.offset + (1 + r) * tiling.width : rows[r] + (4 * n + i) * kWidth;
+      if (!block.whole || 1 + r < at.end) store(out, add && block.whole ? x[i] + load(out) : x[i]);
+    }
+  });
+  for (int64_t r = 0; r < 4 && !block.whole; ++r)
+    for (int64_t i = 0; i < block.count; ++i) {
+      const Run& run = block.runs[i];
+      const int64_t y = 4 * run.y + r, rest = tiling.width - 4 * run.x, n = 4 * run.count < rest ? 4 * run.count : rest;
+      if (y < tiling.height) write_row(rows[r] + 4 * run.at, planes[i] + y * tiling.width + 4 * run.x, n, add);
+    }
+}
+
+// The four channels 4c + 2i + j, m [point][channel][tile] with points `stride` apart, through a ReLU to rows 2y + j, columns 2x + i
+// of planes of twice the side; `planes`: that of each run; `pixels`: 64 vectors of tiles to work in.
 template <int N>
 inline void write_shifted(const Block<N>& block, const float* m, int64_t stride, float* const* planes, float* pixels) {
   constexpr int64_t tiles = N * kWidth, channel = 16 * tiles;
@@ -48,8 +100,8 @@ inline void write_shifted(const Block<N>& block, const float* m, int64_t stride,
   }
 }
 
-// Outputs `begin` to `end` of a block's sums [point][output][tile], points `stride` apart, through the epilogue to their places, the
-// first of them at output `first`; `pixels`: 64 vectors of tiles to work in.
+// Outputs `begin` to `end` of a block's sums [point][output][tile], points `stride` apart, through the epilogue to their places,
+// from output `first` on; `pixels`: 64 vectors of tiles to work in.
 template <int N>
 inline void write_outputs(const ConvolutionForward& call, const Block<N>& block, int64_t begin, int64_t end, const float* sums,
                           int64_t stride, int64_t first, float* pixels) {
