@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -166,7 +166,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Total, losses, counts, and what backward needs of a backend that makes its gradients here."""
-    constants = (targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
+    constants = (targets, parsing_class_weights, denominators, list(class_sizes), list(settings), point_loss)
     if backend in ("triton", "cuda"):
         made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = kernels(backend, NAME).forward(predictions, *constants)
         return made
@@ -204,7 +204,8 @@ class _Kind:
     def __call__(self, predictions: Sequence[Tensor], *constants: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Total, losses and counts."""
         if not self.readable:  # recorded, so that a gradient comes back in its prediction's dtype
-            predictions, *constants = self.converted(predictions, *constants)
+            predictions, *converted = self.converted(predictions, *constants)
+            constants = tuple(converted)
         if torch.is_grad_enabled() and any(value.requires_grad for value in predictions):
             recorded: tuple[Tensor, Tensor, Tensor] = _Recorded.apply(self, constants, *predictions)
             return recorded
@@ -340,9 +341,9 @@ def _backward(
         found: list[Tensor] = kernels(backend, NAME).backward(upstream, predictions, losses, made, class_sizes)
         return found
     if backend == "cpu":
-        kind, sums = _Kind(predictions, targets, None, None, class_sizes, settings, point_loss), made[1:]
+        kind, sums = _Kind(predictions, targets, None, None, list(class_sizes), settings, point_loss), made[1:]
         of_sums = [torch.empty_like(value) for value in sums]
-        of_weights = kind.backward(*upstream, losses, made, of_sums)
+        of_weights = cast(Tensor, kind.backward(upstream[0], upstream[1], losses, made, of_sums))
         return native.in_dtypes_of(predictions, [*of_sums, of_weights])
 
     def run(*values: Tensor) -> tuple[Tensor, Tensor]:
