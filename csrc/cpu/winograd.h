@@ -7,6 +7,7 @@
 #pragma once
 #include <cstring>
 
+#include "runtime/scratch.h"
 #include "simd.h"
 
 namespace ifan {
@@ -100,7 +101,8 @@ struct Block {
     }
     for (int64_t i = 0; i < size; ++i) {
       const int64_t x = (first + i) % t.columns, at = place(i);
-      inner_left[at] = x > 0 ? -1 : 0, inner_right[at] = x < t.columns - 1 ? -1 : 0;
+      const bool here = i < tiles;  // beyond the last tile nothing is read, not even what lay in that memory before
+      inner_left[at] = here && x > 0 ? -1 : 0, inner_right[at] = here && x < t.columns - 1 ? -1 : 0;
     }
     const Run& last = runs[count - 1];
     before = runs[0].x > 0, after = last.x + last.count < t.columns;
@@ -174,6 +176,7 @@ inline void transform_down(const Block<N>& block, const Plane<normalise>* planes
   const int64_t width = tiling.width;
   const Run &first = block.runs[0], &last = block.runs[block.count - 1];
   alignas(64) float copied[6][4 * block.size];
+  poison(copied[0], 24 * block.size);
   if (!block.whole && block.tiles < block.size) memset(copied, 0, sizeof copied);
   for (int64_t k = 0; k < 6 && !block.whole; ++k)
     for (int64_t r = 0; r < block.count; ++r)
@@ -241,6 +244,7 @@ template <int N, bool normalise>
 inline void transform_inputs(const Block<N>& block, const Plane<normalise>* planes, const float* const* next, float* v,
                              int64_t stride) {
   alignas(64) float strip[Strip<N>::size];
+  poison(strip, Strip<N>::size);
   transform_down(block, planes, next, strip + kWidth);
   for (int64_t k = 0; k < 6; ++k) transform_along(block, strip + kWidth + k * Strip<N>::row, v + 6 * k * stride, stride);
 }

@@ -12,7 +12,7 @@ if [ "$("$cxx" -print-file-name=libasan.so)" = libasan.so ]; then
 fi
 sanitizers=-fsanitize=address,undefined
 mkdir -p build
-export IFAN_NATIVE=require IFAN_CUDA=off CXXFLAGS="-O1 -g $sanitizers -fno-sanitize-recover=all -fno-omit-frame-pointer" LDFLAGS=$sanitizers
+export IFAN_NATIVE=require IFAN_CUDA=off CXXFLAGS="-O1 -g -DIFAN_POISON $sanitizers -fno-sanitize-recover=all -fno-omit-frame-pointer" LDFLAGS=$sanitizers
 "$bin/python" setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib > build/sanitize.log 2>&1 ||
   { cat build/sanitize.log; exit 1; }
 unset IFAN_NATIVE IFAN_CUDA CXXFLAGS LDFLAGS

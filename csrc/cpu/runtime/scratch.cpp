@@ -25,7 +25,12 @@ thread_local Buffer values, indices;
 
 }  // namespace
 
-float* scratch(int64_t floats) { return static_cast<float*>(values.at_least(floats * sizeof(float))); }
+float* scratch(int64_t floats) {
+  float* memory = static_cast<float*>(values.at_least(floats * sizeof(float)));
+  if (memory) poison(memory, floats);
+  return memory;
+}
+
 int64_t* index_table(int64_t count) { return static_cast<int64_t*>(indices.at_least(count * sizeof(int64_t))); }
 
 }  // namespace ifan
