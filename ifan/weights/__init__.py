@@ -15,7 +15,7 @@ from ifan.config import NetworkConfig, from_dict
 from ifan.network import IFAN, released
 from ifan.tensorfile import load_checked, read_header
 
-DEFAULT = "paper-64"
+DEFAULT = "ifan-128"
 """The packaged weights that are used where none are named."""
 
 FILES = ("config.json", "model.safetensors")
