@@ -152,9 +152,24 @@ class Features:
 
     def concatenated(self) -> Tensor:
         """The concatenation itself, ``(N, C, H, W)``, for the few places that read it raw."""
-        return torch.cat(
-            [s[self.lanes.rows] if p else s for s, p in zip(self.sources, self.per_sample, strict=True)], 1
-        )
+        return torch.cat(self._by_lane(), 1)
+
+    def pointwise(self, weight: Tensor) -> Tensor:
+        """1x1 convolution of the raw concatenation, which is not written: ``(N, O, H, W)`` by ``weight (O, C, 1, 1)``.
+
+        A product a source, added up. With few outputs most of `torch.nn.functional.conv2d` is rearranging its input.
+        """
+        maps = self._by_lane()
+        out: Tensor | None = None
+        for part, x in zip(weight.flatten(1).split([x.shape[1] for x in maps], 1), maps, strict=True):
+            factors = part.expand(x.shape[0], -1, -1), x.flatten(2)
+            out = torch.bmm(*factors) if out is None else torch.baddbmm(out, *factors)
+        if out is None:
+            raise ValueError("pointwise: expected at least one source; got none")
+        return out.unflatten(2, maps[0].shape[2:])
+
+    def _by_lane(self) -> list[Tensor]:
+        return [s[self.lanes.rows] if p else s for s, p in zip(self.sources, self.per_sample, strict=True)]
 
 
 def first_occurrences(sources: Sequence[Tensor]) -> list[int]:

@@ -279,7 +279,7 @@ class IFAN(
                 x = x + block(x, reading)
         x, weight = sum((m.keep([0]) for m in maps[0]), x).unique(self.parsing_head.weight)
         with span("head parsing"):
-            return F.conv2d(x.concatenated(), weight)
+            return x.pointwise(weight)
 
     def _check(self, images: Tensor, passes: int) -> None:
         size = self.config.image_size

@@ -51,6 +51,19 @@ def test_rows_of_samples_are_looked_up_by_lane() -> None:
     assert torch.equal(x.keep([2]).concatenated(), samples[[1, 0]])
 
 
+def test_a_pointwise_convolution_is_that_of_the_concatenation() -> None:
+    a, samples = (torch.randn(n, 3, 4, 2, dtype=torch.float64, requires_grad=True) for n in (5, 3))
+    x = Features.of(LANES, a) + Features.of(LANES, samples, per_sample=True)
+    weight = torch.randn(2, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    found, expected = x.pointwise(weight), F.conv2d(x.concatenated(), weight)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(expected)
+    inputs = (a, samples, weight)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    )
+
+
 def test_moments_of_other_processes_are_joined() -> None:
     seen = {}
 

@@ -13,10 +13,7 @@ namespace {
 constexpr int kVectors = 2;
 using Tiles = Block<kVectors>;
 constexpr int64_t kTiles = Tiles::size;
-constexpr int64_t kBatch = 64;                      // tiles, about, whose output gradients are transformed at a time
-constexpr int64_t kChunk = 24;                      // channels between two readings of these; a multiple of kOutputs
-
-constexpr int64_t kStride = (kChunk + 1) * kTiles;  // from one point's values of a chunk to the next's
+constexpr int64_t kBatch = 64;  // tiles, about, whose output gradients are transformed at a time
 
 int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -26,15 +23,18 @@ struct Context {
   Tiling tiling;
   int64_t rows, blocks;  // of tiles, in a batch
   int64_t wide;          // outputs rounded up to whole vectors
+  int64_t chunk;         // channels between two readings of the batch's output gradients; a multiple of kOutputs
   // From one point's values of a block to the next's: no powers of two, which would fall on one cache set.
   int64_t to_inputs() const { return (call.outputs + 1) * kTiles; }
   int64_t to_weights() const { return kTiles * wide + kWidth; }
+  int64_t inputs() const { return (chunk + 1) * kTiles; }
   std::atomic<bool> failed{false};
 };
 
-// This thread's buffers. The first two hold a batch, the others a block; `filters` holds a part of the lanes.
+// This thread's buffers. The first two hold a batch's gradients, `chunk` its inputs of some channels and then the gradients of these,
+// [block][point][channel][tile]; `turned` and `pixels` hold a block, `filters` a part of the lanes.
 struct Buffers {
-  float *to_inputs, *to_weights, *turned, *transformed, *sums, *pixels, *filters;
+  float *to_inputs, *to_weights, *chunk, *turned, *pixels, *filters;
 
   static int64_t layout(const Context& c, float* memory, Buffers* b) {
     int64_t used = 0;
@@ -45,9 +45,8 @@ struct Buffers {
     };
     b->to_inputs = take(c.blocks * kPoints * c.to_inputs());
     b->to_weights = take(c.blocks * kPoints * c.to_weights());
+    b->chunk = take(c.blocks * kPoints * c.inputs());
     b->turned = take(kPoints * kWidth * kTiles);
-    b->transformed = take(kPoints * kStride);
-    b->sums = take(kPoints * kStride);
     b->pixels = take(16 * kTiles);
     b->filters = take(kPoints * c.call.x.channels * c.wide);
     return used;
@@ -100,27 +99,39 @@ void turn_gradients(const float* in, float* out, int64_t wide, int64_t stride) {
     }
 }
 
-// sums [M][wide] += v [M][tile] g [tile][wide] over the tiles of a block, for N vectors of outputs.
+// The tiles of a batch, by block.
+struct Batch {
+  int64_t tiles;
+  int64_t blocks() const { return (tiles + kTiles - 1) / kTiles; }
+  int64_t in_block(int64_t i) const { return ceil_to(least(tiles - i * kTiles, kTiles), kWidth); }  // whole vectors
+};
+
+// sums [M][wide] += v [M][tile] g [tile][wide] over the tiles of a batch, for N vectors of outputs; `v_step`, `g_step`: from block to
+// block.
 template <int M, int N>
-void correlate(const float* v, const float* g, int64_t tiles, int64_t wide, float* sums) {
+void correlate(const Batch& batch, const float* v, int64_t v_step, const float* g, int64_t g_step, int64_t wide, float* sums) {
   Vec sum[M][N];
   for (int i = 0; i < M; ++i)
     for (int n = 0; n < N; ++n) sum[i][n] = load(sums + i * wide + n * kWidth);
-  for (int64_t t = 0; t < tiles; ++t, g += wide) {
-    Vec x[N];
-    for (int n = 0; n < N; ++n) x[n] = load(g + n * kWidth);
-    for (int i = 0; i < M; ++i)
-      for (int n = 0; n < N; ++n) sum[i][n] += v[i * kTiles + t] * x[n];
+  for (int64_t b = 0; b < batch.blocks(); ++b, v += v_step, g += g_step) {
+    const int64_t tiles = batch.in_block(b);
+    const float* row = g;
+    for (int64_t t = 0; t < tiles; ++t, row += wide) {
+      Vec x[N];
+      for (int n = 0; n < N; ++n) x[n] = load(row + n * kWidth);
+      for (int i = 0; i < M; ++i)
+        for (int n = 0; n < N; ++n) sum[i][n] += v[i * kTiles + t] * x[n];
+    }
   }
   for (int i = 0; i < M; ++i)
     for (int n = 0; n < N; ++n) store(sums + i * wide + n * kWidth, sum[i][n]);
 }
 
 template <int M>
-void correlate_all(const float* v, const float* g, int64_t tiles, int64_t wide, float* sums) {
+void correlate_all(const Batch& batch, const float* v, int64_t v_step, const float* g, int64_t g_step, int64_t wide, float* sums) {
   int64_t o = 0;
-  for (; o + 2 * kWidth <= wide; o += 2 * kWidth) correlate<M, 2>(v, g + o, tiles, wide, sums + o);
-  if (o < wide) correlate<M, 1>(v, g + o, tiles, wide, sums + o);
+  for (; o + 2 * kWidth <= wide; o += 2 * kWidth) correlate<M, 2>(batch, v, v_step, g + o, g_step, wide, sums + o);
+  if (o < wide) correlate<M, 1>(batch, v, v_step, g + o, g_step, wide, sums + o);
 }
 
 void transform_gradients(const Context& context, const Tiles& block, int64_t index, const Buffers& b) {
@@ -142,9 +153,9 @@ void transform_gradients(const Context& context, const Tiles& block, int64_t ind
   }
 }
 
-// Adds the products of the chunk's inputs and the outputs' gradients to the gradient of the transformed filters.
+// The transformed inputs of a block, for some channels.
 template <bool normalise>
-void add_filters(const Context& context, const Tiles& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
+void transform_chunk(const Context& context, const Tiles& block, int64_t first, int64_t channels, float* out) {
   const ConvolutionBackward& call = context.call;
   Plane<normalise> planes[kTiles];
   const float* next[kTiles];
@@ -154,17 +165,20 @@ void add_filters(const Context& context, const Tiles& block, int64_t index, int6
       planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
       next[r] = context.plan.plane(lane, least(c + 1, call.x.channels - 1));
     }
-    transform_inputs(block, planes, next, b.transformed + (c - first) * kTiles, kStride);
+    transform_inputs(block, planes, next, out + (c - first) * kTiles, context.inputs());
   }
-  const float* to_weights = b.to_weights + index * kPoints * context.to_weights();
+}
+
+// Adds the products of the chunk's inputs and the outputs' gradients to the gradient of the transformed filters.
+void add_filters(const Context& context, const Batch& batch, int64_t first, int64_t channels, const Buffers& b) {
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t c = 0; c < channels;) {
-      const float *v = b.transformed + p * kStride + c * kTiles, *g = to_weights + p * context.to_weights();
-      float* sums = b.filters + (p * call.x.channels + first + c) * context.wide;
+      const float *v = b.chunk + p * context.inputs() + c * kTiles, *g = b.to_weights + p * context.to_weights();
+      float* sums = b.filters + (p * context.call.x.channels + first + c) * context.wide;
       constexpr int third = kOutputs / 3;
       const int64_t some = channels - c >= kOutputs ? kOutputs : channels - c >= third ? third : 1;
       const auto correlate = some == kOutputs ? correlate_all<kOutputs> : some == third ? correlate_all<third> : correlate_all<1>;
-      correlate(v, g, ceil_to(block.tiles, kWidth), context.wide, sums);
+      correlate(batch, v, kPoints * context.inputs(), g, kPoints * context.to_weights(), context.wide, sums);
       c += some;
     }
 }
@@ -174,19 +188,24 @@ float* gradient_plane(const Context& context, int64_t lane, int64_t c) {
   return source.gradient + (lane * source.channels + context.plan.channel[c]) * context.tiling.height * context.tiling.width;
 }
 
-// The chunk's gradients of what the convolution reads, to where the sources' gradients belong.
-void write_inputs(const Context& context, const Tiles& block, int64_t index, int64_t first, int64_t channels, const Buffers& b) {
-  const ConvolutionBackward& call = context.call;
-  const int64_t outputs = call.outputs, blocks = ceil_to(call.x.channels, kOutputs) / kOutputs;
-  const float* to_inputs = b.to_inputs + index * kPoints * context.to_inputs();
+// The products that the gradients of the chunk's inputs are made of, in place of these inputs. A panel of filters is read for all
+// blocks.
+void multiply_filters(const Context& context, const Batch& batch, int64_t first, int64_t channels, const Buffers& b) {
+  const int64_t outputs = context.call.outputs, panels = ceil_to(context.call.x.channels, kOutputs) / kOutputs;
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t c = 0; c < channels; c += kOutputs)
-      products<kVectors>(call.filters + (p * blocks + (first + c) / kOutputs) * outputs * kOutputs, to_inputs + p * context.to_inputs(),
-                         outputs, b.sums + p * kStride + c * kTiles, false, channels - c);
+      for (int64_t i = 0; i < batch.blocks(); ++i)
+        products<kVectors>(context.call.filters + (p * panels + (first + c) / kOutputs) * outputs * kOutputs,
+                           b.to_inputs + (i * kPoints + p) * context.to_inputs(), outputs,
+                           b.chunk + (i * kPoints + p) * context.inputs() + c * kTiles, false, channels - c);
+}
+
+// The chunk's gradients of what the convolution reads, to where the sources' gradients belong.
+void write_inputs(const Context& context, const Tiles& block, int64_t first, int64_t channels, const float* sums) {
   float* planes[kTiles];
   for (int64_t c = 0; c < channels; ++c) {
     for (int64_t r = 0; r < block.count; ++r) planes[r] = gradient_plane(context, block.runs[r].lane, first + c);
-    write_planes(block, b.sums + c * kTiles, kStride, planes, false, false);
+    write_planes(block, sums + c * kTiles, context.inputs(), planes, false, false);
   }
 }
 
@@ -208,16 +227,19 @@ void differentiate_prologue(const Context& context, int64_t begin, int64_t end, 
 
 template <bool normalise>
 void work_on_batch(const Context& context, int64_t begin, int64_t end, const Buffers& b) {
-  const int64_t columns = context.tiling.columns, last = end * columns, channels = context.call.x.channels;
-  for (int64_t tile = begin * columns, i = 0; tile < last; tile += kTiles, ++i)
-    transform_gradients(context, Tiles(context.tiling, tile, last), i, b);
-  for (int64_t first = 0; first < channels; first += kChunk) {
-    const int64_t some = least(kChunk, channels - first);
-    for (int64_t tile = begin * columns, i = 0; tile < last; tile += kTiles, ++i) {
-      const Tiles block(context.tiling, tile, last);
-      add_filters<normalise>(context, block, i, first, some, b);
-      write_inputs(context, block, i, first, some, b);
-    }
+  const int64_t columns = context.tiling.columns, from = begin * columns, last = end * columns, channels = context.call.x.channels;
+  const Batch batch{last - from};
+  const auto each_block = [&](auto work) {
+    for (int64_t i = 0; i < batch.blocks(); ++i) work(Tiles(context.tiling, from + i * kTiles, last), i);
+  };
+  each_block([&](const Tiles& block, int64_t i) { transform_gradients(context, block, i, b); });
+  for (int64_t first = 0; first < channels; first += context.chunk) {
+    const int64_t some = least(context.chunk, channels - first);
+    const auto at = [&](int64_t i) { return b.chunk + i * kPoints * context.inputs(); };
+    each_block([&](const Tiles& block, int64_t i) { transform_chunk<normalise>(context, block, first, some, at(i)); });
+    add_filters(context, batch, first, some, b);
+    multiply_filters(context, batch, first, some, b);
+    each_block([&](const Tiles& block, int64_t i) { write_inputs(context, block, first, some, at(i)); });
     if (normalise) differentiate_prologue(context, begin, end, first, some);
   }
 }
@@ -277,7 +299,9 @@ bool convolution_backward(const ConvolutionBackward& call) {
   if (!plan.made()) return false;
   const Tiling tiling(call.x.lanes, call.x.height, call.x.width);
   const int64_t rows = kBatch > tiling.columns ? kBatch / tiling.columns : 1;
-  Context context{call, plan, tiling, rows, (rows * tiling.columns + kTiles - 1) / kTiles, ceil_to(call.outputs, kWidth)};
+  const int64_t blocks = Batch{rows * tiling.columns}.blocks(), wide = ceil_to(call.outputs, kWidth);
+  // Gradients of many outputs do not stay in the second-level cache: they are read for more channels at a time.
+  Context context{call, plan, tiling, rows, blocks, wide, wide > 2 * kWidth ? 48 : 24};
   parallel_for(call.parts, 1, call.threads, call.scale ? work_on_parts<true> : work_on_parts<false>, &context);
   return !context.failed;
 }

@@ -195,7 +195,7 @@ def _cuda_refusal(*tensors: Tensor) -> str | None:
     return tasks_refusal(*tensors)
 
 
-register_kernel(NAME, "cpu", native.input_refusal)
+register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytorch)
 register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", _cuda_refusal)
 

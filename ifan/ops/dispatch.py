@@ -23,7 +23,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "IFAN_BACKEND"
 
 _Refusal = Callable[..., "str | None"]
-_KERNELS: dict[tuple[str, str], _Refusal] = {}
+_KERNELS: dict[tuple[str, str], tuple[_Refusal, Callable[..., bool]]] = {}
 _FASTEST_FIRST = (("cuda", "cuda"), ("triton", "cuda"), ("cpu", "cpu"))
 _FIXES = {"cpu": native.FIX, "triton": gpu.TRITON_FIX, "cuda": native.CUDA_FIX}
 _UNCHECKED = "its kernels have not run on a GPU yet"
@@ -81,9 +81,14 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
-def register_kernel(op: str, backend: str, refusal: _Refusal) -> None:
-    """State that ``backend`` has a kernel for ``op``; ``refusal(*inputs)`` is ``None`` or why it cannot take them."""
-    _KERNELS[op, backend] = refusal
+def register_kernel(
+    op: str, backend: str, refusal: _Refusal, slower: Callable[..., bool] = lambda *inputs: False
+) -> None:
+    """State that ``backend`` has a kernel for ``op``; ``refusal(*inputs)`` is ``None`` or why it cannot take them.
+
+    ``auto`` passes it by where it is ``slower(*inputs)`` than the next choice.
+    """
+    _KERNELS[op, backend] = refusal, slower
 
 
 def choose(op: str, backend: str | None, *inputs: Tensor) -> str:
@@ -99,7 +104,8 @@ def choose(op: str, backend: str | None, *inputs: Tensor) -> str:
         raise BackendError(f"{op}: backend {name!r} is not available: {missing}. To fix: {_FIXES[name]}.")
     if (op, name) not in _KERNELS:
         raise BackendError(f"{op}: backend {name!r} has no kernel for it. Use backend='auto' or 'reference'.")
-    reason = _KERNELS[op, name](*inputs)
+    refusal, _ = _KERNELS[op, name]
+    reason = refusal(*inputs)
     if reason is not None:
         raise BackendError(f"{op}: backend {name!r} cannot take this input: {reason}. Use backend='reference'.")
     return name
@@ -110,10 +116,10 @@ def _automatic(op: str, inputs: tuple[Tensor, ...]) -> str:
     for name, device in _FASTEST_FIRST:
         if (op, name) not in _KERNELS or device != inputs[0].device.type:
             continue
-        missing = _missing(name)
+        missing, (refusal, slower) = _missing(name), _KERNELS[op, name]
         if missing is not None:
             reasons.append(f"backend {name!r}: {missing}. To fix: {_FIXES[name]}.")
-        elif _KERNELS[op, name](*inputs) is None:
+        elif refusal(*inputs) is None and not slower(*inputs):
             if device == "cpu" or gpu.checked_on(name) is not None:
                 return name
             reasons.append(f"backend {name!r}: {_UNCHECKED}. To fix: run make gpu-check.")

@@ -120,7 +120,7 @@ def _alone(x: Tensor, differentiate: bool = False) -> Concatenation:
 
 
 _forward.register_fake(_empty)
-register_kernel(NAME, "cpu", native.input_refusal)
+register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytorch)
 register_kernel(NAME, "triton", triton_refusal)
 
 

@@ -131,6 +131,17 @@ def test_auto_takes_the_native_kernel_and_reference_is_plain_pytorch() -> None:
 
 
 @needs_cpu
+@pytest.mark.parametrize(("side", "recording", "native_runs"), [(4, True, False), (4, False, True), (32, True, True)])
+def test_auto_leaves_convolutions_of_few_pixels_to_pytorch_in_training(
+    side: int, recording: bool, native_runs: bool
+) -> None:
+    x, a, b = (torch.zeros(shape, requires_grad=True) for shape in ((1, 2, side, side), (4, 2, 3, 3), (4, 1, 3, 3)))
+    with torch.set_grad_enabled(recording), torch.profiler.profile() as profile:
+        ops.transition_up([x], a, b)
+    assert ("ifan::transition_up" in {event.key for event in profile.key_averages()}) == native_runs
+
+
+@needs_cpu
 def test_compiled_code_follows_the_switch_outside_and_inside() -> None:
     assert current_backend() == "auto"
     graphs: list[str] = []
