@@ -25,7 +25,7 @@ def slower_than_pytorch(first: Tensor, *others: Tensor) -> bool:
     """Whether gradients are recorded on maps with so few pixels that transforming the filters outweighs what it saves.
 
     Weights that change with every step are transformed twice a step, and their gradients back; the limit is measured
-    (``docs/kernels/transition_up.md``). Filters of weights that stay are kept, so inference has no such limit.
+    (``docs/kernels/dense_block.md``). Filters of weights that stay are kept, so inference has no such limit.
     """
     lanes, _, height, width = first.shape
     few = lanes * height * width < 1024
