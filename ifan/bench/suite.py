@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 from ifan.allocator import keep_freed_memory
 from ifan.bench.apart import Ended, Mark, apart, started
@@ -63,10 +63,11 @@ def run_suite(
     for index, case in enumerate(cases, 1):
         say(f"[{index}/{len(cases)}] {case.name}")
         (how, against), adapted = effort(case), adapt(setting, case)
+        run = partial(measure, setting=adapted, effort=how, limits=found, machine=machine)
         if find is None:
-            yield measure(case, adapted, how, found, machine, against)
+            yield run(case, against=against)
         else:
-            yield _apart(case, find, adapted, how, found, machine, against)
+            yield _apart(run, case, find, adapted, against)
 
 
 def compile_ahead(cases: Sequence[Case], setting: Setting, find: Find = named) -> None:
@@ -84,40 +85,24 @@ def _compile(_: Mark, find: Find, name: str, setting: Setting) -> None:
         find(name, setting.quick).build(setting).makers["compile"]()
 
 
-def _apart(
-    case: Case,
-    find: Find,
-    setting: Setting,
-    effort: Effort,
-    limits: Peaks,
-    machine: dict[str, Any],
-    against: Sequence[str],
-) -> Row:
+def _apart(run: partial[Row], case: Case, find: Find, setting: Setting, against: Sequence[str]) -> Row:
     """A rival that ends the process is left out of another attempt, and the row says what became of it."""
     lost: dict[str, Row] = {}
     while True:
         left = [name for name in against if name not in lost]
         try:
-            row = apart(_row, find, case.name, setting, effort, limits, machine, left, timeout=setting.row_seconds)
+            row = apart(_row, run, find, case.name, setting, left, timeout=setting.row_seconds)
         except Ended as end:
             if end.mark in left:
                 lost[end.mark] = entry_of("failed", str(end))
                 continue
-            row = unmeasured(case, machine, f"failed: {end.mark + ': ' if end.mark else ''}{end}")
+            reason = f"failed: {end.mark + ': ' if end.mark else ''}{end}"
+            row = unmeasured(case, run.keywords["machine"], reason)
         return row | {"contenders": row["contenders"] | lost}
 
 
-def _row(
-    turn: Mark,
-    find: Find,
-    name: str,
-    setting: Setting,
-    effort: Effort,
-    limits: Peaks,
-    machine: dict[str, Any],
-    against: Sequence[str],
-) -> Row:
+def _row(turn: Mark, run: partial[Row], find: Find, name: str, setting: Setting, against: Sequence[str]) -> Row:
     if setting.mallopt:
         keep_freed_memory()
     with threads(setting.threads), named_ranges(setting.ranges):
-        return measure(find(name, setting.quick), setting, effort, limits, machine, against, turn)
+        return run(find(name, setting.quick), against=against, turn=turn)
