@@ -20,6 +20,7 @@ struct Context {
   std::atomic<bool> failed{false};
 
   int64_t blocks() const { return groups(share); }  // of one prologue's filters
+  int64_t strips() const { return chunk * call.prologues; }
 };
 
 // A block's buffers, one behind the other in this thread's scratch. What passes through the second-level cache are the strips, with
@@ -29,13 +30,14 @@ struct Buffers {
   static constexpr int64_t tiles = N * kWidth;
   int64_t point;   // from one point's transformed inputs to the next's: no power of two, which would fall on one cache set
   int64_t stride;  // from one point's sums to the next's
-  float *strips, *transformed, *sums, *pixels;  // [channel][prologue] strips, [six points][channel][tile],
-                                                // [point][prologue][output][tile], [channel][pixel][tile]
+  float *strips, *transformed, *sums, *pixels;  // this chunk's and the next one's [channel][prologue] strips,
+                                                // [six points][channel][tile], [point][prologue][output][tile],
+                                                // [channel][pixel][tile]
 
   Buffers(const Context& c, float* memory)
       : point((c.chunk + 1) * tiles), stride(c.call.prologues * c.blocks() * kOutputs * tiles) {
     strips = memory;
-    transformed = strips + c.chunk * c.call.prologues * Strip<N>::size;
+    transformed = strips + (c.chunk < c.call.x.channels ? 2 : 1) * c.strips() * Strip<N>::size;
     sums = transformed + 6 * point;
     pixels = sums + kPoints * stride;
   }
@@ -43,36 +45,47 @@ struct Buffers {
   float* strip(int64_t at) const { return strips + at * Strip<N>::size + kWidth; }
 };
 
+// Reads channels of a block into strips, as many at a time as it is told: memory answers late, so the next chunk is read little by
+// little between the products of the one before.
 template <int N, bool normalise>
-void read_chunk(const Context& context, const Block<N>& block, int64_t first, int64_t channels, const Buffers<N>& b) {
-  const ConvolutionForward& call = context.call;
-  Plane<normalise> planes[Block<N>::size];
-  const float* next[Block<N>::size];
-  for (int64_t c = first; c < first + channels; ++c)
-    for (int64_t i = 0; i < call.prologues; ++i) {
-      for (int64_t r = 0; r < block.count; ++r) {
-        const int64_t lane = block.runs[r].lane, at = (i * call.x.tasks + context.plan.task[lane]) * call.x.channels + c;
-        planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-        next[r] = context.plan.plane(lane, least(c + 1, call.x.channels - 1));
+struct Reader {
+  const Context& context;
+  const Block<N>& block;
+  int64_t next, end;
+  float* strip;
+
+  // Not inlined: the compiler might join other multiplications and additions in the next copy, and a face's bits depend on its place.
+  __attribute__((noinline)) void read_to(int64_t channel) {
+    const ConvolutionForward& call = context.call;
+    Plane<normalise> planes[Block<N>::size];
+    const float* ahead[Block<N>::size];
+    for (; next < least(channel, end); ++next)
+      for (int64_t i = 0; i < call.prologues; ++i, strip += Strip<N>::size) {
+        for (int64_t r = 0; r < block.count; ++r) {
+          const int64_t lane = block.runs[r].lane, at = (i * call.x.tasks + context.plan.task[lane]) * call.x.channels + next;
+          planes[r] = {context.plan.plane(lane, next), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
+          ahead[r] = context.plan.plane(lane, least(next + 1, call.x.channels - 1));
+        }
+        transform_down(block, planes, ahead, strip);
       }
-      transform_down(block, planes, next, b.strip((c - first) * call.prologues + i));
-    }
-}
+  }
+};
 
 // Adds a chunk's products with the filters of the outputs from `begin` to `end` to the block's sums.
-template <int N>
+template <int N, bool normalise>
 void multiply_chunk(const Context& context, const Block<N>& block, int64_t first, int64_t channels, int64_t begin, int64_t end,
-                    const Buffers<N>& b) {
+                    int64_t strip, const Buffers<N>& b, Reader<N, normalise> next) {
   const ConvolutionForward& call = context.call;
   const int64_t blocks = context.blocks(), inputs = call.x.channels;
   for (int64_t i = 0; i < call.prologues; ++i)
     for (int64_t p = 0; p < kPoints; ++p) {
       if (p % 6 == 0)
         for (int64_t c = 0; c < channels; ++c)
-          transform_along(block, b.strip(c * call.prologues + i) + p / 6 * Strip<N>::row, b.transformed + c * b.tiles, b.point);
+          transform_along(block, b.strip(strip + c * call.prologues + i) + p / 6 * Strip<N>::row, b.transformed + c * b.tiles, b.point);
       for (int64_t o = begin / kOutputs; o < groups(end); ++o)
         products<N>(call.filters + (((i * kPoints + p) * blocks + o) * inputs + first) * kOutputs, b.transformed + p % 6 * b.point,
                     channels, b.sums + p * b.stride + (i * blocks + o) * kOutputs * b.tiles, first > 0, end - o * kOutputs);
+      next.read_to(first + channels + context.chunk * (i * kPoints + p + 1) / (call.prologues * kPoints));
     }
 }
 
@@ -91,10 +104,11 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
     const Block<N> block(context.tiling, index / context.pieces * b.tiles, context.tiling.tiles());
     const int64_t piece = index % context.pieces, first_output = piece * units / context.pieces * kUnit;
     const int64_t end_output = least((piece + 1) * units / context.pieces * kUnit, context.share);
-    for (int64_t first = 0; first < channels; first += context.chunk) {
+    Reader<N, normalise>{context, block, 0, channels, b.strip(0)}.read_to(context.chunk);
+    for (int64_t first = 0, strip = 0; first < channels; first += context.chunk, strip = context.strips() - strip) {
       const int64_t some = least(context.chunk, channels - first);
-      read_chunk<N, normalise>(context, block, first, some, b);
-      multiply_chunk(context, block, first, some, first_output, end_output, b);
+      const Reader<N, normalise> next{context, block, first + some, channels, b.strip(context.strips() - strip)};
+      multiply_chunk(context, block, first, some, first_output, end_output, strip, b, next);
     }
     for (int64_t i = 0; i < call.prologues; ++i)
       write_outputs(call, block, first_output, end_output, b.sums + i * context.blocks() * kOutputs * b.tiles, b.stride,
