@@ -3,8 +3,9 @@
 //   prologue   relu(x scale[task] + shift[task]), the task-wise normalisation of a dense layer, or nothing
 //   epilogue   nothing, ReLU, or ReLU and the phase shift of a transition up
 //
-// A block of tiles at a time: inputs of `chunk` channels are gathered and transformed into a buffer that stays in the
-// second-level cache, then multiplied and added into the block's sums; every input is read once, nothing else is written.
+// A block of tiles at a time: inputs of `chunk` channels are gathered and transformed into a buffer that stays in the second-level
+// cache, then multiplied and added into the block's sums, while the next chunk is gathered; every input is read once, nothing else is
+// written.
 #pragma once
 #include "sources.h"
 
