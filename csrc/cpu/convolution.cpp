@@ -64,7 +64,7 @@ struct Reader {
         for (int64_t r = 0; r < block.count; ++r) {
           const int64_t lane = block.runs[r].lane, at = (i * call.x.tasks + context.plan.task[lane]) * call.x.channels + next;
           planes[r] = {context.plan.plane(lane, next), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-          ahead[r] = context.plan.plane(lane, least(next + 1, call.x.channels - 1));
+          ahead[r] = context.plan.plane(lane, least(next + kChannelsAhead, call.x.channels - 1));
         }
         transform_down(block, planes, ahead, strip);
       }

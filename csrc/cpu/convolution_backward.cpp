@@ -163,7 +163,7 @@ void transform_chunk(const Context& context, const Tiles& block, int64_t first, 
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t lane = block.runs[r].lane, at = context.plan.task[lane] * call.x.channels + c;
       planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-      next[r] = context.plan.plane(lane, least(c + 1, call.x.channels - 1));
+      next[r] = context.plan.plane(lane, least(c + kChannelsAhead, call.x.channels - 1));
     }
     transform_inputs(block, planes, next, out + (c - first) * kTiles, context.inputs());
   }

@@ -165,6 +165,8 @@ inline void transform_neighbour(const Plane<normalise>& plane, const Tiling& til
   for (int64_t k = 0; k < 6; ++k) out[k * Strip<N>::row] = d[k];
 }
 
+constexpr int64_t kChannelsAhead = 4;  // memory's answer takes as long as transforming some channels
+
 // Fills the strip of one channel, from the first pixel of its first row on: pixels are transformed while they lie as they do in the
 // picture, a third fewer values than once split into the columns of tiles, which share pixels. `planes`: that of each run; `next`:
 // those that are read later, whose rows lie too far apart for the processor to guess. A line is asked for with each that is read,
