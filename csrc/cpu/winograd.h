@@ -252,7 +252,7 @@ inline void transform_inputs(const Block<N>& block, const Plane<normalise>* plan
 }
 
 // Filters are asked for a page ahead, since the processor's own prefetching ends where a page does, and wide convolutions read megabytes.
-constexpr int64_t kAhead = 1024;
+constexpr int64_t kFiltersAhead = 1024;
 
 // m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles]: the inner loop of everything here.
 template <int M, int N>
@@ -262,7 +262,7 @@ inline void products_of(const float* u, const float* v, int64_t channels, float*
   for (int o = 0; o < M; ++o)
     for (int n = 0; n < N; ++n) sum[o][n] = add ? load(m + o * tiles + n * kWidth) : Vec{};
   for (int64_t c = 0; c < channels; ++c, u += kOutputs, v += tiles) {
-    __builtin_prefetch(u + kAhead);
+    __builtin_prefetch(u + kFiltersAhead);
     Vec x[N];
     for (int n = 0; n < N; ++n) x[n] = load(v + n * kWidth);
     for (int o = 0; o < M; ++o)
