@@ -162,7 +162,7 @@ void convolution_forward(const std::vector<SourceFields>& sources, Address rows,
 void convolution_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
                           const Sizes& shape, Address scale, Address shift, Address mean, const std::string& isa, Address filters,
                           int64_t outputs, Address gradient, int64_t gradient_lane_stride, Address weight_gradient, int64_t parts, Address sums,
-                          int threads) {
+                          int threads, bool add) {
   const Inputs inputs(sources, rows, segments, shape);
   ConvolutionBackward call{};
   call.x = inputs.x;
@@ -177,6 +177,7 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
   call.parts = parts;
   call.sums = reinterpret_cast<double*>(sums);
   call.threads = threads;
+  call.add = add;
   const Isa packed_for = isa_of(isa);
   py::gil_scoped_release release;
   if (!IFAN_PICK_FOR(packed_for, convolution_backward)(call)) throw std::bad_alloc();

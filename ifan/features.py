@@ -115,10 +115,12 @@ class Features:
         """Channels of the concatenation."""
         return sum(s.shape[1] for s in self.sources)
 
-    def mean_and_variance(self) -> Moments:
-        """Moments of the concatenation, ``(T, C)`` each; only in training, where every source has its own."""
+    def moments_of(self, channels: int) -> Moments:
+        """Moments of the concatenation's first channels, ``(T, channels)`` each; only in training, where every source
+        has its own."""
         known = [m for m in self.moments if m is not None]
-        return torch.cat([m for m, _ in known], 1), torch.cat([v for _, v in known], 1)
+        mean, var = torch.cat([m for m, _ in known], 1), torch.cat([v for _, v in known], 1)
+        return mean[:, :channels], var[:, :channels]
 
     def keep(self, tasks: Sequence[int]) -> Features:
         """The lanes, and moments, of the tasks at these positions."""

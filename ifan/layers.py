@@ -79,7 +79,7 @@ class TaskNorm(nn.Module):
 
     def __init__(self, tasks: int, channels: int, config: NetworkConfig, affine: bool = True) -> None:
         super().__init__()
-        self.tasks = tasks
+        self.tasks, self.by_task = tasks, config.task_norm or tasks <= 1
         rows = tasks if config.task_norm else min(tasks, 1)
         self.separate, self.separate_affine = config.iteration_norm != "shared", config.iteration_norm == "separate"
         for prefix in ("", "later_") if self.separate_affine else ("",):
@@ -107,7 +107,7 @@ class TaskNorm(nn.Module):
         """The batch's moments in training (and then the running ones follow), else the running ones."""
         if None in x.moments:
             return self.running(later)
-        mean, var = x.mean_and_variance()
+        mean, var = x.moments_of(x.channels)
         segments = x.lanes.global_segments
         if mean.shape[0] != self.running_mean.shape[0]:
             mean, var = pooled_moments(mean, var, segments)
@@ -150,12 +150,16 @@ class DenseBlock(nn.Module):
     def forward(self, x: Features, reading: Reading) -> Features:
         """The grown channels only, ``(N, layers * growth, H, W)`` together."""
         layers = [(cast(TaskNorm, n), cast(nn.Conv2d, c)) for n, c in zip(self.norms, self.convolutions, strict=True)]
-        if reading.training:  # a layer's moments, of all processes, must be known before the next can begin
+        if reading.training:
             grown = x
-            for norm, layer in layers:
-                statistics = norm.statistics(grown, reading.later)
-                new, mean, var = self._grow(grown, [(norm, layer)], [statistics], reading.later)
+            # Moments that other processes or tasks share in must be joined before the next layer can begin.
+            apart = reading.reduce is not None or not layers[0][0].by_task
+            for some in [[layer] for layer in layers] if apart else [layers]:
+                statistics = some[0][0].statistics(grown, reading.later)
+                new, mean, var = self._grow(grown, some, [statistics], reading.later)
                 grown = grown + reading.with_moments(new, mean, var)
+                for norm, layer in some[1:]:
+                    norm.follow(*grown.moments_of(layer.in_channels), x.lanes.global_segments, reading.later)
             return grown.tail(len(x.sources))
         running = [norm.running(reading.later) for norm, _ in layers]
         return Features.of(x.lanes, self._grow(x, layers, running, reading.later)[0])

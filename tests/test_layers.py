@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ifan.config import TaskConfig
+from ifan.config import NetworkConfig, TaskConfig
 from ifan.features import Lanes
-from ifan.layers import Reading, ReEncoder
+from ifan.layers import DenseBlock, Reading, ReEncoder
 from ifan.ops.take_rows import take_rows
 
 FIVE = TaskConfig("mood", "classification", ("a", "b", "c", "d", "e"))
@@ -80,6 +81,23 @@ class Operations(TorchDispatchMode):
         if any(isinstance(a, torch.Tensor) and a.dim() == 4 for a in arguments):
             self.found.add(function.__name__.split(".")[0])
         return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("task_norm", [True, False])
+def test_layers_of_a_block_go_through_one_operation_or_one_each(task_norm: bool) -> None:
+    """One each where their moments are joined over processes, which here is only this one."""
+    config, lanes, found = NetworkConfig(task_norm=task_norm), Lanes(torch.arange(4), (1, 2, 1)), []
+    for reduce in (None, lambda *moments: moments):
+        torch.manual_seed(0)
+        block, x = DenseBlock((8, 20, 32), 3, config), torch.randn(4, 8, 32, 32, requires_grad=True)
+        reading = Reading(lanes, True, reduce)
+        grown = block(reading.fresh(x), reading)
+        whole, moments = grown.concatenated(), grown.moments_of(36)
+        upstream = [torch.randn_like(whole), *(torch.randn_like(value) for value in moments)]
+        gradients = torch.autograd.grad([whole, *moments], [x, *block.parameters()], upstream)
+        found.append([whole, *block.state_dict().values(), *gradients])
+    for together, apart in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-4)
 
 
 def test_lanes_are_laid_out_by_an_operation_that_compilers_leave_whole() -> None:

@@ -39,7 +39,7 @@ struct FilterPacking {
 // Gradients of the convolution, and of its prologue where there is one, for the gradient of its output before the epilogue.
 // Nothing of the forward pass was kept: the transformed inputs are made again, once for both products.
 struct ConvolutionBackward {
-  Concatenation x;  // each source's `gradient` is written
+  Concatenation x;  // each source's `gradient` is written or, with `add`, added to
   const float *scale, *shift, *mean;  // (tasks, channels) contiguous; null: no prologue
   const float* filters;               // from pack_filters, transposed: x.channels outputs, `outputs` inputs
   int64_t outputs;
@@ -49,6 +49,7 @@ struct ConvolutionBackward {
   int64_t parts;           // groups of lanes that are worked on one after another; at most N
   double* sums;            // (N, channels, 2), see affine_relu.h; null where there is no prologue
   int threads;
+  bool add = false;        // only with a prologue
 };
 
 #define IFAN_DECLARE_CONVOLUTION(ISA)                                                    \

@@ -32,9 +32,10 @@ struct Context {
 };
 
 // This thread's buffers. The first two hold a batch's gradients, `chunk` its inputs of some channels and then the gradients of these,
-// [block][point][channel][tile]; `turned` and `pixels` hold a block, `filters` a part of the lanes.
+// [block][point][channel][tile]; `gradients` these as planes, behind the prologue, [channel][row of tiles][pixel]; `turned` and `pixels`
+// hold a block, `filters` a part of the lanes.
 struct Buffers {
-  float *to_inputs, *to_weights, *chunk, *turned, *pixels, *filters;
+  float *to_inputs, *to_weights, *chunk, *gradients, *turned, *pixels, *filters;
 
   static int64_t layout(const Context& c, float* memory, Buffers* b) {
     int64_t used = 0;
@@ -46,6 +47,7 @@ struct Buffers {
     b->to_inputs = take(c.blocks * kPoints * c.to_inputs());
     b->to_weights = take(c.blocks * kPoints * c.to_weights());
     b->chunk = take(c.blocks * kPoints * c.inputs());
+    b->gradients = take(c.call.scale ? c.chunk * c.rows * 4 * c.tiling.width : 0);
     b->turned = take(kPoints * kWidth * kTiles);
     b->pixels = take(16 * kTiles);
     b->filters = take(kPoints * c.call.x.channels * c.wide);
@@ -200,27 +202,41 @@ void multiply_filters(const Context& context, const Batch& batch, int64_t first,
                            b.chunk + (i * kPoints + p) * context.inputs() + c * kTiles, false, channels - c);
 }
 
-// The chunk's gradients of what the convolution reads, to where the sources' gradients belong.
-void write_inputs(const Context& context, const Tiles& block, int64_t first, int64_t channels, const float* sums) {
+// Rows of tiles [begin, end), of all lanes, and the chunk of channels that is worked on there.
+struct Region {
+  int64_t begin, end, first, channels;
+};
+
+// A lane's plane of a channel in `gradients`, of which the region's rows are there.
+float* plane_in(const Context& context, const Region& region, float* gradients, int64_t lane, int64_t c) {
+  return gradients + ((c - region.first) * (region.end - region.begin) + lane * context.tiling.rows - region.begin) * 4 * context.tiling.width;
+}
+
+// The chunk's gradients of what the convolution reads, to `gradients` if there is a prologue, else to where the sources' belong.
+template <bool normalise>
+void write_inputs(const Context& context, const Tiles& block, const Region& region, const float* sums, float* gradients) {
   float* planes[kTiles];
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t r = 0; r < block.count; ++r) planes[r] = gradient_plane(context, block.runs[r].lane, first + c);
+  for (int64_t c = 0; c < region.channels; ++c) {
+    for (int64_t r = 0; r < block.count; ++r) {
+      const int64_t lane = block.runs[r].lane, channel = region.first + c;
+      planes[r] = normalise ? plane_in(context, region, gradients, lane, channel) : gradient_plane(context, lane, channel);
+    }
     write_planes(block, sums + c * kTiles, context.inputs(), planes, false, false);
   }
 }
 
-// Through the prologue, in place, for the chunk's channels in a batch's rows of tiles.
-void differentiate_prologue(const Context& context, int64_t begin, int64_t end, int64_t first, int64_t channels) {
+// From `gradients` through the prologue to where the sources' gradients belong.
+void differentiate_prologue(const Context& context, const Region& region, float* gradients) {
   const ConvolutionBackward& call = context.call;
   const int64_t height = context.tiling.height, width = context.tiling.width, rows = context.tiling.rows;
-  for (int64_t lane = begin / rows; lane * rows < end; ++lane) {  // a lane's rows follow each other in memory
-    const int64_t y = begin > lane * rows ? 4 * (begin - lane * rows) : 0;
-    const int64_t n = (least(4 * (end - lane * rows), height) - y) * width;
-    for (int64_t c = first; c < first + channels; ++c) {
+  for (int64_t lane = region.begin / rows; lane * rows < region.end; ++lane) {  // a lane's rows follow each other in memory
+    const int64_t y = region.begin > lane * rows ? 4 * (region.begin - lane * rows) : 0;
+    const int64_t n = (least(4 * (region.end - lane * rows), height) - y) * width;
+    for (int64_t c = region.first; c < region.first + region.channels; ++c) {
       const int64_t at = context.plan.task[lane] * call.x.channels + c;
-      float* gradient = gradient_plane(context, lane, c) + y * width;
-      affine_relu_backward(context.plan.plane(lane, c) + y * width, gradient, gradient, n,
-                           {call.scale[at], call.shift[at], call.mean[at]}, call.sums + 2 * (lane * call.x.channels + c));
+      affine_relu_backward(context.plan.plane(lane, c) + y * width, plane_in(context, region, gradients, lane, c) + y * width,
+                           gradient_plane(context, lane, c) + y * width, n, {call.scale[at], call.shift[at], call.mean[at]},
+                           call.sums + 2 * (lane * call.x.channels + c), call.add);
     }
   }
 }
@@ -239,8 +255,9 @@ void work_on_batch(const Context& context, int64_t begin, int64_t end, const Buf
     each_block([&](const Tiles& block, int64_t i) { transform_chunk<normalise>(context, block, first, some, at(i)); });
     add_filters(context, batch, first, some, b);
     multiply_filters(context, batch, first, some, b);
-    each_block([&](const Tiles& block, int64_t i) { write_inputs(context, block, first, some, at(i)); });
-    if (normalise) differentiate_prologue(context, begin, end, first, some);
+    const Region region{begin, end, first, some};
+    each_block([&](const Tiles& block, int64_t i) { write_inputs<normalise>(context, block, region, at(i), b.gradients); });
+    if (normalise) differentiate_prologue(context, region, b.gradients);
   }
 }
 

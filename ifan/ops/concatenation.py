@@ -12,7 +12,8 @@ class Concatenation:
     """Sources ``(N or R, C_i, H, W)`` on the CPU, as addresses and strides of float32.
 
     Keeps the tensors alive whose addresses it holds; those of another dtype and those whose planes do not lie in one
-    piece are copied. With ``differentiate``, ``gradients`` holds an uninitialised ``(N, C_i, H, W)`` for each source.
+    piece are copied. With ``differentiate``, ``gradients`` holds a contiguous float32 ``(N, C_i, H, W)`` for each
+    source: those given, which are for the first ones, and uninitialised ones.
     """
 
     def __init__(
@@ -22,12 +23,15 @@ class Concatenation:
         rows: Tensor | None,
         per_sample: Sequence[bool],
         differentiate: bool = False,
+        gradients: Sequence[Tensor] = (),
     ) -> None:
         self.sources, self.per_sample, self.segments = sources, list(per_sample), list(segments)
         self.rows = None if rows is None else rows.contiguous()
         self.planes = [_with_whole_planes(source.float()) for source in sources]
         self.shape = (sum(segments), sum(x.shape[1] for x in sources), *sources[0].shape[2:])
-        self.gradients = [x.new_empty((self.shape[0], *x.shape[1:])) for x in self.planes] if differentiate else []
+        self.gradients = list(gradients)
+        if differentiate:
+            self.gradients += [x.new_empty((self.shape[0], *x.shape[1:])) for x in self.planes[len(gradients) :]]
 
     @property
     def arguments(self) -> tuple[list[tuple[int, ...]], int, list[int], tuple[int, ...]]:

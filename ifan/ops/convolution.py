@@ -78,16 +78,17 @@ def _together(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def differentiate(
-    x: Concatenation, weight: Tensor, gradient: Tensor, norm: Normalisation | None = None
+    x: Concatenation, weight: Tensor, gradient: Tensor, norm: Normalisation | None = None, add: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Fill ``x.gradients`` for the float32 ``gradient (N, O, H, W)`` of the convolution, planes in one piece.
+    """Fill ``x.gradients`` for the float32 ``gradient (N, O, H, W)`` of the convolution, planes in one piece; with a
+    ``norm`` and ``add``, add to what they hold.
 
     Returns the weight's gradient and, with ``norm``, the sums ``(N, C, 2)`` that `Normalisation.gradients` reads.
     """
     lanes, channels, outputs = x.shape[0], x.shape[1], weight.shape[0]
     sums = gradient.new_zeros((lanes, channels, 2) if norm else (0,), dtype=torch.float64)
     if not gradient.numel() or not channels:
-        for source in x.gradients:
+        for source in x.gradients if not add else ():
             source.zero_()
         return torch.zeros_like(weight, memory_format=torch.contiguous_format), sums
     parts = gradient.new_empty((_parts(lanes, x.shape[2] * x.shape[3]), outputs, channels, 3, 3))
@@ -106,6 +107,7 @@ def differentiate(
         parts.shape[0],
         sums.data_ptr() if norm else 0,
         torch.get_num_threads(),
+        add,
     )
     return parts.sum(0), sums
 

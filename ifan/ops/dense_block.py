@@ -262,6 +262,7 @@ def _cpu_backward(
     found: list[list[Tensor]] = [[], *([torch.empty(0)] * len(weights) for _ in range(3))]
     found += [[torch.zeros_like(value, dtype=torch.float32) for value in group] for group in (means, variances)]
     growth, width = weights[0].shape[0], means[0].shape[1]
+    held: list[Tensor] = []
     for layer in reversed(range(len(weights))):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
         if len(means) == 1:  # what later layers, and the caller, want of this layer's moments
@@ -274,19 +275,21 @@ def _cpu_backward(
             *_statistics(layer, means, variances, mean[:, before], var[:, before]),
             eps,
         )
-        x = Concatenation([*sources, grown[:, before]], segments, rows, [*per_sample, False], differentiate=True)
-        found[1][layer], sums = convolution.differentiate(x, weights[layer], to_grown[:, here], norm)
-        found[2][layer], found[3][layer], of_mean, of_var = norm.gradients(sums, segments)
-        *of_sources, of_grown = x.source_gradients()
+        # The last layer's gradients of what it reads are written, those of the others added to them.
         last = layer == len(weights) - 1
-        found[0] = of_sources if last else [a.add_(b) for a, b in zip(found[0], of_sources, strict=True)]
-        to_grown[:, before] += of_grown
+        given = [] if last else [*held, to_grown[:, before].contiguous()]
+        x = Concatenation([*sources, grown[:, before]], segments, rows, [*per_sample, False], True, given)
+        found[1][layer], sums = convolution.differentiate(x, weights[layer], to_grown[:, here], norm, add=not last)
+        found[2][layer], found[3][layer], of_mean, of_var = norm.gradients(sums, segments)
+        *held, of_grown = x.gradients
+        to_grown = to_grown[:, before] + of_grown if last else of_grown
         place = 0 if len(means) == 1 else layer
         found[4][place] += of_mean[:, : means[place].shape[1]]
         found[5][place] += of_var[:, : means[place].shape[1]]
         if len(means) == 1:
             to_mean[:, before] += of_mean[:, width:]
             to_var[:, before] += of_var[:, width:]
+    found[0] = x.source_gradients()[:-1]
     flat = ([value for group in groups for value in group] for groups in (inputs, found))
     return native.in_dtypes_of(*flat)
 
