@@ -254,15 +254,22 @@ inline void transform_inputs(const Block<N>& block, const Plane<normalise>* plan
 // Filters are asked for a page ahead, since the processor's own prefetching ends where a page does, and wide convolutions read megabytes.
 constexpr int64_t kFiltersAhead = 1024;
 
+// With 16 registers GCC 12 keeps the sums in memory where it inlines the loop into a large function, which takes twice as long.
+#if defined(__AVX512F__)
+#define IFAN_PRODUCTS inline
+#else
+#define IFAN_PRODUCTS __attribute__((noinline))
+#endif
+
 // m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles]: the inner loop of everything here.
 template <int M, int N>
-inline void products_of(const float* u, const float* v, int64_t channels, float* m, bool add) {
+IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels, float* m, bool add) {
   constexpr int tiles = N * kWidth;
   Vec sum[M][N];
   for (int o = 0; o < M; ++o)
     for (int n = 0; n < N; ++n) sum[o][n] = add ? load(m + o * tiles + n * kWidth) : Vec{};
   for (int64_t c = 0; c < channels; ++c, u += kOutputs, v += tiles) {
-    __builtin_prefetch(u + kFiltersAhead);
+    if (kRegisters == 32) __builtin_prefetch(u + kFiltersAhead);
     Vec x[N];
     for (int n = 0; n < N; ++n) x[n] = load(v + n * kWidth);
     for (int o = 0; o < M; ++o)
