@@ -126,7 +126,7 @@ def traced(family: str, backend: str) -> Iterator[list[Step]]:
     """Collect the launches of what runs inside on ``meta`` tensors, with the backend's kernels and family's tiles."""
     trace, refusals = Trace(), dict(dispatch._KERNELS)
     missing, module, address, autocast = gpu.cuda_missing, native.cuda_module, Tensor.data_ptr, torch.autocast
-    dispatch._KERNELS.update(dict.fromkeys(refusals, lambda *_: None))
+    dispatch._KERNELS.update(dict.fromkeys(refusals, (lambda *_: None, lambda *_: False)))
     gpu.cuda_missing, native.cuda_module = (lambda: None), (lambda: CudaModule(trace))  # type: ignore[assignment,return-value]
     Tensor.data_ptr = lambda _: 256  # type: ignore[assignment,method-assign]  # there is none; aligned, and not null
     torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment,misc]  # meta tensors know none

@@ -184,7 +184,7 @@ def test_nothing_that_is_recorded_waits(backend: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(dispatch, "_missing", lambda name: None)
     monkeypatch.setattr("ifan.ops.gpu.checked_on", lambda name: "a GPU")
     for key in list(dispatch._KERNELS):
-        monkeypatch.setitem(dispatch._KERNELS, key, lambda *inputs: None)
+        monkeypatch.setitem(dispatch._KERNELS, key, (lambda *inputs: None, lambda *inputs: False))
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no device "meta"
     work: list[Callable[[], Predictions]] = []
 
