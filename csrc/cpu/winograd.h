@@ -266,16 +266,21 @@ template <int M, int N>
 IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels, float* m, bool add) {
   constexpr int tiles = N * kWidth;
   Vec sum[M][N];
+#pragma GCC unroll 12
   for (int o = 0; o < M; ++o)
+#pragma GCC unroll 2
     for (int n = 0; n < N; ++n) sum[o][n] = add ? load(m + o * tiles + n * kWidth) : Vec{};
-  for (int64_t c = 0; c < channels; ++c, u += kOutputs, v += tiles) {
+  do {
     if (kRegisters == 32) __builtin_prefetch(u + kFiltersAhead);
     Vec x[N];
     for (int n = 0; n < N; ++n) x[n] = load(v + n * kWidth);
     for (int o = 0; o < M; ++o)
       for (int n = 0; n < N; ++n) sum[o][n] += u[o] * x[n];
-  }
+    u += kOutputs, v += tiles;
+  } while (--channels > 0);
+#pragma GCC unroll 12
   for (int o = 0; o < M; ++o)
+#pragma GCC unroll 2
     for (int n = 0; n < N; ++n) store(m + o * tiles + n * kWidth, sum[o][n]);
 }
 
