@@ -75,6 +75,18 @@ def test_published_weights_keep_statistics_that_the_iterations_do_not_share(tmp_
         torch.testing.assert_close(ours.points, theirs.points, rtol=0, atol=5e-3)
 
 
+def test_published_weights_of_one_iteration_keep_nothing_of_later_ones(tmp_path: Path) -> None:
+    config = replace(CONFIG, image_scale=1 / 64, normalise_heads=True, iteration_norm="separate", iterations=1)
+    model, x = IFAN(config), torch.rand(4, 3, 32, 32) * 255
+    for _ in range(30):
+        model.train()(x)
+    model.save_pretrained(tmp_path / "trained")
+    weights.publish(tmp_path / "trained", tmp_path / "shipped")
+    shipped = weights.load_network(tmp_path / "shipped")
+    assert shipped.config == replace(CONFIG, iterations=1)
+    torch.testing.assert_close(shipped(x)[0].points, model.eval()(x)[0].points, rtol=0, atol=5e-3)
+
+
 def test_packaged_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "PACKAGED", saved.parent)
     monkeypatch.chdir(saved)
