@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 
 from ifan.data.mixture import Batch
-from ifan.layers import TaskNorm
+from ifan.layers import EPSILON, DenseHead, TaskNorm
 from ifan.network import IFAN
 
 
@@ -31,3 +33,21 @@ def calibrate(model: IFAN, batches: Iterable[Batch], passes: int) -> None:
         for norm in norms:
             norm.averaged = None
         model.train(mode)
+
+
+@torch.no_grad()
+def normalise_heads(model: IFAN, heads: Iterable[str], batches: Iterable[Batch]) -> None:
+    """Give dense heads whose statistics change nothing (`Fitting.heads`) those of their inputs in ``batches``.
+
+    Their weights are made up for it, so that in evaluation ``model`` computes the same as before; its other statistics
+    stay. It is how weights that `ifan.weights.publish` folded are trained further.
+    """
+    measured = copy.deepcopy(model)
+    calibrate(measured, batches, 1)
+    for name in heads:
+        head, other = (cast(DenseHead, network.get_submodule(name)) for network in (model, measured))
+        mean, var = (value[0] for value in cast(TaskNorm, other.norm).running(later=False))
+        for key, buffer in cast(TaskNorm, head.norm).named_buffers():
+            buffer.copy_(mean if key.endswith("mean") else var)
+        head.bias.add_(head.weight @ mean)
+        head.weight.mul_((var + EPSILON).sqrt())

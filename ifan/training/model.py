@@ -13,6 +13,7 @@ from torch import Tensor
 from ifan.config import Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import label_means
+from ifan.layers import EPSILON
 from ifan.network import IFAN
 from ifan.tensorfile import CheckpointError, load_checked
 from ifan.training.checkpoint import write_folder
@@ -50,12 +51,17 @@ def load_weights(model: IFAN, source: Path) -> None:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What `load_fitting` took, and left as it was: names of tensors, and the values of this network they hold."""
+    """What `load_fitting` took, and left as it was: names of tensors, and the values of this network they hold.
+
+    ``heads`` are those whose weights read inputs as they are, while this network normalises them: until
+    `ifan.training.calibration.normalise_heads` their statistics change nothing.
+    """
 
     taken: tuple[str, ...]
     left: tuple[str, ...]
     values: int
     of: int
+    heads: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         groups = sorted({_group(name) for name in self.left}) or ["nothing"]
@@ -69,8 +75,9 @@ class Fitting:
 def load_fitting(model: IFAN, source: str | Path) -> Fitting:
     """Fill ``model`` with what fits of saved weights (a folder, a run, or a packaged name) of another size or variant.
 
-    Label means are never taken; a dense head is taken whole or not at all; a later iteration's normalisation that the
-    weights lack begins as the first one's; a differing ``image_scale``, or an ``image_fold`` where they have none, is
+    Label means are never taken; a dense head is taken whole or not at all, one of a published network without the
+    statistics of its inputs (`Fitting.heads`); a later iteration's normalisation that the weights lack begins as the
+    first one's; a differing ``image_scale``, or an ``image_fold`` where they have none, is
     made up for. Raises ``ValueError`` for weights of other tasks, and `CheckpointError` when less than half of the
     convolutions' weights fit.
     """
@@ -85,7 +92,9 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
     given["stem.weight"] = _stem(other, model.config)
     found = {name: given.get(name, given.get(_first_iterations(name))) for name in own}
     odd = {name for name, value in found.items() if value is None or value.shape != own[name].shape}
-    left = {_group(name) for name in odd} | set(_MEANS)
+    lacking = {name for name in odd if found[name] is None and _group(name) != name}  # statistics of heads' inputs
+    left = {_group(name) for name in odd - lacking} | set(_MEANS)
+    heads = {_group(name) for name in lacking} - left
     taken = {name: value for name, value in found.items() if value is not None and _group(name) not in left}
     fit, all_ = (sum(v.numel() for v in values if v.dim() == 4) for values in (taken.values(), own.values()))
     if 2 * fit < all_:
@@ -94,8 +103,12 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
         )
     for name, value in taken.items():
         own[name].copy_(value)
+    for name in lacking:
+        if _group(name) in heads:
+            own[name].fill_(0.0 if name.endswith("_mean") else 1.0 - EPSILON)
     values = sum(value.numel() for value in taken.values())
-    return Fitting(tuple(taken), tuple(own.keys() - taken.keys()), values, sum(v.numel() for v in own.values()))
+    rest = tuple(name for name in own if _group(name) in left)
+    return Fitting(tuple(taken), rest, values, sum(v.numel() for v in own.values()), tuple(sorted(heads)))
 
 
 def _stem(given: IFAN, config: NetworkConfig) -> Tensor:

@@ -23,7 +23,7 @@ from ifan.config import Config, dump_config, to_dict
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, Loader, Mixture
 from ifan.network import IFAN, Predictions
-from ifan.training.calibration import calibrate
+from ifan.training.calibration import calibrate, normalise_heads
 from ifan.training.checkpoint import (
     CheckpointError,
     Tensors,
@@ -43,6 +43,8 @@ from ifan.training.weighting import make_weighting
 
 Validate = Callable[[IFAN, int], Figures]
 """Measures a network with that many passes."""
+
+_HEAD_BATCHES = 40  # for statistics that follow every batch from then on
 
 
 class Trainer:
@@ -86,7 +88,11 @@ class Trainer:
         self.model = build_model(config, datasets if fresh else None).to(self.device)
         if init and not found:
             if partial:
-                self.log.say(f"{init}: {load_fitting(self.model, init)}")
+                fitting = load_fitting(self.model, init)
+                self.log.say(f"{init}: {fitting}")
+                if fitting.heads:
+                    batches = (_to(self.mixture.batch(i), self.device) for i in range(_HEAD_BATCHES))
+                    normalise_heads(self.model, fitting.heads, batches)
             else:
                 load_weights(self.model, init)
         if self.processes.world > 1:

@@ -19,6 +19,7 @@ from ifan.training import CheckpointError, Trainer, build_model, load_weights
 from ifan.training import trainer as module
 from ifan.training.checkpoint import checkpoints
 from ifan.training.model import load_fitting
+from ifan.weights import load_network, publish
 from tests.training.faces import Faces, small_config, three_datasets
 
 FILES = ("model", "ema", "optimizer")
@@ -252,6 +253,33 @@ def test_what_fits_of_a_network_of_another_size(tmp_path: Path, capsys: pytest.C
             ), name
     torch.testing.assert_close(model.stem.weight[:, 3:], other.stem.weight[:, 3:])
     torch.testing.assert_close(model.stem.weight[:, :3], other.stem.weight[:, :3] / 2)
+
+
+def test_published_weights_are_trained_further(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A head's normalisation was folded into its weights; begun from them it has one again, and computes the same."""
+    plain = small_config()
+    norms = {"image_scale": 1 / 64, "normalise_heads": True, "iteration_norm": "separate"}
+    config = replace(plain, network=replace(plain.network, iterations=1, **norms))
+    torch.manual_seed(5)
+    other = IFAN(config.network)
+    images = 255 * torch.rand(8, 3, 32, 32)
+    for _ in range(40):
+        other(images)
+    other.save_pretrained(tmp_path / "trained")
+    publish(tmp_path / "trained", tmp_path / "published")
+    expected = load_network(tmp_path / "published")
+    model = Trainer(config, three_datasets(), tmp_path / "run", init=tmp_path / "published", partial=True).model
+    assert "left as in a fresh run: mean_classes, mean_parsing, mean_points\n" in capsys.readouterr().out
+    for name in ("mean_parsing", "mean_points", "mean_classes"):
+        getattr(model, name).copy_(getattr(expected, name))
+    with torch.no_grad():
+        (found,), (wanted,) = (network.eval()(images, None, 1) for network in (model, expected))
+    torch.testing.assert_close(found.points, wanted.points, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.class_logits["emotion"], wanted.class_logits["emotion"], rtol=1e-4, atol=1e-4)
+    norm = model.landmark_head.norm
+    assert norm is not None
+    assert norm.running_mean.abs().max() > 0.01
+    assert torch.equal(norm.running_mean, norm.later_mean)
 
 
 def test_begun_from_unfolded_weights_a_network_sees_the_means_of_blocks(tmp_path: Path) -> None:
