@@ -120,8 +120,8 @@ def _parsing(task: str, result: Report) -> Iterator[Table]:
 
 
 def _landmarks(task: str, result: Report) -> Iterator[Table]:
-    points = [[name, _number(error)] for name, error in result["points"].items()]
-    yield _table(f"{task}: error a point, % of the eyes' distance", ["point", "error"], points)
+    points = [[name, *map(_number, [error, *result["offsets"][name]])] for name, error in result["points"].items()]
+    yield _table(f"{task}: error a point, % of the eyes' distance", ["point", "error", "right", "down"], points)
     rows = [
         [name, value, str(s["images"]), *(_number(s[key], key in PLAIN) for key in HEADLINES["landmarks"])]
         for name, group in result["groups"].items()

@@ -36,9 +36,19 @@ def test_by_hand() -> None:
     assert result["nme"] == pytest.approx((one + two) / 2)
     assert result["points"]["nose"] == pytest.approx((5 / 40 + two) / 2)
     assert result["points"]["left_eye"] == pytest.approx(two / 2)
+    assert result["offsets"]["nose"] == pytest.approx([(3 + 6) / 2 / 40, (4 + 6) / 2 / 40])
     assert result["failure_rate"] == 1 / 2
     assert result["auc"] == pytest.approx((1 - one / 0.1) / 2)
     assert (result["images"], result["unmeasured"]) == (2, 0)
+
+
+def test_offset_of_a_point_that_is_not_always_labelled() -> None:
+    target = np.stack([FACE, FACE, FACE])
+    target[1, :, 2] = np.nan
+    predicted = np.stack([FACE + 4, FACE + 8, FACE - 8])
+    offsets = measure(predicted, target)["offsets"]
+    assert offsets["nose"] == pytest.approx([-2 / 40, -2 / 40])
+    assert offsets["left_eye"] == pytest.approx([4 / 3 / 40, 4 / 3 / 40])
 
 
 def test_auc_is_the_area_under_the_curve() -> None:
