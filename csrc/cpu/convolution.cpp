@@ -163,7 +163,8 @@ void pack_filters(const FilterPacking& call) {
 bool convolution_forward(const ConvolutionForward& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
-  const int64_t share = call.outputs / call.prologues, chunk = call.prologues > 1 ? (kRegisters == 32 ? 24 : 48) : share > 24 ? 512 : 64;
+  const int64_t share = call.outputs / call.prologues, together = kRegisters == 32 ? 24 : 48;  // AVX2's vectors hold half the tiles
+  const int64_t chunk = call.prologues > 1 ? together : share > 24 ? 512 : 64;
   Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk), 1};
   if (context.tiling.tiles() > kWidth)
     run<2>(context);

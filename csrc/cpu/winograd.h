@@ -262,6 +262,7 @@ constexpr int64_t kFiltersAhead = 1024;
 #endif
 
 // m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles]: the inner loop of everything here.
+// Of at least one channel, and unrolled before GCC 12 decides where arrays live: else it copies the sums to the stack and back.
 template <int M, int N>
 IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels, float* m, bool add) {
   constexpr int tiles = N * kWidth;

@@ -73,7 +73,10 @@ class LandmarkMeter:
         self._groups.extend(group for group, kept in zip(named, measured, strict=True) if kept)
 
     def result(self) -> dict[str, Any]:
-        """Errors in inter-ocular distances (0.05 = 5 %), ``None`` where nothing was measured."""
+        """Errors in inter-ocular distances (0.05 = 5 %), ``None`` where nothing was measured.
+
+        ``offsets``: mean of predicted less true to the right and down, a point.
+        """
         points = np.reshape(self._errors, (-1, len(self.points)))
         offsets = np.reshape(self._offsets, (-1, 2, len(self.points)))
         images = np.nanmean(points, axis=1)
