@@ -59,7 +59,7 @@ class HybridLossKernel {
   // Those not needed are 0. False: a label is out of range.
   bool forward(Address logits, Address labels, Address class_weights, Address points, Address points_target, Address points_weight,
                Address class_logits, Address class_targets, Address task_weights, Address denominators, Address logits_made,
-               Address points_made, Address classes_made, Address total, Address losses, Address counts, Address kept, int threads) const {
+               Address points_made, Address classes_made, Address total, Address losses, Address counts, Address weights_kept, int threads) const {
     HybridLoss call = kind_;
     call.parsing.logits = read(logits), call.parsing.labels = reinterpret_cast<const uint8_t*>(labels);
     call.parsing.class_weights = read(class_weights), call.parsing.gradient = written(logits_made);
@@ -68,7 +68,7 @@ class HybridLossKernel {
     call.classes.logits = read(class_logits), call.classes.targets = reinterpret_cast<const int64_t*>(class_targets);
     call.classes.sizes = sizes_.data(), call.classes.gradient = written(classes_made);
     call.task_weights = read(task_weights), call.denominators = read(denominators);
-    call.total = written(total), call.losses = written(losses), call.counts = written(counts), call.kept = written(kept);
+    call.total = written(total), call.losses = written(losses), call.counts = written(counts), call.weights_kept = written(weights_kept);
     call.threads = threads;
     py::gil_scoped_release release;
     const Outcome outcome = IFAN_PICK(hybrid_loss)(call);
@@ -77,11 +77,11 @@ class HybridLossKernel {
   }
 
   // What forward made and kept, and where the gradients go, which may be the same places. Those not needed are 0.
-  void backward(Address total, Address of_losses, Address kept, Address logits_made, Address points_made, Address classes_made,
+  void backward(Address total, Address of_losses, Address weights, Address logits_made, Address points_made, Address classes_made,
                 Address logits, Address points, Address classes, Address losses, Address task_weights, int threads) const {
     const ParsingTask& parsing = kind_.parsing;
     HybridLossBackward call{};
-    call.total = read(total), call.of_losses = read(of_losses), call.kept = read(kept);
+    call.total = read(total), call.of_losses = read(of_losses), call.weights = read(weights);
     call.parsing = {parsing.classes > 0, read(logits_made), written(logits),
                     parsing.images * parsing.classes * parsing.height * parsing.width};
     call.points = {kind_.points.count > 0, read(points_made), written(points), 2 * kind_.points.rows * kind_.points.count};

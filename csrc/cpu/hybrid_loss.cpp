@@ -18,46 +18,39 @@ constexpr int64_t kChunk = 2048;     // pixels of labels as large as the logits 
 constexpr int64_t kStrip = 16;       // rows of logits whose labels one piece of work takes
 constexpr int64_t kStagger = 16;     // floats between rows of 2^n floats, which would share their cache lines' places
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 struct Parsing {
   const ParsingTask& task;
   CrossEntropy loss;
   Axis x;
   const Tap* rows;    // of each row of labels
   int64_t pieces;     // of an image
-  Sums* sums;         // of each piece
+  double* losses;     // of each piece
   float* edges;       // gradient of the row of logits behind each strip: (classes, columns, three parts)
-  std::atomic<bool> failed{false}, wrong{false};  // out of memory; a label of no class
+  std::atomic<bool> failed{false};  // out of memory
 };
-
-void cross_entropy_of(Parsing& parsing, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials, Sums* sums) {
-  if (!cross_entropy(parsing.loss, pixels, labels, n, exponentials, sums)) parsing.wrong = true;
-}
 
 // Labels as large as the logits; index: (image, chunk of pixels). Pixels that do not fill a vector are copied.
 void chunks(void* context, int64_t begin, int64_t end) {
   Parsing& parsing = *static_cast<Parsing*>(context);
   const ParsingTask& task = parsing.task;
   const int64_t plane = task.height * task.width;
-  float* exponentials = scratch(2 * task.classes * kWidth + kChunk);
+  float* exponentials = scratch(exponential_floats(task.classes) + task.classes * kWidth + kChunk);
   if (!exponentials) {
     parsing.failed = true;
     return;
   }
-  float* last = exponentials + task.classes * kWidth;
+  float* last = exponentials + exponential_floats(task.classes);
   int32_t* labels = reinterpret_cast<int32_t*>(last + task.classes * kWidth);
   for (int64_t index = begin; index < end; ++index) {
     const int64_t image = index / parsing.pieces, first = index % parsing.pieces * kChunk, n = least(kChunk, plane - first);
     const int64_t at = image * task.classes * plane + first, whole = n - n % kWidth, rest = n - whole;
     for (int64_t i = 0; i < n; ++i) labels[i] = task.labels[image * plane + first + i];
     for (int64_t i = n; i < whole_vectors(n); ++i) labels[i] = -1;
-    parsing.sums[index] = {0, 0};
-    cross_entropy_of(parsing, {task.logits + at, task.gradient + at, plane}, labels, whole, exponentials, parsing.sums + index);
+    parsing.losses[index] = cross_entropy(parsing.loss, {task.logits + at, task.gradient + at, plane}, labels, whole, exponentials);
     if (!rest) continue;
     for (int64_t k = 0; k < task.classes; ++k)
       store(last + k * kWidth, load_first(task.logits + at + k * plane + whole, rest));
-    cross_entropy_of(parsing, {last, last, kWidth}, labels + whole, kWidth, exponentials, parsing.sums + index);
+    parsing.losses[index] += cross_entropy(parsing.loss, {last, last, kWidth}, labels + whole, kWidth, exponentials);
     for (int64_t k = 0; k < task.classes; ++k)
       store_first(task.gradient + at + k * plane + whole, load(last + k * kWidth), rest);
   }
@@ -71,20 +64,20 @@ struct Strip {
 
   static int64_t floats(const Parsing& p) {
     const int64_t pixels = p.x.pixels();
-    return p.x.row() + p.task.classes * (pixels + kStagger + kWidth + 6 * p.x.columns) + 3 * p.x.columns + pixels;
+    return p.x.row() + p.task.classes * (pixels + kStagger + 6 * p.x.columns) + 3 * p.x.columns + exponential_floats(p.task.classes) + pixels;
   }
   Strip(const Parsing& p, float* memory)
       : pixels(p.x.pixels()), stride(pixels + kStagger), parts(3 * p.x.columns), row(memory), z(row + p.x.row()),
         upper(z + p.task.classes * stride), lower(upper + p.task.classes * parts), spare(lower + p.task.classes * parts),
-        exponentials(spare + parts), labels(reinterpret_cast<int32_t*>(exponentials + p.task.classes * kWidth)) {
+        exponentials(spare + parts), labels(reinterpret_cast<int32_t*>(exponentials + exponential_floats(p.task.classes))) {
     for (int64_t i = 0; i < p.x.row(); ++i) row[i] = 0;
     for (int64_t i = 0; i < pixels; ++i) labels[i] = -1;
     for (int64_t i = 0; i < p.task.classes * stride; ++i) z[i] = 0;
   }
 };
 
-// One row of labels, `y`, between logits of row `above` and the next.
-void label_row(Parsing& parsing, const Strip& s, int64_t image, int64_t y, Sums* sums) {
+// One row of labels, `y`, between two rows of logits; its loss.
+double label_row(const Parsing& parsing, const Strip& s, int64_t image, int64_t y) {
   const ParsingTask& task = parsing.task;
   const Tap& between = parsing.rows[y];
   const int64_t plane = task.height * task.width, above = between.first, step = above + 1 < task.height ? task.width : 0;
@@ -94,9 +87,10 @@ void label_row(Parsing& parsing, const Strip& s, int64_t image, int64_t y, Sums*
     parsing.x.interpolate(s.row, s.z + k * s.stride);
   }
   parsing.x.spread(task.labels + (image * task.label_height + y) * task.label_width, s.labels);
-  cross_entropy_of(parsing, {s.z, s.z, s.stride}, s.labels, s.pixels, s.exponentials, sums);
+  const double loss = cross_entropy(parsing.loss, {s.z, s.z, s.stride}, s.labels, s.pixels, s.exponentials);
   for (int64_t k = 0; k < task.classes; ++k)
     parsing.x.gather(s.z + k * s.stride, between, s.upper + k * s.parts, s.lower + k * s.parts, s.spare);
+  return loss;
 }
 
 // Labels of another size than the logits; index: (image, strip of logits).
@@ -112,13 +106,12 @@ void strips(void* context, int64_t begin, int64_t end) {
   const int64_t plane = task.height * task.width, values = task.classes * s.parts;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t image = index / parsing.pieces, first = index % parsing.pieces * kStrip;
-    Sums* sums = parsing.sums + index;
-    *sums = {0, 0};
+    double loss = 0;
     int64_t y = 0;
     while (y < task.label_height && parsing.rows[y].first < first) ++y;
     for (int64_t i = 0; i < values; ++i) s.upper[i] = s.lower[i] = 0;
     for (int64_t j = first; j < least(first + kStrip, task.height); ++j) {
-      for (; y < task.label_height && parsing.rows[y].first == j; ++y) label_row(parsing, s, image, y, sums);
+      for (; y < task.label_height && parsing.rows[y].first == j; ++y) loss += label_row(parsing, s, image, y);
       for (int64_t k = 0; k < task.classes; ++k)
         parsing.x.settle(s.upper + k * s.parts, task.gradient + (image * task.classes + k) * plane + j * task.width);
       float* done = s.upper;
@@ -126,6 +119,7 @@ void strips(void* context, int64_t begin, int64_t end) {
       for (int64_t i = 0; i < values; ++i) s.lower[i] = 0;
     }
     for (int64_t i = 0; i < values; ++i) parsing.edges[index * values + i] = s.upper[i];
+    parsing.losses[index] = loss;
   }
 }
 
@@ -144,33 +138,64 @@ void join_strips(const Parsing& parsing, float* row) {
   }
 }
 
-Outcome parsing_loss(const ParsingTask& task, int threads, Sums* sums) {
+// How many labels are below `classes`, at most 255. Few are counted at once, in a byte, so that a vector compares many.
+int64_t below(const uint8_t* labels, int64_t n, int64_t classes) {
+  constexpr int64_t few = 128;
+  const uint8_t end = static_cast<uint8_t>(classes);
+  int64_t found = 0;
+  for (; n >= few; n -= few, labels += few) {
+    uint8_t some = 0;
+    for (int64_t i = 0; i < few; ++i) some = static_cast<uint8_t>(some + (labels[i] < end));
+    found += some;
+  }
+  for (int64_t i = 0; i < n; ++i) found += labels[i] < end;
+  return found;
+}
+
+// The sum of the labels' weights; false if a label is of no class and not 255, which does not count.
+bool weight_of(const ParsingTask& task, double* weight) {
+  const int64_t n = task.images * task.label_height * task.label_width, classes = least(task.classes, kIgnored);
+  const int64_t counted = below(task.labels, n, classes);
+  *weight = task.class_weights ? 0 : static_cast<double>(counted);
+  for (int64_t k = 0, before = 0, upto; task.class_weights && k < classes; ++k, before = upto)
+    upto = below(task.labels, n, k + 1), *weight += static_cast<double>(upto - before) * static_cast<double>(task.class_weights[k]);
+  return below(task.labels, n, kIgnored) == counted;
+}
+
+Outcome parsing_loss(const ParsingTask& task, int threads, float scale, double* loss) {
   const bool same = task.height == task.label_height && task.width == task.label_width;
   const int64_t pieces = same ? (task.height * task.width + kChunk - 1) / kChunk : (task.height + kStrip - 1) / kStrip;
   const int64_t count = task.images * pieces, columns = whole_vectors(task.width);
   Tap* taps = static_cast<Tap*>(malloc((task.label_width + task.label_height + 1) * sizeof(Tap)));
-  Sums* partial = static_cast<Sums*>(malloc((count + 1) * sizeof(Sums)));
+  double* partial = static_cast<double*>(malloc((count + 1) * sizeof(double)));
   float* floats = static_cast<float*>(malloc((task.classes + task.width + (same ? 0 : count * task.classes * 3 * columns)) * sizeof(float)));
-  bool made = taps && partial && floats, wrong = false;
+  bool made = taps && partial && floats;
   if (made && count && task.width) {
     for (int64_t k = 0; k < task.classes; ++k) floats[k] = k == kIgnored ? 0 : task.class_weights ? task.class_weights[k] : 1;
     for (int64_t y = 0; y < task.label_height; ++y) taps[task.label_width + y] = tap_of(y, task.height, task.label_height);
     const bool weighted = task.class_weights || task.classes > kMostUnweighted;
-    Parsing parsing{task, {task.classes, weighted ? floats : nullptr, task.smoothing}, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
+    Parsing parsing{task, {task.classes, weighted ? floats : nullptr, task.smoothing, scale}, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
                     floats + task.classes + task.width};
     parallel_for(count, 1, threads, same ? chunks : strips, &parsing);
-    made = !parsing.failed, wrong = parsing.wrong;
+    made = !parsing.failed;
     if (made && !same) join_strips(parsing, floats + task.classes);
-    for (int64_t i = 0; made && i < count; ++i) sums->loss += partial[i].loss, sums->weight += partial[i].weight;
+    for (int64_t i = 0; made && i < count; ++i) *loss += partial[i];
   }
   free(taps);
   free(partial);
   free(floats);
-  return !made ? Outcome::out_of_memory : wrong ? Outcome::wrong_label : Outcome::done;
+  return made ? Outcome::done : Outcome::out_of_memory;
 }
 
-void points_loss(const PointsTask& task, Sums* sums) {
+double weight_of(const PointsTask& task) {
+  double sum = 0;
+  for (int64_t i = 0; i < task.rows * task.count; ++i) sum += task.weight[i] > 0 ? static_cast<double>(task.weight[i]) : 0;
+  return sum;
+}
+
+double points_loss(const PointsTask& task, double scale) {
   const double width = task.width, curvature = task.curvature, offset = width - width * log1p(width / curvature);
+  double sum = 0;
   for (int64_t index = 0; index < task.rows * 2 * task.count; ++index) {
     const int64_t row = index / (2 * task.count), point = index % task.count;
     const double weight = task.weight[row * task.count + point];
@@ -186,60 +211,60 @@ void points_loss(const PointsTask& task, Sums* sums) {
       loss = d < width ? width * log1p(d / curvature) : d - offset;
       slope = d < width ? width / (curvature + d) : 1;
     }
-    sums->loss += weight * loss;
-    if (index % (2 * task.count) < task.count) sums->weight += weight;
-    task.gradient[index] = static_cast<float>(weight * slope * sign);
+    sum += weight * loss;
+    task.gradient[index] = static_cast<float>(weight * scale * slope * sign);
   }
+  return sum;
 }
 
-void class_loss(const float* z, int64_t size, int64_t label, double smoothing, float* gradient, Sums* sums) {
+double class_loss(const float* z, int64_t size, int64_t label, double smoothing, double scale, float* gradient) {
   double most = -HUGE_VAL, sum = 0, total = 0;
   for (int64_t k = 0; k < size; ++k) most = z[k] > most ? static_cast<double>(z[k]) : most;
   for (int64_t k = 0; k < size; ++k) sum += exp(z[k] - most), total += z[k] - most;
   const double each = smoothing / static_cast<double>(size), spread = smoothing > 0 ? each * total : 0;
   for (int64_t k = 0; k < size; ++k)
-    gradient[k] = label < 0 ? 0 : static_cast<float>(exp(z[k] - most) / sum - each - (k == label ? 1 - smoothing : 0));
-  if (label < 0) return;
-  sums->loss += log(sum) - (1 - smoothing) * (z[label] - most) - spread;
-  sums->weight += 1;
+    gradient[k] = label < 0 ? 0 : static_cast<float>(scale * (exp(z[k] - most) / sum - each - (k == label ? 1 - smoothing : 0)));
+  return label < 0 ? 0 : log(sum) - (1 - smoothing) * (z[label] - most) - spread;
 }
 
 }  // namespace
 
 Outcome hybrid_loss(const HybridLoss& call) {
   const ClassTasks& classes = call.classes;
-  const int64_t tasks = (call.parsing.classes > 0) + (call.points.count > 0) + classes.tasks;
   int64_t task = 0, width = 0;
   double total = 0;
-  const auto finish = [&](const Sums& sums) {
-    const float divisor = call.denominators ? call.denominators[task] : static_cast<float>(sums.weight);
-    call.kept[task] = call.task_weights[task], call.kept[tasks + task] = divisor;
-    call.counts[task] = static_cast<float>(sums.weight);
-    call.losses[task] = divisor > 0 ? static_cast<float>(sums.loss / static_cast<double>(divisor)) : 0;
+  const auto divisor = [&](double weight) { return call.denominators ? call.denominators[task] : static_cast<float>(weight); };
+  const auto scale = [&](double weight) { return divisor(weight) > 0 ? 1 / static_cast<double>(divisor(weight)) : 0; };
+  const auto finish = [&](double loss, double weight) {
+    call.weights_kept[task] = call.task_weights[task];
+    call.counts[task] = static_cast<float>(weight);
+    call.losses[task] = divisor(weight) > 0 ? static_cast<float>(loss / static_cast<double>(divisor(weight))) : 0;
     total += static_cast<double>(call.task_weights[task]) * static_cast<double>(call.losses[task]);
     ++task;
   };
   if (call.parsing.classes) {
-    Sums sums{0, 0};
-    const Outcome outcome = parsing_loss(call.parsing, call.threads, &sums);
+    double weight = 0, loss = 0;
+    if (!weight_of(call.parsing, &weight)) return Outcome::wrong_label;
+    const Outcome outcome = parsing_loss(call.parsing, call.threads, static_cast<float>(scale(weight)), &loss);
     if (outcome != Outcome::done) return outcome;
-    finish(sums);
+    finish(loss, weight);
   }
   if (call.points.count) {
-    Sums sums{0, 0};
-    points_loss(call.points, &sums);
-    finish(sums);
+    const double weight = weight_of(call.points);
+    finish(points_loss(call.points, scale(weight)), weight);
   }
   for (int64_t t = 0; t < classes.tasks; ++t) width += classes.sizes[t];
   for (int64_t t = 0, first = 0; t < classes.tasks; first += classes.sizes[t++]) {
-    Sums sums{0, 0};
+    double loss = 0, weight = 0;
     for (int64_t row = 0; row < classes.rows; ++row) {
       const int64_t label = classes.targets[row * classes.tasks + t];
       if (label < -1 || label >= classes.sizes[t]) return Outcome::wrong_label;
-      class_loss(classes.logits + row * width + first, classes.sizes[t], label, classes.smoothing,
-                 classes.gradient + row * width + first, &sums);
+      weight += label >= 0;
     }
-    finish(sums);
+    for (int64_t row = 0; row < classes.rows; ++row)
+      loss += class_loss(classes.logits + row * width + first, classes.sizes[t], classes.targets[row * classes.tasks + t],
+                         classes.smoothing, scale(weight), classes.gradient + row * width + first);
+    finish(loss, weight);
   }
   *call.total = static_cast<float>(total);
   return Outcome::done;

@@ -52,13 +52,13 @@ struct HybridLoss {
   const float* denominators;          // (T) or null: the counts
   float* total;                       // sum of weight x loss
   float *losses, *counts;             // (T): sum / divisor, 0 where the divisor is; sums of weights
-  float* kept;                        // (2, T) for backward: the task weights, and the divisors used
+  float* weights_kept;                // (T) for backward: the task weights as they are now
   int threads;
 };
 
 enum class Outcome { done, out_of_memory, wrong_label };
 
-// What forward made times (total's gradient x weight + loss's gradient) / divisor of each task, 0 where the divisor is.
+// What forward made, each task's loss's gradients, times (total's gradient x weight + loss's gradient).
 struct MadeGradient {
   bool present;
   const float* made;
@@ -68,7 +68,7 @@ struct MadeGradient {
 
 struct HybridLossBackward {
   const float *total, *of_losses;                 // the arriving gradients, () and (T); null: 0
-  const float* kept;               // (2, T) of forward
+  const float* weights;                           // (T) that forward kept
   MadeGradient parsing, points;
   const float* classes_made;  // (rows, sum of sizes)
   float* classes_gradient;

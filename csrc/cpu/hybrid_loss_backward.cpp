@@ -24,13 +24,14 @@ void hybrid_loss_backward(const HybridLossBackward& call) {
   const int64_t tasks = call.parsing.present + call.points.present + call.class_tasks;
   int64_t task = 0, width = 0;
   const auto factor = [&] {
-    const float arriving = (call.total ? *call.total * call.kept[task] : 0) + (call.of_losses ? call.of_losses[task] : 0);
-    const float divisor = call.kept[tasks + task++];
-    return divisor > 0 ? arriving / divisor : 0;
+    const float arriving = (call.total ? *call.total * call.weights[task] : 0) + (call.of_losses ? call.of_losses[task] : 0);
+    ++task;
+    return arriving;
   };
   if (call.parsing.present) {
     Scaling scaling{call.parsing.made, call.parsing.gradient, factor()};
-    parallel_for(call.parsing.count, kPiece, call.threads, scale, &scaling);
+    const bool made = scaling.factor == 1 && scaling.gradient == scaling.made;  // as where a step adds up its losses
+    if (!made) parallel_for(call.parsing.count, kPiece, call.threads, scale, &scaling);
   }
   if (call.points.present) {
     Scaling scaling{call.points.made, call.points.gradient, factor()};

@@ -233,12 +233,12 @@ class _Kind:
         class_weights: Tensor | None,
         denominators: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Total, losses, counts, and for backward task weights and divisors ``(2, T)`` and gradients of the sums."""
+        """Total, losses, counts, and for backward the task weights and each task's gradients of its loss."""
         logits, points, classes, weights = predictions
         labels, points_target, points_weight, class_targets = targets
         made = [torch.empty_like(logits), torch.empty_like(points), torch.empty_like(classes)]
         total, losses, counts = weights.new_empty(()), torch.empty_like(weights), torch.empty_like(weights)
-        kept = weights.new_empty((2, len(weights)))
+        kept = torch.empty_like(weights)
         right = self.kernel.forward(
             logits.data_ptr(),
             labels.data_ptr(),
@@ -318,7 +318,7 @@ def _(predictions: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor
     dtype = accumulation_dtype(*[tensor.dtype for tensor in predictions[:3]])
     empty = [weights.new_empty(shape, dtype=dtype) for shape in ((), weights.shape, weights.shape)]
     gradients_of = [value.float() for value in predictions[:3]] if rest[-1] == "cpu" else predictions[:3]
-    kept = weights.new_empty((2, len(weights)) if rest[-1] == "cpu" else weights.shape, dtype=dtype)
+    kept = weights.new_empty(weights.shape, dtype=dtype)
     made = [] if rest[-1] == "reference" else [kept, *empty_gradients(gradients_of)]
     return empty[0], empty[1], empty[2], made
 
@@ -341,10 +341,10 @@ def _backward(
         found: list[Tensor] = kernels(backend, NAME).backward(upstream, predictions, losses, made, class_sizes)
         return found
     if backend == "cpu":
-        kind, sums = _Kind(predictions, targets, None, None, list(class_sizes), settings, point_loss), made[1:]
-        of_sums = [torch.empty_like(value) for value in sums]
-        of_weights = cast(Tensor, kind.backward(upstream[0], upstream[1], losses, made, of_sums))
-        return native.in_dtypes_of(predictions, [*of_sums, of_weights])
+        kind = _Kind(predictions, targets, None, None, list(class_sizes), settings, point_loss)
+        found = [torch.empty_like(value) for value in made[1:]]
+        of_weights = cast(Tensor, kind.backward(upstream[0], upstream[1], losses, made, found))
+        return native.in_dtypes_of(predictions, [*found, of_weights])
 
     def run(*values: Tensor) -> tuple[Tensor, Tensor]:
         constants = (targets, parsing_class_weights, denominators, class_sizes, settings, point_loss)
