@@ -2,7 +2,9 @@
 attributes.
 
 ``training.txt`` and ``testing.txt`` hold lines ``path x1 .. x5 y1 .. y5 gender smile glasses pose``; points are named
-as seen in the picture, so the left eye has the smaller x. Paths of the training file have backslashes.
+as seen in the picture, so the left eye has the smaller x. Paths of the training file have backslashes. Coordinates count
+pixels from 1 at their centres, as MATLAB does. No document says so: a network that learns from mirrored pictures too, and so
+cannot learn an offset along x, puts its points half a pixel left of the labels (``docs/training.md``).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from ifan.data.labels import LANDMARKS, MTFL_ATTRIBUTES, Classes
 from ifan.data.sample import FaceSample
 
 COLUMNS = 1 + 10 + len(MTFL_ATTRIBUTES)
+BEFORE_FIRST = 0.5
+"""What a coordinate of the files is more than ours, by which the first pixel's centre is 0.5."""
 
 
 class MTFL(Reader):
@@ -60,7 +64,7 @@ def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 f"{where}: expected {', '.join(f'{n} 1..{len(names)}' for n, names in MTFL_ATTRIBUTES.items())}; "
                 f"got {' '.join(fields[11:])}; correct the line"
             )
-        points = values[:10].reshape(2, 5).T.astype(np.float32)
+        points = values[:10].reshape(2, 5).T.astype(np.float32) - BEFORE_FIRST
         records[fields[0].replace("\\", "/")] = points, codes.astype(np.int64) - 1
     if not records:
         raise DataError(f"{path}: the label file is empty; restore it from the dataset")

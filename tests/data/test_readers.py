@@ -61,7 +61,7 @@ def test_mtfl_labels_and_sides(tmp_path: Path) -> None:
     sample = train[0]
     assert sample.key == "lfw_5590/Person_0000.jpg"
     assert sample.points is not None
-    assert np.allclose(sample.points, layouts.POINTS)
+    assert np.allclose(sample.points, layouts.POINTS - 0.5), "the files count from 1 at a pixel's centre"
     left, right = POINT_NAMES.index("left_eye"), POINT_NAMES.index("right_eye")
     assert sample.points[left, 0] < sample.points[right, 0], "left is the picture's left"
     names = {task: MTFL_ATTRIBUTES[task][label] for task, label in sample.labels.items()}
