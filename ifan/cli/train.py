@@ -90,7 +90,10 @@ def _run(
     begin: dict[str, Any] = {"init": init, "partial": partial}
     trainer = Trainer(config, train_sets, out, device, resume, **begin, workers=workers, validate=validate)
     gc.freeze()  # what lives as long as the run is not searched again at every collection
-    return trainer.run(time_limit)
+    try:
+        return trainer.run(time_limit)
+    finally:
+        gc.unfreeze()  # or nothing would free it at the end, and libraries that count their objects would say so
 
 
 def override(config: Config, changes: list[str]) -> Config:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,20 @@ def test_data_option(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected NAME=PATH"):
         train(config="paper-128", data=["mtfl"], out=tmp_path / "run", mallopt=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_two_steps_ends_quietly(tmp_path: Path) -> None:
+    """Its last line says where the model is: no library complains about objects that nothing freed."""
+    settings = ("network.size=32", "training.batch_size=4", "training.warmup_steps=1", "training.shares={}")
+    options = [part for setting in settings for part in ("--set", setting)]
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "ifan.cli.main", "train", "--config", "paper-64", "--data", "toy=toy:8"]
+        + ["--steps", "2", "--iterations", "1", "--threads", "1", "--out", str(out), *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).splitlines()[-1] == f"finished after step 2: {out / 'model'}"
+    assert (out / "model" / "model.safetensors").exists()
