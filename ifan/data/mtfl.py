@@ -2,9 +2,9 @@
 attributes.
 
 ``training.txt`` and ``testing.txt`` hold lines ``path x1 .. x5 y1 .. y5 gender smile glasses pose``; points are named
-as seen in the picture, so the left eye has the smaller x. Paths of the training file have backslashes. Coordinates count
-pixels from 1 at their centres, as MATLAB does. No document says so: a network that learns from mirrored pictures too, and so
-cannot learn an offset along x, puts its points half a pixel left of the labels (``docs/training.md``).
+as seen in the picture, so the left eye has the smaller x. Paths of the training file have backslashes. Coordinates
+count pixels from 1 at their centres, as MATLAB does. No document says so: a network that learns from mirrored pictures
+too, and so cannot learn an offset along x, puts its points half a pixel left of the labels (``docs/training.md``).
 """
 
 from __future__ import annotations

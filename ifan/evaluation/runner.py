@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.data.crop import map_to_image
@@ -20,6 +21,7 @@ from ifan.data.targets import TargetMap
 from ifan.evaluation.classification import ClassificationMeter
 from ifan.evaluation.landmarks import LandmarkMeter
 from ifan.evaluation.parsing import ParsingMeter
+from ifan.mirror import mirror_mean
 from ifan.network import IFAN, Lanes, Predictions
 
 HEADLINES: dict[str, tuple[str, ...]] = {
@@ -44,6 +46,7 @@ def evaluate(
     *,
     every_iteration: bool = False,
     full_resolution: bool = False,
+    mirror: bool = False,
 ) -> dict[str, Any]:
     """Measure ``model`` on the tasks that each dataset labels.
 
@@ -57,6 +60,7 @@ def evaluate(
         iterations: feedback passes; the configuration's if ``None``.
         device: where to run; moves the model. Where it is now if ``None``.
         every_iteration: measure after each pass, not only the last.
+        mirror: the mean of predictions of each crop and of its mirror image (`ifan.mirror`).
 
     Returns:
         Plain data for JSON: ``["datasets"][name]["tasks"][task]`` holds the metrics after the last iteration (see
@@ -76,7 +80,7 @@ def evaluate(
     model.eval()
     try:
         for name, dataset in datasets.items():
-            run = _Run(model, tasks[name], passes, every_iteration, full_resolution)
+            run = _Run(model, tasks[name], passes, every_iteration, full_resolution, mirror)
             measured[name] = _measure(run, dataset, batch_size, partial(_report, progress, name, len(dataset)))
     finally:
         model.train(was_training)
@@ -85,6 +89,7 @@ def evaluate(
             "size": model.config.image_size,
             "iterations": passes,
             "tasks": [t.name for t in model.config.tasks],
+            "mirror": mirror,
         },
         "parsing_resolution": "labels" if full_resolution else "network input",
         "datasets": measured,
@@ -152,6 +157,15 @@ class _Run:
     passes: int
     every_iteration: bool
     full_resolution: bool
+    mirror: bool
+
+    def __call__(self, images: Tensor, lanes: Lanes) -> list[Predictions]:
+        """Predictions, an iteration each."""
+        found = self.model(images, lanes, self.passes)
+        if not self.mirror:
+            return list(found)
+        others = self.model(images.flip(3), lanes, self.passes)
+        return [mirror_mean(self.model.config, *pair) for pair in zip(found, others, strict=True)]
 
 
 def _measure(run: _Run, dataset: FaceDataset, batch_size: int, report: Callable[[int], None]) -> dict[str, Any]:
@@ -161,7 +175,7 @@ def _measure(run: _Run, dataset: FaceDataset, batch_size: int, report: Callable[
     table = TargetMap(dataset, config).parsing if run.full_resolution else None
     for batch in evaluation_batches(dataset, config, batch_size):
         count = len(batch.samples)
-        predictions = run.model(batch.images.to(device), Lanes.for_tasks(count, config, names, device), run.passes)
+        predictions = run(batch.images.to(device), Lanes.for_tasks(count, config, names, device))
         measured = [constant_baseline(run.model, count), *(predictions if run.every_iteration else predictions[-1:])]
         for column, prediction in zip(columns, measured, strict=True):
             _update(column, prediction, batch, dataset, table)

@@ -41,13 +41,9 @@ def test_a_run_of_two_steps_ends_quietly(tmp_path: Path) -> None:
     settings = ("network.size=32", "training.batch_size=4", "training.warmup_steps=1", "training.shares={}")
     options = [part for setting in settings for part in ("--set", setting)]
     out = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "ifan.cli.main", "train", "--config", "paper-64", "--data", "toy=toy:8"]
-        + ["--steps", "2", "--iterations", "1", "--threads", "1", "--out", str(out), *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options += ["--steps", "2", "--iterations", "1", "--threads", "1", "--out", str(out)]
+    command = [sys.executable, "-m", "ifan.cli.main", "train", "--config", "paper-64", "--data", "toy=toy:8"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).splitlines()[-1] == f"finished after step 2: {out / 'model'}"
     assert (out / "model" / "model.safetensors").exists()
