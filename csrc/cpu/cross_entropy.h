@@ -70,14 +70,14 @@ inline void pixels_loss(const CrossEntropy& loss, const Pixels& pixels, const in
     }
     *losses -= weight * (own[v] * own_share + total[v] * each);
     weight *= loss.scale;
-    factor[v] = weight / sum[v], of_own[v] = weight * own_share, of_each[v] = weight * each;
+    factor[v] = weight / sum[v], of_each[v] = weight * each;
+    of_own[v] = weight * (1 - (loss.smoothing - each));  // both shares at once: of one class alone nothing is left
   }
 #pragma GCC unroll 11
   for (int32_t k = 0; k < classes; ++k)
     for (int v = 0; v < vectors; ++v) {
-      Vec g = load(exponentials + (k * vectors + v) * kWidth) * factor[v] - (label[v] == k ? of_own[v] : Vec{});
-      if (smooth) g -= of_each[v];
-      store(gradient + k * pixels.stride + v * kWidth, g);
+      const Vec share = label[v] == k ? of_own[v] : smooth ? of_each[v] : Vec{};
+      store(gradient + k * pixels.stride + v * kWidth, load(exponentials + (k * vectors + v) * kWidth) * factor[v] - share);
     }
 }
 

@@ -53,6 +53,21 @@ def test_kernel_upsamples_by_any_ratio_and_writes_everything(
 
 
 @needs_cpu
+@pytest.mark.parametrize("side", [3, 6])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.3])
+def test_one_class_alone_has_no_gradient(side: int, smoothing: float) -> None:
+    """Whatever it says is right: exactly nothing is left, divided by any number of pixels."""
+    data = batch(torch.float32)
+    data["parsing_logits"] = leaf(2, 1, 3, 3, dtype=torch.float32)
+    data["parsing_target"] = torch.zeros(2, side, side, dtype=torch.uint8)
+    data["parsing_target"][0, 0] = 255
+    gradients = all_gradients(kernel, data, parsing_smoothing=smoothing)
+    shaped = [value for value in gradients if value.shape == data["parsing_logits"].shape]
+    assert len(shaped) == 1
+    assert shaped[0].abs().max() == 0
+
+
+@needs_cpu
 @pytest.mark.parametrize("times", [1, 8, 3])
 def test_same_bits_for_any_number_of_threads_and_run(times: int) -> None:
     data, before, results = large_batch(times=times), torch.get_num_threads(), []
