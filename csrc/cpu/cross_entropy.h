@@ -10,8 +10,6 @@ constexpr int64_t kFar = 128;      // pixels whose logits and gradients are aske
 constexpr int64_t kFactors = 16;   // pixels without weights of their own share a logarithm: sum of log = log of product,
 constexpr int64_t kMostUnweighted = 200;  // which a float holds for so many classes, as a sum of exponentials is at most their number
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 struct CrossEntropy {
   int64_t classes;
   const float* class_weights;  // (classes), or null: 1, for at most kMostUnweighted classes

@@ -8,7 +8,6 @@ namespace IFAN_ISA {
 
 constexpr int kOutputs = kRegisters == 32 ? 12 : 6;  // output channels whose sums stay in registers
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 
 // Adds the initial values to sums [kOutputs][N vectors], applies the ReLU and writes `pixels` of each from output `first` on.

@@ -10,8 +10,6 @@ namespace {
 
 constexpr int64_t kThreadWork = 8192;  // values that are worth waking a thread for
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <typename Call>
 int64_t planes_of(const Call& call) {
   int64_t planes = call.classes + call.points_count;

@@ -1,4 +1,4 @@
-// The masked multi-task loss with the gradients of its tasks' sums, made in the same pass.
+// The masked multi-task loss with the gradients of its tasks' losses, made in the same pass.
 //
 // Cross-entropy of an element with logits z, label t and weight w, smoothing s over K classes:
 //
@@ -6,8 +6,8 @@
 //
 // Where the labels are finer than the logits, z is interpolated bilinearly for a row of labels at a time and its gradient is
 // gathered back to the two rows of logits that it was made from: nothing of the labels' size is ever stored. Every logit is
-// read once or twice, every label once, every gradient written once. What a piece of work computes depends on nothing but its
-// place, and pieces are joined in double precision in their order.
+// read once or twice, every gradient written once; labels are counted first, since gradients are divided by their number. What a
+// piece of work computes depends on nothing but its place, and pieces are joined in double precision in their order.
 //
 // Compiled once an instruction set, each time into the namespace IFAN_ISA (see channel_moments.h).
 #pragma once
@@ -68,7 +68,7 @@ struct MadeGradient {
 
 struct HybridLossBackward {
   const float *total, *of_losses;                 // the arriving gradients, () and (T); null: 0
-  const float* weights;                           // (T) that forward kept
+  const float* weights;                           // (T), kept by forward
   MadeGradient parsing, points;
   const float* classes_made;  // (rows, sum of sizes)
   float* classes_gradient;

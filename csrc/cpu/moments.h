@@ -1,6 +1,6 @@
 // Mean and squared deviations of a chunk of one channel: see channel_moments.h.
 #pragma once
-#include <cstdint>
+#include "simd.h"
 
 namespace ifan {
 namespace IFAN_ISA {
@@ -8,8 +8,6 @@ namespace IFAN_ISA {
 constexpr int64_t kPlaneChunk = 4096;  // pixels of one channel: 16 KiB
 constexpr int64_t kShortSum = 16;      // additions to one float before it is moved on, which bounds their rounding
 constexpr int64_t kLongPlane = 512;    // pixels from which on 32 sums pay
-
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 struct Moments {
   double mean, square;  // square: sum of squared deviations from the mean

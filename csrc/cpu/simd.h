@@ -47,6 +47,8 @@ template <int L>
 using VecOf = typename Lanes<L>::Float;
 using Vec = VecOf<kWidth>;
 
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 template <int L = kWidth>
 inline VecOf<L> load(const float* p) {
   VecOf<L> v;

@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kSums = kRegisters == 32 ? 24 : 12;  // vectors of sums that stay in registers
 
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t vectors(int64_t outputs) { return (outputs + kWidth - 1) / kWidth; }
 
 struct Context {

@@ -9,7 +9,6 @@ namespace IFAN_ISA {
 constexpr int64_t kUnit = 12;  // outputs that stay together: whole groups, and whole phase shifts
 static_assert(kUnit % kOutputs == 0 && kUnit % 4 == 0, "");
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 
 // Both dimensions of the output transform of one channel: m [point][tile], points `stride` apart. Calls write(row, n, columns) with
