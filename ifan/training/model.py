@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def load_weights(model: IFAN, source: Path) -> None:
     """Fill ``model`` from a model folder or a safetensors file; `CheckpointError` unless every tensor fits."""
     path = source / "model.safetensors" if source.is_dir() else source
     model.load_state_dict(load_checked(path, model.state_dict(), "this network"))
+
+
+def train_only(model: IFAN, parts: Sequence[str]) -> None:
+    """Leave out of training the parameters whose names hold none of ``parts``; of none if empty.
+
+    Raises ``ValueError`` for a part that no name holds.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for part in parts:
+        if not any(part in name for name in names):
+            raise ValueError(
+                f"training.only: no parameter's name holds {part!r}; expected parts of names such as {names[0]!r}"
+            )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not parts or any(part in name for part in parts))
 
 
 @dataclass(frozen=True)

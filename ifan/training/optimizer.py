@@ -26,7 +26,7 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def make_optimizer(model: IFAN, weighting: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; each group's ``scale`` multiplies the schedule's rate.
+    """AdamW for the parameters that require gradients; each group's ``scale`` multiplies the schedule's rate.
 
     Convolutions decay; normalisation parameters, biases and the loss weighting's parameters do not. A dense head adds
     up thousands of inputs: an Adam step at the ordinary rate would move a landmark by about its whole range. Its
@@ -34,13 +34,14 @@ def make_optimizer(model: IFAN, weighting: nn.Module, config: TrainingConfig) ->
     the same decay a step as the others.
     """
     heads = {id(weight) for _, weight, _ in model.dense_heads()}
-    convolutions = [p for p in model.parameters() if p.dim() == 4]
-    others = [p for p in model.parameters() if p.dim() != 4 and id(p) not in heads]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    convolutions = [p for p in trained if p.dim() == 4]
+    others = [p for p in trained if p.dim() != 4 and id(p) not in heads]
     decay = config.weight_decay
     groups = [_group(convolutions, decay), _group([*others, *weighting.parameters()], 0.0)]
     for kind, head, fan_in in model.dense_heads():
         scale = HEAD_RATES[kind] / math.sqrt(fan_in)
-        groups.append(_group([head], decay / scale, scale))
+        groups.append(_group([head] if head.requires_grad else [], decay / scale, scale))
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
     for p in [p for group in optimizer.param_groups for p in group["params"]]:
         # What AdamW makes at its first step, made now: a checkpoint's tensors are known before the first one.
@@ -61,7 +62,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def optimizer_tensors(optimizer: torch.optim.Optimizer, modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Tensor]:
     """The optimiser's state by parameter name: ``<module>.<parameter>.exp_avg`` and so on; the tensors themselves."""
     names = {f"{prefix}.{n}": p for prefix, module in modules for n, p in module.named_parameters()}
-    return {f"{name}.{key}": value for name, p in names.items() for key, value in optimizer.state[p].items()}
+    state = optimizer.state
+    return {f"{name}.{key}": value for name, p in names.items() if p in state for key, value in state[p].items()}
 
 
 def _group(params: list[nn.Parameter], decay: float, scale: float = 1.0) -> dict[str, object]:

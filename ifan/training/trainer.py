@@ -35,7 +35,7 @@ from ifan.training.checkpoint import (
 from ifan.training.distributed import Processes, own_device
 from ifan.training.ema import EMA
 from ifan.training.log import Figures, RunLog, StepResult
-from ifan.training.model import build_model, export, load_fitting, load_weights
+from ifan.training.model import build_model, export, load_fitting, load_weights, train_only
 from ifan.training.optimizer import learning_rate, make_optimizer, optimizer_tensors, set_learning_rate
 from ifan.training.plot import plot_losses
 from ifan.training.stop import StopSignals
@@ -97,6 +97,7 @@ class Trainer:
                 load_weights(self.model, init)
         if self.processes.world > 1:
             self.model.moments_reduce = self.processes.moments
+        train_only(self.model, training.only)
         self.weighting = make_weighting(training, tasks).to(self.device)
         self.optimizer = make_optimizer(self.model, self.weighting, training)
         self.ema = EMA(self.model, training.ema_decay)
@@ -150,7 +151,7 @@ class Trainer:
         total = self.weighting.combine(losses, whole, present, 1 / self.processes.world)
         self.optimizer.zero_grad()
         total.backward()
-        parameters = list(self.model.parameters())
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.processes.add_gradients([*parameters, *self.weighting.parameters()])
         norm = float(nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf))
         if not math.isfinite(norm):

@@ -12,6 +12,7 @@ import pytest
 from ifan.config import EMOTIONS, PARSING_CLASSES, POINT_NAMES
 from ifan.data import DATASETS, DataError, open_dataset
 from ifan.data.labels import CELEBAMASK, FER2013, LAPA, MTFL_ATTRIBUTES, mirrored
+from ifan.data.mtfl import offset
 from ifan.data.sample import IGNORE
 
 FIVE = np.array([[20, 24], [41, 25], [31, 35], [23, 45], [39, 46]], np.float32)
@@ -66,6 +67,27 @@ def test_mtfl_labels_and_sides(tmp_path: Path) -> None:
     assert sample.points[left, 0] < sample.points[right, 0], "left is the picture's left"
     names = {task: MTFL_ATTRIBUTES[task][label] for task, label in sample.labels.items()}
     assert names == {"gender": "female", "smile": "smiling", "glasses": "no_glasses", "pose": "right"}
+
+
+@pytest.mark.parametrize(("original", "side"), [((100, 80), 64), ((65, 64), 64), ((90, 390), 64), ((64, 40), 64)])
+def test_mtfl_pictures_shrunk_with_their_coordinates(tmp_path: Path, original: tuple[int, int], side: int) -> None:
+    """(height, width) shrunk to ``side``, points as pixels that count from 0: ours are the original's, shrunk."""
+    shrink = side / max(original)
+    rng = np.random.default_rng(max(original))
+    points = 0.25 * rng.integers(40, 4 * min(original), (5, 2)) + 0.25  # odd quarters as well
+    image = layouts.picture(0)[: round(original[0] * shrink), : round(original[1] * shrink)]
+    root = layouts.mtfl(tmp_path)
+    line = layouts.mtfl_line("lfw_5590\\Person_0001.jpg", points=(points + 0.5) * shrink - 0.5)
+    (root / "training.txt").write_text(line)
+    layouts.save(root / "lfw_5590/Person_0001.jpg", image)
+    sample = open_dataset("mtfl", root, "train")[0]
+    assert sample.points is not None
+    assert np.allclose(sample.points, (points - 0.5) * shrink, atol=1e-4)
+
+
+def test_mtfl_coordinates_on_no_such_grid() -> None:
+    points = np.array([[20.123457, 24.654321], [41, 25], [31.7, 35.1], [23.3, 45.45], [39.9, 46.51]])
+    assert offset(points, (150, 150)) == 0.5
 
 
 def test_celebamask_classes_and_sides(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,6 +323,32 @@ def test_weights_of_which_nothing_can_be_taken(tmp_path: Path) -> None:
         load_fitting(build_model(config, None), tmp_path / "wide")
     with pytest.raises(ValueError, match="--partial says how much of --init"):
         Trainer(config, three_datasets(), tmp_path / "run", partial=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_some_parameters_are_trained(tmp_path: Path) -> None:
+    """Others stay as they begin, bit for bit, in the checkpoint's average too; and a resumed run goes on."""
+    config = small_config(steps=4, checkpoint_every=2, only=("encoders", "later_"), supervise="all", iterations=(0, 1))
+    config = replace(config, network=replace(config.network, iteration_norm="separate", iterations=2))
+    trainer = Trainer(config, three_datasets(), tmp_path / "run")
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.run()
+    after = load_file(tmp_path / "run/model/model.safetensors")
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed
+    assert changed <= {name for name in before if "encoders" in name or "later_" in name}
+    assert any("encoders" in name for name in changed)
+    assert any("later_" in name for name in changed)
+    (tmp_path / "run/model").rename(tmp_path / "straight")
+    shutil.rmtree(tmp_path / "run/checkpoints/step-00000004")
+    Trainer(config, three_datasets(), tmp_path / "run", resume=True).run()
+    again = load_file(tmp_path / "run/model/model.safetensors")
+    assert all(torch.equal(after[name], again[name]) for name in after)
+
+
+def test_only_names_no_parameter(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training\.only: no parameter's name holds 'encoder_'"):
+        Trainer(small_config(only=("encoder_",)), three_datasets(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
