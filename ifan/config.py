@@ -194,7 +194,8 @@ class TrainingConfig:
     supervise: Literal["last", "all"] = "last"
     """Which of a step's iterations are trained: the last, or each one, with the mean of their losses."""
     only: tuple[str, ...] = ()
-    """Parts of names: parameters whose names have none of them stay as they begin. Empty: all are trained."""
+    """Parts of names: parameters whose names hold none of them are frozen; running statistics follow the data all the
+    same. Empty: all are trained."""
     learning_rate: float = 3e-3
     final_learning_rate: float = 0.0
     warmup_steps: int = 50

@@ -51,7 +51,7 @@ def load_weights(model: IFAN, source: Path) -> None:
 
 
 def train_only(model: IFAN, parts: Sequence[str]) -> None:
-    """Leave out of training the parameters whose names hold none of ``parts``; of none if empty.
+    """Freeze the parameters whose names hold none of ``parts``; none if ``parts`` is empty.
 
     Raises ``ValueError`` for a part that no name holds.
     """

@@ -74,7 +74,7 @@ def test_mtfl_pictures_shrunk_with_their_coordinates(tmp_path: Path, original: t
     """(height, width) shrunk to ``side``, points as pixels that count from 0: ours are the original's, shrunk."""
     shrink = side / max(original)
     rng = np.random.default_rng(max(original))
-    points = 0.25 * rng.integers(40, 4 * min(original), (5, 2)) + 0.25  # odd quarters as well
+    points = 0.25 * rng.integers(40, 4 * min(original), (5, 2))
     image = layouts.picture(0)[: round(original[0] * shrink), : round(original[1] * shrink)]
     root = layouts.mtfl(tmp_path)
     line = layouts.mtfl_line("lfw_5590\\Person_0001.jpg", points=(points + 0.5) * shrink - 0.5)
