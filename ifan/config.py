@@ -53,8 +53,8 @@ PAPER_TASKS = (
 )
 
 
-LARGEST = {"size": 4096, "iterations": 64, "growth": 512, "block_layers": 64, "blocks": 5, "stem_channels": 4096,
-           "up_channels": 4096, "point_radius": 4096, "image_fold": 8}  # fmt: skip
+LARGEST = {"size": 4096, "iterations": 64, "looks": 16, "growth": 512, "block_layers": 64, "blocks": 5,
+           "stem_channels": 4096, "up_channels": 4096, "point_radius": 4096, "image_fold": 8}  # fmt: skip
 """Bounds of what a file from outside may ask for before anything is allocated."""
 
 
@@ -70,13 +70,15 @@ class NetworkConfig:
     not know the inputs' scale, needs them. Without ``task_norm`` all tasks share one set of normalisation parameters
     and statistics. ``iteration_norm``: iterations after the first, which see predictions instead of constant means,
     share the first one's normalisation, as released, or have running ``statistics`` of their own, or all of it
-    ``separate``. Tasks come in the order parsing, landmarks, classifications; at most one parsing and one landmark
-    task.
+    ``separate``. ``looks``: how often a face is looked at, framed anew by the points of the first look
+    (`ifan.inference.looks`); no part of the graph. Tasks come in the order parsing, landmarks, classifications; at most
+    one parsing and one landmark task.
     """
 
     size: int = 128
     tasks: tuple[TaskConfig, ...] = PAPER_TASKS
     iterations: int = 3
+    looks: int = 1
     feedback_gradient: bool = False
     growth: int = 12
     block_layers: int = 3

@@ -25,9 +25,9 @@ def evaluate(
         bool,
         typer.Option("--shifted", help="Crops off centre and tighter, more profiles: as hard as MTFL's test split."),
     ] = False,
-    mirror: Annotated[
-        bool, typer.Option("--mirror", help="See each face's mirror image too: a little better, twice the time.")
-    ] = False,
+    looks: Annotated[
+        int | None, typer.Option(help="Looks at each face, framed by the first; the network's if not given.", min=1)
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Images a dataset, spread evenly over it.", min=1)] = None,
     json: Annotated[Path | None, typer.Option(help="Write the report here.", metavar="FILE")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw PNGs into this folder.", metavar="DIR")] = None,
@@ -63,7 +63,7 @@ def evaluate(
             progress=lambda name, done, _: bars.update(bar[name], completed=done),
             every_iteration=every_iteration,
             full_resolution=full_resolution,
-            mirror=mirror,
+            looks=looks,
         )
     report = {
         "weights": str(resolve(weights)),

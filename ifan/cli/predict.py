@@ -45,9 +45,9 @@ def predict(
     tasks: Annotated[str | None, typer.Option(help="Only these, such as parsing,landmarks.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, or bf16 on a CPU with AVX512_BF16: faster.")] = "fp32",
-    mirror: Annotated[
-        bool, typer.Option("--mirror", help="See each face's mirror image too: a little better, twice the time.")
-    ] = False,
+    looks: Annotated[
+        int | None, typer.Option(help="Looks at each face, framed by the first; 1 is fastest.", min=1)
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad photo.")] = False,
     batch: Annotated[int, typer.Option(help="Faces the network sees at once.", min=1)] = 32,
@@ -86,7 +86,7 @@ def predict(
         tasks=wanted,
         batch_size=batch,
         precision=precision,
-        mirror=mirror,
+        looks=looks,
     )
     if table:
         _predict_table(analyzer, paths, out, every, maps, shard)

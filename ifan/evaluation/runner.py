@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.data.crop import map_to_image
@@ -21,7 +20,7 @@ from ifan.data.targets import TargetMap
 from ifan.evaluation.classification import ClassificationMeter
 from ifan.evaluation.landmarks import LandmarkMeter
 from ifan.evaluation.parsing import ParsingMeter
-from ifan.mirror import mirror_mean
+from ifan.inference.looks import check_looks, look, scene
 from ifan.network import IFAN, Lanes, Predictions
 
 HEADLINES: dict[str, tuple[str, ...]] = {
@@ -46,7 +45,7 @@ def evaluate(
     *,
     every_iteration: bool = False,
     full_resolution: bool = False,
-    mirror: bool = False,
+    looks: int | None = None,
 ) -> dict[str, Any]:
     """Measure ``model`` on the tasks that each dataset labels.
 
@@ -60,7 +59,8 @@ def evaluate(
         iterations: feedback passes; the configuration's if ``None``.
         device: where to run; moves the model. Where it is now if ``None``.
         every_iteration: measure after each pass, not only the last.
-        mirror: the mean of predictions of each crop and of its mirror image (`ifan.mirror`).
+        looks: how often each face is looked at (`ifan.inference.looks`); the configuration's if ``None``. Closer looks
+            are framed by what the first predicts, never by labels, and see the pixels of the dataset's own picture.
 
     Returns:
         Plain data for JSON: ``["datasets"][name]["tasks"][task]`` holds the metrics after the last iteration (see
@@ -73,6 +73,7 @@ def evaluate(
     for what, count in (("batch_size", batch_size), ("iterations", passes)):
         if count < 1:
             raise ValueError(f"{what}: expected at least 1; got {count}")
+    times = check_looks(model.config, model.config.looks if looks is None else looks)
     tasks = {name: _common_tasks(model.config, name, dataset) for name, dataset in datasets.items()}
     if device is not None:
         model.to(device)
@@ -80,7 +81,7 @@ def evaluate(
     model.eval()
     try:
         for name, dataset in datasets.items():
-            run = _Run(model, tasks[name], passes, every_iteration, full_resolution, mirror)
+            run = _Run(model, tasks[name], passes, every_iteration, full_resolution, times)
             measured[name] = _measure(run, dataset, batch_size, partial(_report, progress, name, len(dataset)))
     finally:
         model.train(was_training)
@@ -89,7 +90,7 @@ def evaluate(
             "size": model.config.image_size,
             "iterations": passes,
             "tasks": [t.name for t in model.config.tasks],
-            "mirror": mirror,
+            "looks": times,
         },
         "parsing_resolution": "labels" if full_resolution else "network input",
         "datasets": measured,
@@ -157,25 +158,26 @@ class _Run:
     passes: int
     every_iteration: bool
     full_resolution: bool
-    mirror: bool
+    looks: int
 
-    def __call__(self, images: Tensor, lanes: Lanes) -> list[Predictions]:
-        """Predictions, an iteration each."""
-        found = self.model(images, lanes, self.passes)
-        if not self.mirror:
-            return list(found)
-        others = self.model(images.flip(3), lanes, self.passes)
-        return [mirror_mean(self.model.config, *pair) for pair in zip(found, others, strict=True)]
+    def __call__(self, batch: EvaluationBatch) -> list[Predictions]:
+        """Predictions of a batch, an iteration each."""
+        config, device = self.model.config, self.model.get_buffer("mean_points").device
+        framing = [config.landmarks] if self.looks > 1 else []
+        names = [t.name for t in config.tasks if t in self.tasks or t in framing]
+        lanes = Lanes.for_tasks(len(batch.samples), config, names, device)
+        seen = zip(batch.samples, batch.crops, strict=True)
+        scenes = [scene(sample.image, crop, config.image_size) for sample, crop in seen] if self.looks > 1 else []
+        return look(config, lambda x: self.model(x, lanes, self.passes), batch.images.to(device), scenes, self.looks)
 
 
 def _measure(run: _Run, dataset: FaceDataset, batch_size: int, report: Callable[[int], None]) -> dict[str, Any]:
-    config, names = run.model.config, [t.name for t in run.tasks]
-    device, done = run.model.get_buffer("mean_points").device, 0
+    config, done = run.model.config, 0
     columns = [{t.name: _meter(t) for t in run.tasks} for _ in range(1 + (run.passes if run.every_iteration else 1))]
     table = TargetMap(dataset, config).parsing if run.full_resolution else None
     for batch in evaluation_batches(dataset, config, batch_size):
         count = len(batch.samples)
-        predictions = run(batch.images.to(device), Lanes.for_tasks(count, config, names, device))
+        predictions = run(batch)
         measured = [constant_baseline(run.model, count), *(predictions if run.every_iteration else predictions[-1:])]
         for column, prediction in zip(columns, measured, strict=True):
             _update(column, prediction, batch, dataset, table)

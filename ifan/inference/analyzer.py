@@ -16,6 +16,7 @@ from ifan.config import NetworkConfig
 from ifan.data.crop import Crop, covered, crop_image, map_to_image, points_from_crop
 from ifan.inference.detect import Box, CenterFace, Detection, Detector
 from ifan.inference.framing import FACE_MARGIN, crop_of
+from ifan.inference.looks import scene
 from ifan.inference.photo import as_rgb
 from ifan.inference.predictor import NetworkPredictor, Predictor
 from ifan.inference.result import Face, PhotoResult
@@ -42,11 +43,12 @@ def load(name_or_path: str | Path | None = None, device: str | torch.device = "c
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What is left of a photo before the network runs: its ``size`` (width, height), its ``faces`` with their crops,
-    and what the network will see of them, ``pixels`` (N, 3, I, I) uint8 RGB."""
+    what the network will see of them, ``pixels`` (N, 3, I, I) uint8 RGB, and the ``scenes`` of closer looks."""
 
     size: tuple[int, int]
     faces: list[tuple[Detection, Crop]]
     pixels: np.ndarray
+    scenes: list[np.ndarray]
 
 
 class FaceAnalyzer:
@@ -62,7 +64,8 @@ class FaceAnalyzer:
         margin: how much wider than a face's box its crop is, see `FACE_MARGIN`; faces with points scale with it.
         tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
         precision: ``"fp32"``, or on a CPU with AVX512_BF16 ``"bf16"``: faster, errors in docs/kernels/engine.md.
-        mirror: the mean of the predictions of each face and of its mirror image: a little better for twice the time.
+        looks: how often each face is looked at, the first time to frame it; ``None`` = as the configuration says. Twice
+            takes twice the time.
 
     Raises:
         ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
@@ -79,16 +82,17 @@ class FaceAnalyzer:
         margin: float = FACE_MARGIN,
         tasks: Sequence[str] | None = None,
         precision: str = "fp32",
-        mirror: bool = False,
+        looks: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if not 0.5 <= margin <= 4:
             raise ValueError(f"margin: expected crop side / face side between 0.5 and 4; got {margin}")
-        self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks, precision, mirror)
+        self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks, precision, looks)
         self.network, self.batch_size, self.margin, self.iterations = network, batch_size, margin, iterations
         self.detector = _detector(detector)
-        self._device, self._tasks, self._precision, self._mirror = device, tasks, precision, mirror
+        self.looks = network.config.looks if looks is None else looks
+        self._device, self._tasks, self._precision = device, tasks, precision
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies, and those that other processes get, make an engine of their own."""
@@ -99,7 +103,7 @@ class FaceAnalyzer:
             "margin": self.margin,
             "tasks": self._tasks,
             "precision": self._precision,
-            "mirror": self._mirror,
+            "looks": self.looks,
         }
         return partial(type(self), **options), (self.network, self._device)
 
@@ -170,7 +174,8 @@ class FaceAnalyzer:
         pixels = np.empty((len(faces), 3, size, size), np.uint8)
         for row, (_, crop) in zip(pixels, faces, strict=True):
             row[:] = crop_image(image, crop, size).transpose(2, 0, 1)
-        return Prepared((width, height), faces, pixels)
+        scenes = [scene(image, crop, size) for _, crop in faces] if self.looks > 1 else []
+        return Prepared((width, height), faces, pixels, scenes)
 
     def predict(
         self, photos: Iterable[Prepared | None], patience: int | None = None
@@ -180,10 +185,10 @@ class FaceAnalyzer:
         Photos are taken as they are needed, and batches go over photos: all are full but the last, and those that have
         waited while ``patience`` photos came; ``None`` counts as a photo without a face.
         """
-        waiting: list[np.ndarray] = []
+        waiting: list[tuple[np.ndarray, ...]] = []
         taken = 0
         for photo in photos:
-            waiting += list(photo.pixels) if photo else []
+            waiting += zip(photo.pixels, *([photo.scenes] if photo.scenes else []), strict=True) if photo else []
             taken += 1
             while len(waiting) >= self.batch_size or (waiting and patience is not None and taken >= patience):
                 yield from self._run(waiting[: self.batch_size])
@@ -192,8 +197,9 @@ class FaceAnalyzer:
         for start in range(0, len(waiting), self.batch_size):
             yield from self._run(waiting[start : start + self.batch_size])
 
-    def _run(self, pixels: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        predicted = self.predictor(np.stack(pixels))
+    def _run(self, faces: Sequence[tuple[np.ndarray, ...]]) -> Iterator[dict[str, np.ndarray]]:
+        pixels, *scenes = zip(*faces, strict=True)
+        predicted = self.predictor(np.stack(pixels), *scenes)
         return ({name: value[i] for name, value in predicted.items()} for i in range(len(pixels)))
 
     def faces(self, photo: Prepared, predictions: Iterator[dict[str, np.ndarray]]) -> tuple[Face, ...]:

@@ -320,6 +320,7 @@ def _settings(analyzer: FaceAnalyzer, every: int, maps: bool, shard_rows: int) -
         "config": asdict(analyzer.config),
         "tasks": [task.name for task in analyzer.predictor.tasks],
         "iterations": analyzer.iterations,
+        "looks": analyzer.looks,
         "detector": _identity(analyzer.detector),
         "options": [analyzer.margin, every, maps, shard_rows],
     }

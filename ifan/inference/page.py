@@ -29,7 +29,9 @@ class Comparison:
 
     def __init__(self, analyzer: FaceAnalyzer) -> None:
         self.analyzers = {
-            count: FaceAnalyzer(analyzer.network, detector=None, iterations=count, margin=analyzer.margin)
+            count: FaceAnalyzer(
+                analyzer.network, detector=None, iterations=count, margin=analyzer.margin, looks=analyzer.looks
+            )
             for count in sorted({count for counts in CHOICES.values() for count in counts})
         }
         self.finder = analyzer

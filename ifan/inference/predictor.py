@@ -11,22 +11,22 @@ import torch
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
 from ifan.inference.engine import Engine
-from ifan.mirror import mirror_mean
 from ifan.network import IFAN, Lanes, Predictions
 from ifan.ops.dispatch import current_backend
 from ifan.ops.native import cpu_refusal
 
 
 class Predictor(Protocol):
-    """Whatever turns crops into predictions; `NetworkPredictor` in plain PyTorch, or an engine."""
+    """Whatever turns crops into predictions, such as a `NetworkPredictor`."""
 
     config: NetworkConfig
     tasks: tuple[TaskConfig, ...]
     """What it predicts, in order."""
 
-    def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
-        """Predictions of ``crops`` (N, 3, I, I) uint8 RGB by task name, float32: parsing probabilities (N, K, S, S),
-        points (N, 2, P) normalised to the crop, probabilities of a classification (N, C)."""
+    def __call__(self, crops: np.ndarray, scenes: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
+        """Predictions of ``crops`` (N, 3, I, I) uint8 RGB by task name, float32: parsing probabilities (N, K, S, S) or
+        finer, points (N, 2, P) normalised to the crop, probabilities of a classification (N, C). ``scenes``: what
+        closer looks are cut from, a crop each (`ifan.inference.looks`); none where there is one look."""
         ...
 
 
@@ -38,7 +38,7 @@ class NetworkPredictor:
         iterations: feedback iterations; ``None`` = as its configuration says.
         tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
         precision: ``"fp32"``, or ``"bf16"``: of the native engine (see `Engine`), on a GPU of the convolutions.
-        mirror: the mean of the predictions of each crop and of its mirror image: twice the time.
+        looks: how often each face is looked at (`ifan.inference.looks`); ``None`` = as its configuration says.
 
     Raises:
         ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
@@ -51,18 +51,21 @@ class NetworkPredictor:
         iterations: int | None = None,
         tasks: Sequence[str] | None = None,
         precision: str = "fp32",
-        mirror: bool = False,
+        looks: int | None = None,
     ) -> None:
         if iterations is not None and iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {iterations}")
-        self.config, self.iterations, self.mirror = network.config, iterations, mirror
+        self.config, self.iterations = network.config, iterations
+        self.looks = _checked(network.config, network.config.looks if looks is None else looks)
         self.device = _usable(device)
         self.network = network.to(self.device).eval()
         self.tasks = tuple(self.config.task(name) for name in (tasks or [t.name for t in self.config.tasks]))
+        framing = [self.config.landmarks] if self.looks > 1 else []
+        self._named = [t.name for t in self.config.tasks if t in self.tasks or t in framing]
         self._engine = self._make_engine(precision)
 
     def _make_engine(self, precision: str) -> Engine | GraphRunner | None:
-        weight, names = self.network.stem.weight, [t.name for t in self.tasks]
+        weight, names = self.network.stem.weight, self._named
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
         if self.device.type == "cuda":
@@ -80,12 +83,15 @@ class NetworkPredictor:
         return Engine(self.network, self.iterations, names, precision)
 
     @torch.inference_mode()
-    def __call__(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, crops: np.ndarray, scenes: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
         """See `Predictor`. Raises ``ValueError`` when the weights are so damaged that a prediction is not finite."""
         images = torch.from_numpy(crops).to(self.device)
-        last = self._last_iteration(images)
-        if self.mirror:
-            last = mirror_mean(self.config, last, self._last_iteration(images.flip(3)))
+        if self.looks == 1:
+            last = self._last_iteration(images)
+        else:
+            from ifan.inference.looks import look  # needs OpenCV
+
+            (last,) = look(self.config, lambda seen: [self._last_iteration(seen)], images, scenes, self.looks)
         found: dict[str, torch.Tensor] = {}
         for task in self.tasks:
             if task.kind == "parsing":
@@ -105,8 +111,16 @@ class NetworkPredictor:
     def _last_iteration(self, images: torch.Tensor) -> Predictions:
         if self._engine is not None:
             return self._engine(images)
-        lanes = Lanes.for_tasks(images.shape[0], self.config, [t.name for t in self.tasks], self.device)
+        lanes = Lanes.for_tasks(images.shape[0], self.config, self._named, self.device)
         return self.network(images, lanes, self.iterations)[-1]
+
+
+def _checked(config: NetworkConfig, looks: int) -> int:
+    if looks == 1:
+        return looks
+    from ifan.inference.looks import check_looks
+
+    return check_looks(config, looks)
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -1,0 +1,152 @@
+"""Closer looks: the points of a first look frame the face anew, and what all looks predict is averaged.
+
+The network's own points are fed back, as the paper's iterations feed them back, but into the framing: faces come
+upright, centred and as large as in training, or larger, with the picture's own pixels. Closer looks differ in side, and
+every other one sees the mirror image, so that their errors differ too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ifan.config import POINT_NAMES, NetworkConfig
+from ifan.data.crop import Crop, crop_image, points_from_crop
+from ifan.data.labels import mirrored
+from ifan.inference.framing import crop_of_points
+from ifan.network import Predictions
+
+SIDES = 0.8, 1.0
+"""Sides of the closest and the widest closer look, in sides of the usual crop around a face's points."""
+
+REACH = 0.3
+"""How far from the first crop's centre a closer one's may be, in its sides; points farther away are wrong."""
+
+NEAREST, FARTHEST = 0.4, 1.4
+"""Bounds of a closer crop's side, in sides of the first."""
+
+SCENE = 1.6
+"""Sides of the first crop around it that are kept for closer looks."""
+
+FEATHER = 0.06
+"""Sides of a closer crop along its border over which its parsing counts less and less."""
+
+Run = Callable[[Tensor], Sequence[Predictions]]
+"""Images (N, 3, I, I) uint8 RGB to predictions, an iteration each, with a row a sample of parsing (or none) and
+points."""
+
+
+def check_looks(config: NetworkConfig, looks: int) -> int:
+    """``looks`` if the network can look that often; else raises ``ValueError``."""
+    if looks < 1:
+        raise ValueError(f"looks must be at least 1; got {looks}")
+    if looks > 1 and not (config.landmarks and set(POINT_NAMES) <= set(config.landmarks.classes)):
+        raise ValueError(
+            f"looks: expected a network that finds {', '.join(POINT_NAMES)} to look {looks} times; this one has "
+            f"{[task.name for task in config.tasks]}; use 1"
+        )
+    return looks
+
+
+def scene(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """What closer looks are cut from: `SCENE` times as much of ``image`` as the first look's ``crop`` of ``size``
+    pixels, twice as fine."""
+    return crop_image(image, replace(crop, side=crop.side * SCENE), round(2 * size * SCENE))
+
+
+def closer_crops(config: NetworkConfig, points: np.ndarray, looks: int) -> list[Crop]:
+    """The crops of all looks but the first around ``points`` (2, P), in sides of the first crop from its centre."""
+    assert config.landmarks
+    five = points[:, [config.landmarks.classes.index(name) for name in POINT_NAMES]].T.astype(np.float64)
+    sound = np.isfinite(five).all() and np.ptp(five, 0).max() > 0
+    usual = crop_of_points(five) if sound else Crop(0, 0, 1)
+    cx, cy = np.clip((usual.cx, usual.cy), -REACH, REACH)
+    count = looks - 1
+    sides = np.linspace(*SIDES, count) if count > 1 else [sum(SIDES) / 2]
+    return [
+        Crop(float(cx), float(cy), float(np.clip(usual.side * side, NEAREST, FARTHEST)), usual.angle_deg, k % 2 == 0)
+        for k, side in enumerate(sides)
+    ]
+
+
+def look(
+    config: NetworkConfig, run: Run, images: Tensor, scenes: Sequence[np.ndarray], looks: int
+) -> list[Predictions]:
+    """What ``looks`` looks say together, an iteration each, in terms of the first look's crops.
+
+    ``images`` are the first look's, ``scenes`` (one an image, see `scene`) what the others are cut from. Points are
+    averaged, and logits of classes; parsing comes as logarithms of probabilities ``(N, K, 2S, 2S)``, averaged where
+    closer looks reach. With one look ``scenes`` are not used and all is as ``run`` gives it.
+    """
+    first = list(run(images))
+    if looks == 1 or not images.shape[0]:
+        return first
+    crops = [closer_crops(config, face, looks) for face in first[-1].points.double().cpu().numpy()]
+    closer: list[tuple[list[Crop], Sequence[Predictions]]] = []
+    for those in zip(*crops, strict=True):
+        pixels = [_cut(seen, crop, images.shape[-1]) for seen, crop in zip(scenes, those, strict=True)]
+        closer.append((list(those), run(torch.from_numpy(np.stack(pixels)).to(images.device))))
+    return [_together(config, one, [(those, found[i]) for those, found in closer]) for i, one in enumerate(first)]
+
+
+def _cut(seen: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """``crop``, in sides of the first one, from a scene: (3, I, I)."""
+    unit, middle = seen.shape[0] / SCENE, seen.shape[0] / 2
+    there = replace(crop, cx=crop.cx * unit + middle, cy=crop.cy * unit + middle, side=crop.side * unit)
+    return crop_image(seen, there, size).transpose(2, 0, 1)
+
+
+def _together(
+    config: NetworkConfig, first: Predictions, closer: Sequence[tuple[list[Crop], Predictions]]
+) -> Predictions:
+    parsing, points, classes = first.parsing_logits, first.points.double(), dict(first.class_logits)
+    total = None
+    if parsing.shape[0]:
+        parsing = F.interpolate(parsing.float().softmax(1), scale_factor=2, mode="bilinear", align_corners=False)
+        total = torch.ones_like(parsing[:, :1])
+    for crops, found in closer:
+        points = points + _points_back(config, found.points, crops)
+        for task in config.classifications:
+            turned = _swapped(found.class_logits[task.name], task.classes, 1, crops)
+            classes[task.name] = classes[task.name] + turned
+        if total is not None and config.parsing:
+            probabilities = _swapped(found.parsing_logits.float().softmax(1), config.parsing.classes, 1, crops)
+            drawn, weight = _drawn_back(probabilities, crops)
+            parsing, total = parsing + weight * drawn, total + weight
+    count = 1 + len(closer)
+    return Predictions(
+        parsing if total is None else (parsing / total).clamp_min(torch.finfo(parsing.dtype).tiny).log(),
+        (points / count).to(first.points.dtype),
+        {name: logits / count for name, logits in classes.items()},
+        first.rows,
+    )
+
+
+def _points_back(config: NetworkConfig, points: Tensor, crops: Sequence[Crop]) -> Tensor:
+    """Points (N, 2, P) of closer looks in the first ones' crops."""
+    assert config.landmarks
+    named = _swapped(points, config.landmarks.classes, 2, crops).double().cpu().numpy()
+    back = [points_from_crop(face, crop).T for face, crop in zip(named, crops, strict=True)]
+    return torch.from_numpy(np.stack(back)).to(points.device)
+
+
+def _drawn_back(planes: Tensor, crops: Sequence[Crop]) -> tuple[Tensor, Tensor]:
+    """Planes (N, K, S, S) of closer looks on grids (2S, 2S) of the first ones' crops, and how much each pixel
+    counts."""
+    maps = np.stack([crop.matrix(2) for crop in crops])  # sides of the first crop from its centre -> 0 to 2
+    maps[:, :, 2] -= 1
+    maps[:, :, :2] /= 2  # affine_grid's coordinates are from -1 to 1, ours from -0.5 to 0.5
+    size = (planes.shape[0], planes.shape[1], 2 * planes.shape[2], 2 * planes.shape[3])
+    grid = F.affine_grid(torch.from_numpy(maps).to(planes), list(size), align_corners=False)
+    inside = ((1 - grid.abs().amax(3)) / (2 * FEATHER)).clamp(0, 1).unsqueeze(1)
+    return F.grid_sample(planes, grid, padding_mode="border", align_corners=False), inside
+
+
+def _swapped(values: Tensor, names: Sequence[str], dim: int, crops: Sequence[Crop]) -> Tensor:
+    """Of mirrored crops, names of left and right trade places along ``dim``; the crops of a look are alike in that."""
+    return values.index_select(dim, values.new_tensor(mirrored(names)).long()) if crops[0].flip else values
