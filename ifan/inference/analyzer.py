@@ -16,7 +16,7 @@ from ifan.config import NetworkConfig
 from ifan.data.crop import Crop, covered, crop_image, map_to_image, points_from_crop
 from ifan.inference.detect import Box, CenterFace, Detection, Detector
 from ifan.inference.framing import FACE_MARGIN, crop_of
-from ifan.inference.looks import scene
+from ifan.inference.looks import WIDER, scene
 from ifan.inference.photo import as_rgb
 from ifan.inference.predictor import NetworkPredictor, Predictor
 from ifan.inference.result import Face, PhotoResult
@@ -64,8 +64,8 @@ class FaceAnalyzer:
         margin: how much wider than a face's box its crop is, see `FACE_MARGIN`; faces with points scale with it.
         tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
         precision: ``"fp32"``, or on a CPU with AVX512_BF16 ``"bf16"``: faster, errors in docs/kernels/engine.md.
-        looks: how often each face is looked at, the first time to frame it; ``None`` = as the configuration says. Twice
-            takes twice the time.
+        looks: how often each face is looked at: more than once, and the first look frames it for closer ones and sees
+            more of the hair (`ifan.inference.looks`), for as many times the time; ``None`` = as the configuration says.
 
     Raises:
         ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
@@ -170,7 +170,8 @@ class FaceAnalyzer:
             whole = Detection((0.0, 0.0, float(width), float(height)), None)
             faces = [(whole, Crop.from_box(whole.box))]
         else:
-            faces = [(face, crop_of(face, self.margin)) for face in detections]
+            margin = self.margin * (WIDER if self.looks > 1 else 1)
+            faces = [(face, crop_of(face, margin)) for face in detections]
         pixels = np.empty((len(faces), 3, size, size), np.uint8)
         for row, (_, crop) in zip(pixels, faces, strict=True):
             row[:] = crop_image(image, crop, size).transpose(2, 0, 1)

@@ -1,8 +1,8 @@
-"""Closer looks: the points of a first look frame the face anew, and what all looks predict is averaged.
+"""Closer looks: the points of a first look frame the face anew, and what the others predict is averaged.
 
-The network's own points are fed back, as the paper's iterations feed them back, but into the framing: faces come
+The network's own points are fed back, as the paper's iterations feed predictions back, but into the framing: faces come
 upright, centred and as large as in training, or larger, with the picture's own pixels. Closer looks differ in side, and
-every other one sees the mirror image, so that their errors differ too.
+every other one sees the mirror image, so that their errors differ too. Regions beyond them are the first look's.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ NEAREST, FARTHEST = 0.4, 1.4
 
 SCENE = 1.6
 """Sides of the first crop around it that are kept for closer looks."""
+
+WIDER = 1.3
+"""Sides of the usual crop that the first of several looks sees where a face was found: hair is wider than a face."""
+
+FIRST = 0.5
+"""How much the first look's parsing counts beside a closer one's."""
 
 FEATHER = 0.06
 """Sides of a closer crop along its border over which its parsing counts less and less."""
@@ -79,9 +85,9 @@ def look(
 ) -> list[Predictions]:
     """What ``looks`` looks say together, an iteration each, in terms of the first look's crops.
 
-    ``images`` are the first look's, ``scenes`` (one an image, see `scene`) what the others are cut from. Points are
-    averaged, and logits of classes; parsing comes as logarithms of probabilities ``(N, K, 2S, 2S)``, averaged where
-    closer looks reach. With one look ``scenes`` are not used and all is as ``run`` gives it.
+    ``images`` are the first look's, ``scenes`` (one an image, see `scene`) what the others are cut from. Points and
+    logits of classes are means over the closer ones; parsing comes as logarithms of probabilities ``(N, K, 2S, 2S)``,
+    averaged over all where closer ones reach. With one look ``scenes`` are not used and all is as ``run`` gives it.
     """
     first = list(run(images))
     if looks == 1 or not images.shape[0]:
@@ -104,27 +110,21 @@ def _cut(seen: np.ndarray, crop: Crop, size: int) -> np.ndarray:
 def _together(
     config: NetworkConfig, first: Predictions, closer: Sequence[tuple[list[Crop], Predictions]]
 ) -> Predictions:
-    parsing, points, classes = first.parsing_logits, first.points.double(), dict(first.class_logits)
-    total = None
-    if parsing.shape[0]:
+    points = torch.stack([_points_back(config, found.points, crops) for crops, found in closer]).mean(0)
+    classes = {}
+    for task in config.classifications:
+        logits = [_swapped(found.class_logits[task.name], task.classes, 1, crops) for crops, found in closer]
+        classes[task.name] = torch.stack(logits).mean(0)
+    parsing = first.parsing_logits
+    if config.parsing and parsing.shape[0]:
         parsing = F.interpolate(parsing.float().softmax(1), scale_factor=2, mode="bilinear", align_corners=False)
-        total = torch.ones_like(parsing[:, :1])
-    for crops, found in closer:
-        points = points + _points_back(config, found.points, crops)
-        for task in config.classifications:
-            turned = _swapped(found.class_logits[task.name], task.classes, 1, crops)
-            classes[task.name] = classes[task.name] + turned
-        if total is not None and config.parsing:
-            probabilities = _swapped(found.parsing_logits.float().softmax(1), config.parsing.classes, 1, crops)
-            drawn, weight = _drawn_back(probabilities, crops)
+        parsing, total = FIRST * parsing, torch.full_like(parsing[:, :1], FIRST)
+        for crops, found in closer:
+            seen = _swapped(found.parsing_logits.float().softmax(1), config.parsing.classes, 1, crops)
+            drawn, weight = _drawn_back(seen, crops)
             parsing, total = parsing + weight * drawn, total + weight
-    count = 1 + len(closer)
-    return Predictions(
-        parsing if total is None else (parsing / total).clamp_min(torch.finfo(parsing.dtype).tiny).log(),
-        (points / count).to(first.points.dtype),
-        {name: logits / count for name, logits in classes.items()},
-        first.rows,
-    )
+        parsing = (parsing / total).clamp_min(torch.finfo(parsing.dtype).tiny).log()
+    return Predictions(parsing, points.to(first.points.dtype), classes, first.rows)
 
 
 def _points_back(config: NetworkConfig, points: Tensor, crops: Sequence[Crop]) -> Tensor:
