@@ -18,7 +18,7 @@ from ifan.data import open_dataset
 from ifan.data.crop import Crop, crop_image, points_to_crop
 from ifan.evaluation import Subset, evaluate
 from ifan.inference import FaceAnalyzer
-from ifan.inference.looks import FARTHEST, NEAREST, REACH, closer_crops, look, scene
+from ifan.inference.looks import FARTHEST, NEAREST, REACH, WIDER, closer_crops, look, scene
 from ifan.inference.predictor import NetworkPredictor
 from ifan.network import IFAN, Predictions
 
@@ -178,6 +178,13 @@ def test_the_configuration_says_how_often_and_callers_may_overrule_it(network: I
     assert np.array_equal(points(overruled), points(FaceAnalyzer(network, detector=None)))
     assert not np.allclose(points(by_configuration), points(overruled), atol=1e-2)
     assert pickle.loads(pickle.dumps(overruled)).looks == 1
+
+
+def test_the_first_of_several_looks_sees_more_of_the_hair(network: IFAN) -> None:
+    image, box = np.random.default_rng(3).integers(0, 256, (80, 80, 3), dtype=np.uint8), (30, 30, 50, 55)
+    once, twice = (FaceAnalyzer(network, looks=looks)(image, box)[0] for looks in (1, 2))
+    assert twice.crop == replace(once.crop, side=WIDER * once.crop.side)
+    assert twice.region[0] < once.region[0]
 
 
 def test_evaluation_counts_looks_and_iterations(network: IFAN) -> None:
