@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.data.crop import map_to_image
@@ -165,10 +166,13 @@ class _Run:
         config, device = self.model.config, self.model.get_buffer("mean_points").device
         framing = [config.landmarks] if self.looks > 1 else []
         names = [t.name for t in config.tasks if t in self.tasks or t in framing]
-        lanes = Lanes.for_tasks(len(batch.samples), config, names, device)
         seen = zip(batch.samples, batch.crops, strict=True)
         scenes = [scene(sample.image, crop, config.image_size) for sample, crop in seen] if self.looks > 1 else []
-        return look(config, lambda x: self.model(x, lanes, self.passes), batch.images.to(device), scenes, self.looks)
+
+        def run(images: Tensor) -> list[Predictions]:
+            return list(self.model(images, Lanes.for_tasks(len(images), config, names, device), self.passes))
+
+        return look(config, run, batch.images.to(device), scenes, self.looks)
 
 
 def _measure(run: _Run, dataset: FaceDataset, batch_size: int, report: Callable[[int], None]) -> dict[str, Any]:

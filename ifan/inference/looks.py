@@ -43,8 +43,8 @@ FEATHER = 0.06
 """Sides of a closer crop along its border over which its parsing counts less and less."""
 
 Run = Callable[[Tensor], Sequence[Predictions]]
-"""Images (N, 3, I, I) uint8 RGB to predictions, an iteration each, with a row a sample of parsing (or none) and
-points."""
+"""Any number of images (N, 3, I, I) uint8 RGB to predictions, an iteration each, with a row an image of the points and
+of what else is wanted."""
 
 
 def check_looks(config: NetworkConfig, looks: int) -> int:
@@ -92,12 +92,11 @@ def look(
     first = list(run(images))
     if looks == 1 or not images.shape[0]:
         return first
-    crops = [closer_crops(config, face, looks) for face in first[-1].points.double().cpu().numpy()]
-    closer: list[tuple[list[Crop], Sequence[Predictions]]] = []
-    for those in zip(*crops, strict=True):
-        pixels = [_cut(seen, crop, images.shape[-1]) for seen, crop in zip(scenes, those, strict=True)]
-        closer.append((list(those), run(torch.from_numpy(np.stack(pixels)).to(images.device))))
-    return [_together(config, one, [(those, found[i]) for those, found in closer]) for i, one in enumerate(first)]
+    around = [closer_crops(config, face, looks) for face in first[-1].points.double().cpu().numpy()]
+    crops = [crop for those in zip(*around, strict=True) for crop in those]  # one look after another
+    pixels = [_cut(seen, crop, images.shape[-1]) for seen, crop in zip([*scenes] * (looks - 1), crops, strict=True)]
+    closer = run(torch.from_numpy(np.stack(pixels)).to(images.device))
+    return [_together(config, one, more, crops) for one, more in zip(first, closer, strict=True)]
 
 
 def _cut(seen: np.ndarray, crop: Crop, size: int) -> np.ndarray:
@@ -107,46 +106,50 @@ def _cut(seen: np.ndarray, crop: Crop, size: int) -> np.ndarray:
     return crop_image(seen, there, size).transpose(2, 0, 1)
 
 
-def _together(
-    config: NetworkConfig, first: Predictions, closer: Sequence[tuple[list[Crop], Predictions]]
-) -> Predictions:
-    points = torch.stack([_points_back(config, found.points, crops) for crops, found in closer]).mean(0)
-    classes = {}
+def _together(config: NetworkConfig, first: Predictions, closer: Predictions, crops: Sequence[Crop]) -> Predictions:
+    """``closer`` has the rows of one look's ``crops`` after another's."""
+    assert config.landmarks
+    faces = first.points.shape[0]
+
+    def by_look(values: Tensor) -> Tensor:
+        return values.unflatten(0, (len(crops) // faces, faces))
+
+    points = by_look(_points_back(_named(closer.points, config.landmarks.classes, 2, crops), crops)).mean(0)
+    classes = dict(first.class_logits)
     for task in config.classifications:
-        logits = [_swapped(found.class_logits[task.name], task.classes, 1, crops) for crops, found in closer]
-        classes[task.name] = torch.stack(logits).mean(0)
+        if classes[task.name].shape[0]:
+            logits = _named(closer.class_logits[task.name], task.classes, 1, crops)
+            classes[task.name] = by_look(logits).mean(0)
     parsing = first.parsing_logits
     if config.parsing and parsing.shape[0]:
         parsing = F.interpolate(parsing.float().softmax(1), scale_factor=2, mode="bilinear", align_corners=False)
-        parsing, total = FIRST * parsing, torch.full_like(parsing[:, :1], FIRST)
-        for crops, found in closer:
-            seen = _swapped(found.parsing_logits.float().softmax(1), config.parsing.classes, 1, crops)
-            drawn, weight = _drawn_back(seen, crops)
-            parsing, total = parsing + weight * drawn, total + weight
-        parsing = (parsing / total).clamp_min(torch.finfo(parsing.dtype).tiny).log()
-    return Predictions(parsing, points.to(first.points.dtype), classes, first.rows)
+        seen = _named(closer.parsing_logits.float().softmax(1), config.parsing.classes, 1, crops)
+        drawn, weight = _drawn_back(seen, crops)
+        parsing = FIRST * parsing + by_look(weight * drawn).sum(0)
+        parsing = (parsing / (FIRST + by_look(weight).sum(0))).clamp_min(torch.finfo(parsing.dtype).tiny).log()
+    return Predictions(parsing, points, classes, first.rows)
 
 
-def _points_back(config: NetworkConfig, points: Tensor, crops: Sequence[Crop]) -> Tensor:
-    """Points (N, 2, P) of closer looks in the first ones' crops."""
-    assert config.landmarks
-    named = _swapped(points, config.landmarks.classes, 2, crops).double().cpu().numpy()
-    back = [points_from_crop(face, crop).T for face, crop in zip(named, crops, strict=True)]
-    return torch.from_numpy(np.stack(back)).to(points.device)
+def _named(values: Tensor, names: Sequence[str], dim: int, crops: Sequence[Crop]) -> Tensor:
+    """``values`` with left and right traded along ``dim`` in the rows of mirrored crops."""
+    flipped = torch.tensor([crop.flip for crop in crops], device=values.device)
+    traded = values.index_select(dim, torch.tensor(mirrored(names), device=values.device))
+    return torch.where(flipped.view(-1, *[1] * (values.dim() - 1)), traded, values)
+
+
+def _points_back(points: Tensor, crops: Sequence[Crop]) -> Tensor:
+    """Points (M, 2, P) of closer looks in the first ones' crops."""
+    back = [points_from_crop(face, crop).T for face, crop in zip(points.double().cpu().numpy(), crops, strict=True)]
+    return torch.from_numpy(np.stack(back)).to(points)
 
 
 def _drawn_back(planes: Tensor, crops: Sequence[Crop]) -> tuple[Tensor, Tensor]:
-    """Planes (N, K, S, S) of closer looks on grids (2S, 2S) of the first ones' crops, and how much each pixel
+    """Planes (M, K, S, S) of closer looks on grids (2S, 2S) of the first ones' crops, and how much each pixel
     counts."""
     maps = np.stack([crop.matrix(2) for crop in crops])  # sides of the first crop from its centre -> 0 to 2
     maps[:, :, 2] -= 1
     maps[:, :, :2] /= 2  # affine_grid's coordinates are from -1 to 1, ours from -0.5 to 0.5
-    size = (planes.shape[0], planes.shape[1], 2 * planes.shape[2], 2 * planes.shape[3])
-    grid = F.affine_grid(torch.from_numpy(maps).to(planes), list(size), align_corners=False)
+    size = [planes.shape[0], planes.shape[1], 2 * planes.shape[2], 2 * planes.shape[3]]
+    grid = F.affine_grid(torch.from_numpy(maps).to(planes), size, align_corners=False)
     inside = ((1 - grid.abs().amax(3)) / (2 * FEATHER)).clamp(0, 1).unsqueeze(1)
     return F.grid_sample(planes, grid, padding_mode="border", align_corners=False), inside
-
-
-def _swapped(values: Tensor, names: Sequence[str], dim: int, crops: Sequence[Crop]) -> Tensor:
-    """Of mirrored crops, names of left and right trade places along ``dim``; the crops of a look are alike in that."""
-    return values.index_select(dim, values.new_tensor(mirrored(names)).long()) if crops[0].flip else values
