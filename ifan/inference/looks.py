@@ -21,7 +21,7 @@ from ifan.data.labels import mirrored
 from ifan.inference.framing import crop_of_points
 from ifan.network import Predictions
 
-SIDES = 0.8, 1.0
+SIDES = 0.75, 0.95
 """Sides of the closest and the widest closer look, in sides of the usual crop around a face's points."""
 
 REACH = 0.3
@@ -36,7 +36,7 @@ SCENE = 1.6
 WIDER = 1.3
 """Sides of the usual crop that the first of several looks sees where a face was found: hair is wider than a face."""
 
-FIRST = 0.5
+FIRST = 0.2
 """How much the first look's parsing counts beside a closer one's."""
 
 FEATHER = 0.06

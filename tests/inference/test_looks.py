@@ -18,7 +18,7 @@ from ifan.data import open_dataset
 from ifan.data.crop import Crop, crop_image, points_to_crop
 from ifan.evaluation import Subset, evaluate
 from ifan.inference import FaceAnalyzer
-from ifan.inference.looks import FARTHEST, NEAREST, REACH, WIDER, closer_crops, look, scene
+from ifan.inference.looks import FARTHEST, NEAREST, REACH, SIDES, WIDER, closer_crops, look, scene
 from ifan.inference.predictor import NetworkPredictor
 from ifan.network import IFAN, Predictions
 
@@ -108,8 +108,8 @@ def test_closer_looks_see_an_upright_face_in_the_middle_once_larger_once_mirrore
     extent = [np.ptp(p, axis=1).max() for p in points]
     assert tilt[0] > 0.1 > 0.05 > max(tilt[1:])
     assert middle[0] > 0.05 > 0.01 > max(middle[1:])
-    assert extent[1] == pytest.approx(1 / 3.2 / 0.8, rel=0.02)
-    assert extent[2] == pytest.approx(1 / 3.2, rel=0.02)
+    assert extent[1] == pytest.approx(1 / 3.2 / SIDES[0], rel=0.02)
+    assert extent[2] == pytest.approx(1 / 3.2 / SIDES[1], rel=0.02)
     red = seen[:, 0].float().diff(dim=2).mean((1, 2))
     assert red[0] > 0 > red[1]
     assert red[2] > 0
