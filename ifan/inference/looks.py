@@ -89,6 +89,10 @@ def look(
     logits of classes are means over the closer ones; parsing comes as logarithms of probabilities ``(N, K, 2S, 2S)``,
     averaged over all where closer ones reach. With one look ``scenes`` are not used and all is as ``run`` gives it.
     """
+    if looks > 1 and len(scenes) != len(images):
+        raise ValueError(
+            f"looks: expected a scene for each of {len(images)} crops to look {looks} times; got {len(scenes)}"
+        )
     first = list(run(images))
     if looks == 1 or not images.shape[0]:
         return first

@@ -147,6 +147,12 @@ def test_predictor_with_closer_looks(network: IFAN, backend: str) -> None:
             assert np.abs(some[name] - often[name]).mean() < 1e-4
 
 
+def test_a_crop_without_its_scene_is_refused(network: IFAN) -> None:
+    first, scenes = crops()
+    with pytest.raises(ValueError, match="a scene for each of 3 crops to look 2 times; got 2"):
+        NetworkPredictor(network, looks=2)(first, scenes[:2])
+
+
 def test_no_faces(network: IFAN) -> None:
     found = NetworkPredictor(network, looks=2)(np.zeros((0, 3, 32, 32), np.uint8), [])
     assert {name: len(value) for name, value in found.items()} == {t.name: 0 for t in TASKS}
