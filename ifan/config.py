@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -110,6 +111,21 @@ class NetworkConfig:
             kinds == sorted(kinds) and kinds.count(0) <= 1 and kinds.count(1) <= 1,
             f"network.tasks must be at most one parsing, at most one landmark task, then classifications; got {names}",
         )
+        self.check_looks(self.looks)
+
+    def check_looks(self, looks: int) -> int:
+        """``looks`` if this network can look that often (`ifan.inference.looks`); else raises ``ValueError``."""
+        _require(looks >= 1, f"looks must be at least 1; got {looks}")
+        _require(
+            looks == 1 or set(POINT_NAMES) <= set(self.landmarks.classes if self.landmarks else ()),
+            f"looks: expected a network that finds {', '.join(POINT_NAMES)} to look {looks} times; this one has "
+            f"{[task.name for task in self.tasks]}; use 1",
+        )
+        return looks
+
+    def needed(self, tasks: Collection[TaskConfig], looks: int) -> list[str]:
+        """Names of what has to be predicted for ``tasks``, in order: several looks need the points too."""
+        return [t.name for t in self.tasks if t in tasks or (looks > 1 and t.kind == "landmarks")]
 
     def task(self, name: str) -> TaskConfig:
         """The task of that name; ``ValueError`` lists the known ones."""

@@ -32,6 +32,8 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
         ("network: {size: 64.5}", "network.size: expected int; got 64.5"),
         ("network: {size: true}", "network.size: expected int; got True"),
         ("network: {growth: 1000000000}", "network.growth must be between 1 and 512"),
+        ("network: {looks: 0}", "network.looks must be between 1 and 16"),
+        ("network: {looks: 2, tasks: [{name: smile, kind: classification, classes: [a, b]}]}", "to look 2 times"),
         ("network: {tasks: []}", "network.tasks is empty"),
         ("network: {tasks: [{name: a, kind: b, classes: [c]}]}", "network.tasks[0].kind: expected one of ['parsing'"),
         ("network: {tasks: [{name: a, kind: parsing}]}", "network.tasks[0]: key 'classes' is missing"),

@@ -21,7 +21,7 @@ from ifan.data.targets import TargetMap
 from ifan.evaluation.classification import ClassificationMeter
 from ifan.evaluation.landmarks import LandmarkMeter
 from ifan.evaluation.parsing import ParsingMeter
-from ifan.inference.looks import check_looks, look, scene
+from ifan.inference.looks import look, scene
 from ifan.network import IFAN, Lanes, Predictions
 
 HEADLINES: dict[str, tuple[str, ...]] = {
@@ -74,7 +74,7 @@ def evaluate(
     for what, count in (("batch_size", batch_size), ("iterations", passes)):
         if count < 1:
             raise ValueError(f"{what}: expected at least 1; got {count}")
-    times = check_looks(model.config, model.config.looks if looks is None else looks)
+    times = model.config.check_looks(model.config.looks if looks is None else looks)
     tasks = {name: _common_tasks(model.config, name, dataset) for name, dataset in datasets.items()}
     if device is not None:
         model.to(device)
@@ -164,8 +164,7 @@ class _Run:
     def __call__(self, batch: EvaluationBatch) -> list[Predictions]:
         """Predictions of a batch, an iteration each."""
         config, device = self.model.config, self.model.get_buffer("mean_points").device
-        framing = [config.landmarks] if self.looks > 1 else []
-        names = [t.name for t in config.tasks if t in self.tasks or t in framing]
+        names = config.needed(self.tasks, self.looks)
         seen = zip(batch.samples, batch.crops, strict=True)
         scenes = [scene(sample.image, crop, config.image_size) for sample, crop in seen] if self.looks > 1 else []
 

@@ -50,6 +50,10 @@ class Prepared:
     pixels: np.ndarray
     scenes: list[np.ndarray]
 
+    def rows(self) -> list[tuple[np.ndarray, ...]]:
+        """What a `Predictor` takes of each face: its pixels, and its scene if there are several looks."""
+        return list(zip(self.pixels, self.scenes, strict=True)) if self.scenes else [(face,) for face in self.pixels]
+
 
 class FaceAnalyzer:
     """Photos in, faces out: detection, crops, one batched network for all of them, results in pixels of the photos.
@@ -189,7 +193,7 @@ class FaceAnalyzer:
         waiting: list[tuple[np.ndarray, ...]] = []
         taken = 0
         for photo in photos:
-            waiting += zip(photo.pixels, *([photo.scenes] if photo.scenes else []), strict=True) if photo else []
+            waiting += photo.rows() if photo else []
             taken += 1
             while len(waiting) >= self.batch_size or (waiting and patience is not None and taken >= patience):
                 yield from self._run(waiting[: self.batch_size])

@@ -1,4 +1,5 @@
-"""Closer looks: the points of a first look frame the face anew, and what the others predict is averaged.
+"""Closer looks: the points of a first look frame the face anew, and what the others predict is averaged (test-time
+augmentation over crops that a first pass aligns).
 
 The network's own points are fed back, as the paper's iterations feed predictions back, but into the framing: faces come
 upright, centred and as large as in training, or larger, with the picture's own pixels. Closer looks differ in side, and
@@ -47,21 +48,9 @@ Run = Callable[[Tensor], Sequence[Predictions]]
 of what else is wanted."""
 
 
-def check_looks(config: NetworkConfig, looks: int) -> int:
-    """``looks`` if the network can look that often; else raises ``ValueError``."""
-    if looks < 1:
-        raise ValueError(f"looks must be at least 1; got {looks}")
-    if looks > 1 and not (config.landmarks and set(POINT_NAMES) <= set(config.landmarks.classes)):
-        raise ValueError(
-            f"looks: expected a network that finds {', '.join(POINT_NAMES)} to look {looks} times; this one has "
-            f"{[task.name for task in config.tasks]}; use 1"
-        )
-    return looks
-
-
 def scene(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
     """What closer looks are cut from: `SCENE` times as much of ``image`` as the first look's ``crop`` of ``size``
-    pixels, twice as fine."""
+    pixels, twice as fine: (V, V, 3) uint8."""
     return crop_image(image, replace(crop, side=crop.side * SCENE), round(2 * size * SCENE))
 
 
@@ -88,6 +77,8 @@ def look(
     ``images`` are the first look's, ``scenes`` (one an image, see `scene`) what the others are cut from. Points and
     logits of classes are means over the closer ones; parsing comes as logarithms of probabilities ``(N, K, 2S, 2S)``,
     averaged over all where closer ones reach. With one look ``scenes`` are not used and all is as ``run`` gives it.
+
+    Raises ``ValueError`` for several looks without a scene for each image.
     """
     if looks > 1 and len(scenes) != len(images):
         raise ValueError(

@@ -56,16 +56,15 @@ class NetworkPredictor:
         if iterations is not None and iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {iterations}")
         self.config, self.iterations = network.config, iterations
-        self.looks = _checked(network.config, network.config.looks if looks is None else looks)
+        self.looks = network.config.check_looks(network.config.looks if looks is None else looks)
         self.device = _usable(device)
         self.network = network.to(self.device).eval()
         self.tasks = tuple(self.config.task(name) for name in (tasks or [t.name for t in self.config.tasks]))
-        framing = [self.config.landmarks] if self.looks > 1 else []
-        self._named = [t.name for t in self.config.tasks if t in self.tasks or t in framing]
+        self._needed = self.config.needed(self.tasks, self.looks)
         self._engine = self._make_engine(precision)
 
     def _make_engine(self, precision: str) -> Engine | GraphRunner | None:
-        weight, names = self.network.stem.weight, self._named
+        weight, names = self.network.stem.weight, self._needed
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
         if self.device.type == "cuda":
@@ -111,16 +110,8 @@ class NetworkPredictor:
     def _last_iteration(self, images: torch.Tensor) -> Predictions:
         if self._engine is not None:
             return self._engine(images)
-        lanes = Lanes.for_tasks(images.shape[0], self.config, self._named, self.device)
+        lanes = Lanes.for_tasks(images.shape[0], self.config, self._needed, self.device)
         return self.network(images, lanes, self.iterations)[-1]
-
-
-def _checked(config: NetworkConfig, looks: int) -> int:
-    if looks == 1:
-        return looks
-    from ifan.inference.looks import check_looks
-
-    return check_looks(config, looks)
 
 
 def _usable(device: str | torch.device) -> torch.device:
