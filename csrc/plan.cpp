@@ -85,6 +85,13 @@ class RecordedPlan {
     record("head", call, IFAN_PICK(dense_head), inputs);
   }
 
+  void heat_maps(const std::vector<Address>& maps, int64_t lanes, int64_t points, int64_t size, Address out) {
+    const auto levels = std::make_shared<std::vector<const float*>>();
+    for (Address address : maps) levels->push_back(read(address));
+    HeatMaps call{levels->data(), static_cast<int64_t>(levels->size()), lanes, points, size, written(out), 1};
+    record("heat_maps", call, IFAN_PICK(heat_maps), levels);
+  }
+
   void image(Address images, int64_t lanes, int64_t size, int64_t fold, const std::array<float, 3>& mean, float scale, Address out,
              const std::array<int64_t, 6>& border) {
     PrepareImage call{reinterpret_cast<const uint8_t*>(images), lanes, size, fold, {mean[0], mean[1], mean[2]}, scale, written(out),
@@ -251,6 +258,7 @@ void bind_plan(py::module_& module) {
            py::arg("offsets"), py::arg("row_step"), py::arg("filters"), py::arg("outputs"), py::arg("initial"), py::arg("out"),
            py::arg("out_lane_stride"), py::arg("relu"), py::arg("bf16") = false)
       .def("head", &RecordedPlan::head)
+      .def("heat_maps", &RecordedPlan::heat_maps)
       .def("image", &RecordedPlan::image)
       .def("border", &RecordedPlan::border)
       .def("encode", &RecordedPlan::encode)

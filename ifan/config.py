@@ -68,7 +68,8 @@ class NetworkConfig:
     stem; 1 as released. ``image_scale`` (a factor on the image after its means are taken off) and ``normalise_heads``
     (normalised inputs of the dense heads) are not in the released graph. They change what weights mean, not what the
     network can compute (`ifan.network.released` folds them away), and training from scratch with Adam, whose steps do
-    not know the inputs' scale, needs them. Without ``task_norm`` all tasks share one set of normalisation parameters
+    not know the inputs' scale, needs them. ``landmark_head``: points by a dense layer from the coarsest map that they
+    reach, as released, or as means of ``heat_maps`` (`ifan.layers.HeatMapHead`). Without ``task_norm`` all tasks share one set of normalisation parameters
     and statistics. ``iteration_norm``: iterations after the first, which see predictions instead of constant means,
     share the first one's normalisation, as released, or have running ``statistics`` of their own, or all of it
     ``separate``. ``looks``: how often a face is looked at, framed anew by the points of the first look
@@ -90,6 +91,7 @@ class NetworkConfig:
     image_fold: int = 1
     image_scale: float = 1.0
     normalise_heads: bool = False
+    landmark_head: Literal["dense", "heat_maps"] = "dense"
     task_norm: bool = True
     iteration_norm: Literal["shared", "statistics", "separate"] = "shared"
     dropout: float = 0.3
@@ -205,6 +207,8 @@ class TrainingConfig:
     shares: dict[str, float] = field(default_factory=lambda: {"mtfl": 16.0, "fer2013": 24.0, "celebamask": 4.0})
     batches: Literal["hybrid", "alternating"] = "hybrid"
     """Alternating: each hybrid batch is split, one step a dataset in turn (so as many times the steps, all smaller)."""
+    repeats: dict[str, int] = field(default_factory=dict)
+    """How often an epoch holds each sample of a rare category, ``{"pose.left_profile": 3}``; all others once."""
     task_weights: dict[str, float] = field(default_factory=dict)
     weighting: Literal["fixed", "uncertainty", "famo"] = "fixed"
     iterations: tuple[float, ...] = (1.0,)
@@ -233,6 +237,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"training.{name} must be at least 1; got {getattr(self, name)}")
+        _require(all(n >= 1 for n in self.repeats.values()), f"training.repeats must be at least 1; got {self.repeats}")
         _require(all(s >= 0 for s in self.shares.values()), f"training.shares must not be negative; got {self.shares}")
         _require(
             len(self.iterations) > 0 and min(self.iterations) >= 0 and sum(self.iterations) > 0,

@@ -120,7 +120,8 @@ def macs(config: NetworkConfig) -> dict[str, dict[str, int]]:
         groups = {"stem": stem, "dense_down": dense_down, "transition_down": sum(transition)}
         if task.kind == "landmarks":
             groups["transition_down"] -= transition[-1]
-            groups["heads"] = g.landmark_inputs * 2 * task.width
+            maps = sum(9 * d.joined * d.size**2 for d in g.down)
+            groups["heads"] = (maps if c.landmark_head == "heat_maps" else 2 * g.landmark_inputs) * task.width
         else:
             groups["dense_middle"] = dense(g.middle_inputs, lowest)
         if task.kind == "classification":

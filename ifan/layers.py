@@ -272,6 +272,36 @@ class DenseHead(nn.Linear):
         return weight, bias - (weight * mean.double()).sum(1)
 
 
+class HeatMapHead(nn.Module):
+    """Points as the means of heat maps, which all levels of the down path draw together.
+
+    At each level a dense layer that grows by a channel a point draws their maps; these are added from the coarsest to
+    the finest, each sum enlarged to the next level's side. A softmax over the pixels makes of the last sum a
+    distribution, whose mean is the point (Sun et al., "Integral Human Pose Regression", arXiv 1711.08229).
+    """
+
+    def __init__(self, inputs: Sequence[int], points: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(DenseBlock([c], 1, replace(config, growth=points)) for c in inputs)
+
+    def forward(self, levels: Sequence[Features], reading: Reading) -> Tensor:
+        """Features ``(N, C_i, S / 2^i, S / 2^i)`` of level i to ``(N, 2, P)``, crop sides from the centre."""
+        drawn = zip(self.levels, levels, strict=True)
+        return centres([level(x, reading.on(x.lanes)).sources[0] for level, x in drawn])
+
+
+def centres(maps: Sequence[Tensor]) -> Tensor:
+    """Means of the softmax over the pixels of the sum of ``maps``, ``(N, P, S / 2^i, S / 2^i)`` each, the coarser ones
+    enlarged: ``(N, 2, P)``, x's then y's in crop sides from the centre."""
+    heat = maps[-1]
+    for finer in maps[-2::-1]:
+        heat = finer + F.interpolate(heat, scale_factor=2.0, mode="bilinear")
+    size = heat.shape[-1]
+    p = heat.flatten(2).softmax(2).unflatten(2, (size, size))
+    at = (torch.arange(size, dtype=heat.dtype, device=heat.device) + 0.5) / size - 0.5
+    return torch.stack([(p.sum(2) * at).sum(2), (p.sum(3) * at).sum(2)], 1)
+
+
 def integrate(x: Features, norm: TaskNorm, later: bool, pool: int = 1) -> Tensor:
     """Concatenation, task-wise normalisation, ReLU and pooling of ``x``: ``(N, C, H / pool, W / pool)``."""
     mean, var = norm.statistics(x, later)

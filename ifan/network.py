@@ -19,7 +19,16 @@ from ifan.config import Kind, NetworkConfig, from_dict
 from ifan.features import Features, Lanes, MomentsReduce
 from ifan.graph import graph
 from ifan.hub import PyTorchModelHubMixin
-from ifan.layers import DenseBlock, DenseHead, Reading, ReEncoder, TransitionDown, TransitionUp, convolution
+from ifan.layers import (
+    DenseBlock,
+    DenseHead,
+    HeatMapHead,
+    Reading,
+    ReEncoder,
+    TransitionDown,
+    TransitionUp,
+    convolution,
+)
 from ifan.ranges import ranged, span
 
 BGR_MEAN = (103.939, 116.779, 123.68)
@@ -88,8 +97,12 @@ class IFAN(
             self.up = nn.ModuleList(TransitionUp(u.transition_in, config.up_channels) for u in g.up)
             self.up_blocks = nn.ModuleList(DenseBlock(u.dense_inputs, 1, config) for u in g.up)
             self.parsing_head = convolution(g.head_in, config.parsing.width, 1, glorot=True)
-        if config.landmarks:
-            self.landmark_head = DenseHead(g.landmark_inputs, 2 * config.landmarks.width, config)
+        if config.landmarks and config.landmark_head == "dense":
+            self.landmark_head: DenseHead | HeatMapHead = DenseHead(
+                g.landmark_inputs, 2 * config.landmarks.width, config
+            )
+        elif config.landmarks:
+            self.landmark_head = HeatMapHead([d.joined for d in g.down], config.landmarks.width, config)
         self.class_heads = nn.ModuleDict(
             {t.name: DenseHead(g.class_inputs, t.width, config) for t in config.classifications}
         )
@@ -123,9 +136,11 @@ class IFAN(
         ]
 
     def dense_head_of(self) -> dict[str, DenseHead]:
-        """The dense head of each task but parsing, by the task's name, in the configuration's order."""
-        landmarks = {self.config.landmarks.name: self.landmark_head} if self.config.landmarks else {}
-        return {name: cast(DenseHead, head) for name, head in {**landmarks, **dict(self.class_heads.items())}.items()}
+        """The dense heads by their task's name, in the configuration's order."""
+        heads = dict(self.class_heads.items())
+        if self.config.landmarks:
+            heads = {self.config.landmarks.name: self.landmark_head, **heads}
+        return {name: head for name, head in heads.items() if isinstance(head, DenseHead)}
 
     def forward(
         self, images: Tensor, lanes: Lanes | None = None, iterations: int | None = None, every: bool = False
@@ -222,24 +237,27 @@ class IFAN(
         maps = [[reading.shared(m, stem.shape[0]) for m in level] for level in joined]
         x = reading.shared(stem, stem.shape[0])
         skips: list[Features] = []
+        taps: list[Features] = []
         for i, block in enumerate(self.down_blocks):
             with span(f"block {i + 1}"):
                 skips.append(x + block(x, reading) + x)
-            tap = sum(maps[i], skips[-1])
+            taps.append(tap := sum(maps[i], skips[-1]))
             if i < len(self.down_blocks) - 1:
                 with span(f"transition down {i + 1}"):
                     x = self.down[i](tap, reading)
-        points = self._landmarks(tap, reading)
+        points = self._landmarks(taps, reading)
         classes, parsing = self._past_tap(tap, skips, maps, reading)
         rows = {t.name: r for t, r in zip(self.config.tasks, lanes.split(), strict=True)}
         return Predictions(parsing, points, classes, rows)
 
-    def _landmarks(self, tap: Features, reading: Reading) -> Tensor:
+    def _landmarks(self, taps: list[Features], reading: Reading) -> Tensor:
         task = self.config.landmarks
         if task is None:
-            return tap.sources[0].new_zeros(0, 2, 0)
+            return taps[-1].sources[0].new_zeros(0, 2, 0)
         with span(f"head {task.name}"):
-            points: Tensor = self.landmark_head(tap.keep(self.at_tap), reading)
+            if isinstance(self.landmark_head, HeatMapHead):
+                return cast(Tensor, self.landmark_head([tap.keep(self.at_tap) for tap in taps], reading))
+            points: Tensor = self.landmark_head(taps[-1].keep(self.at_tap), reading)
         return points.unflatten(1, (2, task.width))
 
     def _past_tap(

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.features import Lanes
-from ifan.layers import DenseBlock, Reading, ReEncoder
+from ifan.layers import DenseBlock, Reading, ReEncoder, centres
 from ifan.ops.take_rows import take_rows
 
 FIVE = TaskConfig("mood", "classification", ("a", "b", "c", "d", "e"))
@@ -68,6 +68,18 @@ def test_maps_of_a_classification_are_those_of_convolutions_at_stride_2() -> Non
         torch.testing.assert_close(found, expected)
         if weight is not None:
             expected = F.max_pool2d(F.relu(F.conv2d(expected, weight)), 2)
+
+
+def test_points_are_the_means_of_what_all_levels_draw_together() -> None:
+    maps = [torch.zeros(2, 3, 64 >> i, 64 >> i, dtype=torch.float64) for i in range(4)]
+    assert float(centres(maps).abs().max()) < 1e-12  # flat: the middle
+    maps[0][1, 2, 10, 50] = 1e3
+    torch.testing.assert_close(centres(maps)[1, :, 2], torch.tensor([50.5, 10.5]).double() / 64 - 0.5)
+    maps[0][0, 0, 10, 50] = maps[0][0, 0, 10, 8] = maps[0][0, 0, 60, 50] = 5e2  # of three places a coarse map chooses
+    maps[2][0, 0, 15, 12] = 1e2
+    torch.testing.assert_close(
+        centres(maps)[0, :, 0], torch.tensor([50.5, 60.5]).double() / 64 - 0.5, rtol=1e-3, atol=1e-3
+    )
 
 
 class Operations(TorchDispatchMode):

@@ -22,6 +22,9 @@ from ifan.network import IFAN, Lanes, Predictions, released
 TINY = NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, iterations=2)
 
 
+HEAT_MAPS = replace(TINY, landmark_head="heat_maps")
+
+
 def conv_weights(model: IFAN) -> int:
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Conv2d))
 
@@ -96,10 +99,13 @@ def test_every_task_has_its_own_normalisation() -> None:
     assert sum(b.numel() for n, b in model.named_buffers() if "running" in n) == 30_662
 
 
-def test_measured_operations_are_the_counted_ones_less_the_exact_savings() -> None:
+@pytest.mark.parametrize(
+    "config", [NetworkConfig(), NetworkConfig(landmark_head="heat_maps")], ids=["dense", "heat maps"]
+)
+def test_measured_operations_are_the_counted_ones_less_the_exact_savings(config: NetworkConfig) -> None:
     """One pass of all tasks for one face at 128 px: what the port runs, minus the rewrites of the module's
     docstring."""
-    model = IFAN(NetworkConfig()).eval()
+    model = IFAN(config).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad(), ops.use_backend("reference"):
         model(torch.zeros(1, 3, 128, 128), iterations=1)
     counted, g = macs(model.config), graph(model.config)
@@ -158,9 +164,10 @@ def test_lanes_give_what_every_task_for_every_sample_gives() -> None:
     assert (dense[[0, 1, 3]] == 0).all()
 
 
+@pytest.mark.parametrize("config", [TINY, HEAT_MAPS], ids=["dense", "heat maps"])
 @pytest.mark.parametrize("segments", [(2, 0, 0), (0, 2, 0), (0, 0, 2), (0, 0, 0), (1, 1, 2)])
-def test_any_task_may_be_absent_from_a_training_batch(segments: tuple[int, int, int]) -> None:
-    model = IFAN(TINY).train()
+def test_any_task_may_be_absent_from_a_training_batch(segments: tuple[int, int, int], config: NetworkConfig) -> None:
+    model = IFAN(config).train()
     before = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
     out = model(torch.rand(4, 3, 32, 32) * 255, Lanes(torch.arange(sum(segments)), segments))[-1]
     (
@@ -172,9 +179,10 @@ def test_any_task_may_be_absent_from_a_training_batch(segments: tuple[int, int, 
     assert moved.tolist() == [n > 0 for n in segments]
 
 
-def test_training_with_batch_statistics_equals_one_task_at_a_time() -> None:
+@pytest.mark.parametrize("config", [TINY, HEAT_MAPS], ids=["dense", "heat maps"])
+def test_training_with_batch_statistics_equals_one_task_at_a_time(config: NetworkConfig) -> None:
     """Tasks share a batch but not its statistics."""
-    model = IFAN(replace(TINY, dropout=0.0)).double().train()
+    model = IFAN(replace(config, dropout=0.0)).double().train()
     x = torch.rand(5, 3, 32, 32, dtype=torch.float64) * 255
     together = model(x, Lanes(torch.tensor([0, 1, 2, 3, 4]), (2, 2, 1)), iterations=1)[-1]
     parsing = model(x[:2], Lanes(torch.arange(2), (2, 0, 0)), iterations=1)[-1].parsing_logits

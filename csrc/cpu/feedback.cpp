@@ -2,10 +2,12 @@
 
 #include <math.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
 #include "discs.h"
+#include "elementary.h"
 #include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
 #include "simd.h"
@@ -71,8 +73,9 @@ void class_shares(void* argument, int64_t begin, int64_t end) {  // index: (lane
   }
 }
 
-struct DiscContext {
-  const StemShares& call;
+template <typename Call>
+struct MayFail {
+  const Call& call;
   std::atomic<bool> failed{false};
 };
 
@@ -92,7 +95,7 @@ void add_disc(const StemShares& call, const float* filters, int64_t cx, int64_t 
 }
 
 void disc_shares(void* argument, int64_t begin, int64_t end) {  // index: lane
-  DiscContext& context = *static_cast<DiscContext*>(argument);
+  auto& context = *static_cast<MayFail<StemShares>*>(argument);
   const StemShares& call = context.call;
   const int64_t size = call.size, outputs = call.outputs, reach = call.radius - 1 + kReach, side = 2 * reach + 1;
   float* sums = scratch(side * side * outputs);
@@ -188,6 +191,66 @@ void head_outputs(void* argument, int64_t begin, int64_t end) {  // index: (lane
   }
 }
 
+// sums = a map of `side` x `side` pixels + `coarse`, of half that side, enlarged.
+void enlarge(const float* coarse, const float* map, int64_t side, float* row, float* sums) {
+  const int64_t half = side / 2;
+  const auto beside = [half](int64_t i) { return i % 2 ? std::min(i / 2 + 1, half - 1) : std::max(i / 2 - 1, int64_t{0}); };
+  for (int64_t y = 0; y < side; ++y, map += side, sums += side) {
+    const float *near = coarse + y / 2 * half, *far = coarse + beside(y) * half;
+    for (int64_t i = 0; i < half; ++i) row[i] = 0.75f * near[i] + 0.25f * far[i];
+    for (int64_t x = 0; x < side; ++x) sums[x] = map[x] + 0.75f * row[x / 2] + 0.25f * row[beside(x)];
+  }
+}
+
+// The mean of the distribution over size x size pixels that `heat` is the logarithm of, up to a constant.
+void mean_place(const float* heat, int64_t size, float* x, float* y) {
+  Vec most = load(heat);
+  for (int64_t i = 0; i < size * size; i += kWidth) most = load(heat + i) > most ? load(heat + i) : most;
+  float top = most[0];
+  for (int l = 1; l < kWidth; ++l) top = std::max(top, most[l]);
+  Vec column{};
+  for (int l = 0; l < kWidth; ++l) column[l] = static_cast<float>(l);
+  double mass = 0, along = 0, down = 0;
+  for (int64_t v = 0; v < size; ++v) {
+    Vec sum{}, moment{};
+    for (int64_t u = 0; u < size; u += kWidth) {
+      const Vec p = exponential(load(heat + v * size + u) - top);
+      sum += p, moment += p * (column + static_cast<float>(u));
+    }
+    double row = 0;
+    for (int l = 0; l < kWidth; ++l) row += sum[l], along += moment[l];
+    mass += row, down += row * static_cast<double>(v);
+  }
+  const double side = static_cast<double>(size);
+  *x = static_cast<float>((along / mass + 0.5) / side - 0.5);
+  *y = static_cast<float>((down / mass + 0.5) / side - 0.5);
+}
+
+void heat_means(void* argument, int64_t begin, int64_t end) {  // index: (lane, point)
+  auto& context = *static_cast<MayFail<HeatMaps>*>(argument);
+  const HeatMaps& call = context.call;
+  const int64_t pixels = call.size * call.size;
+  float* memory = scratch(2 * pixels + call.size);
+  if (!memory) {
+    context.failed = true;
+    return;
+  }
+  for (int64_t index = begin; index < end; ++index) {
+    float *coarse = memory, *sums = memory + pixels;
+    for (int64_t level = call.levels - 1; level >= 0; --level) {
+      const int64_t side = call.size >> level;
+      const float* map = call.maps[level] + index * side * side;
+      if (level == call.levels - 1)
+        memcpy(sums, map, side * side * sizeof(float));
+      else
+        enlarge(coarse, map, side, memory + 2 * pixels, sums);
+      std::swap(coarse, sums);
+    }
+    float* out = call.out + index / call.points * 2 * call.points + index % call.points;
+    mean_place(coarse, call.size, out, out + call.points);
+  }
+}
+
 template <typename Call>
 bool run(const Call& call, int64_t count, Body body) {
   parallel_for(count, 1, call.threads, body, const_cast<Call*>(&call));
@@ -200,7 +263,7 @@ bool prepare_image(const PrepareImage& call) { return run(call, 3 * call.fold * 
 bool add_border(const AddBorder& call) { return run(call, call.lanes * call.planes, bordered_planes); }
 bool stem_shares(const StemShares& call) {
   run(call, call.lanes * call.outputs, class_shares);
-  DiscContext context{call};
+  MayFail<StemShares> context{call};
   if (call.points_count) parallel_for(call.lanes, 1, call.threads, disc_shares, &context);
   return !context.failed;
 }
@@ -215,6 +278,12 @@ bool dense_head(const DenseHead& call) {
   HeadContext context{call, plan};
   parallel_for(call.x.lanes * call.outputs, 1, call.threads, head_outputs, &context);
   return true;
+}
+
+bool heat_maps(const HeatMaps& call) {
+  MayFail<HeatMaps> context{call};
+  parallel_for(call.lanes * call.points, 1, call.threads, heat_means, &context);
+  return !context.failed;
 }
 
 }  // namespace IFAN_ISA

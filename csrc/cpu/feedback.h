@@ -1,5 +1,5 @@
 // What surrounds the convolutions in the feedback loop: images and predictions to planes, planes to the layouts that the direct
-// convolutions read, pooling, dense heads. Memory-bound and small beside the convolutions.
+// convolutions read, pooling, dense heads, means of heat maps. Memory-bound and small beside the convolutions.
 #pragma once
 #include "sources.h"
 
@@ -81,6 +81,14 @@ struct DenseHead {
   int threads;
 };
 
+// Points as means of the softmax over the pixels of a sum of heat maps, each but the finest enlarged (bilinearly) by steps of two.
+struct HeatMaps {
+  const float* const* maps;  // of each level from the finest: (N, points, size >> level, size >> level)
+  int64_t levels, lanes, points, size;
+  float* out;  // (N, 2, points): x's, then y's, in sides from the centre
+  int threads;
+};
+
 #define IFAN_DECLARE_FEEDBACK(ISA)                     \
   namespace ISA {                                      \
   bool prepare_image(const PrepareImage& call);        \
@@ -90,6 +98,7 @@ struct DenseHead {
   bool max_pool(const MaxPool& call);                  \
   bool add_shared(const AddShared& call);              \
   bool dense_head(const DenseHead& call); /* false: out of memory */ \
+  bool heat_maps(const HeatMaps& call);   /* false: out of memory */ \
   }
 
 IFAN_DECLARE_FEEDBACK(baseline)

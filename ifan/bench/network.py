@@ -20,6 +20,7 @@ from ifan.config import Config, NetworkConfig, load_config
 from ifan.graph import macs
 from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
 from ifan.inference.export import FeedbackGraph, export, require
+from ifan.layers import DenseHead
 from ifan.network import IFAN, Predictions
 
 BATCHES = (1, 8, 32)
@@ -89,8 +90,9 @@ def random_network(config: NetworkConfig) -> IFAN:
         centres = torch.randint(config.size // 4, 3 * config.size // 4, (2 * config.landmarks.width,))
         with torch.no_grad():
             found = network(_images(config.image_size, 1, 0), None, 1)[-1].points
-            network.landmark_head.weight *= 0.1 / config.size / float(found.abs().max().clamp_min(1e-9))
-            network.landmark_head.bias.copy_(centres / config.size - 0.5)
+            head = cast(DenseHead, network.landmark_head)
+            head.weight *= 0.1 / config.size / float(found.abs().max().clamp_min(1e-9))
+            head.bias.copy_(centres / config.size - 0.5)
     return network
 
 
@@ -103,7 +105,7 @@ def _images(size: int, batch: int, seed: int) -> Tensor:
 def _inference(config: NetworkConfig, batch: int, dtype: str, setting: Setting) -> Problem:
     network = random_network(config).to(setting.device)
     images = [_images(config.image_size, batch, seed).to(setting.device) for seed in (1, 2)]
-    bias = network.landmark_head.bias.detach().view(2, -1) * (dtype == "float32")
+    bias = cast(DenseHead, network.landmark_head).bias.detach().view(2, -1) * (dtype == "float32")
     names = FeedbackGraph(network, 1).outputs
 
     def outputs(found: Sequence[Tensor]) -> list[Tensor]:

@@ -63,6 +63,7 @@ class Mixture:
         for name, dataset in self.datasets.items():
             if len(dataset) == 0:
                 raise DataError(f"mixture: dataset {name!r} has no samples; check its path and split list")
+        self.epochs = {name: _repeated(dataset, training.repeats) for name, dataset in self.datasets.items()}
         self.maps = {name: TargetMap(dataset, network) for name, dataset in self.datasets.items()}
         wanted = {*(t.name for t in network.classifications)}
         wanted |= {kind for kind, task in (("parsing", network.parsing), ("landmarks", network.landmarks)) if task}
@@ -125,9 +126,9 @@ class Mixture:
 
     def _index(self, name: str, number: int) -> int:
         """Which sample of a dataset the ``number``-th drawn from it since step 0 is: a new order every epoch."""
-        size = len(self.datasets[name])
-        epoch, place = divmod(number, size)
-        return int(_order(self.training.seed, name, epoch, size)[place])
+        samples = self.epochs[name]
+        epoch, place = divmod(number, len(samples))
+        return int(samples[_order(self.training.seed, name, epoch, len(samples))[place]])
 
     def _sample(self, name: str, number: int) -> tuple[str, Targets]:
         to_targets, augment = self.maps[name], self.training.augment
@@ -223,6 +224,17 @@ def _collate(
         datasets=datasets,
         global_segments=global_segments,
     )
+
+
+def _repeated(dataset: FaceDataset, repeats: Mapping[str, int]) -> np.ndarray:
+    """The samples of an epoch, those of each category ``<task>.<class>`` of ``repeats`` as often as that says."""
+    times = np.ones(len(dataset), np.int64)
+    for category, n in repeats.items():
+        task, _, name = category.partition(".")
+        if name in dataset.classes.get(task, ()):
+            code = dataset.classes[task].index(name)
+            times[[dataset.labels_of(i).get(task) == code for i in range(len(dataset))]] *= n
+    return np.arange(len(dataset)).repeat(times)
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ifan import reference
 from ifan.config import NetworkConfig
 from ifan.graph import graph
-from ifan.layers import EPSILON, DenseBlock, DenseHead, TaskNorm, TransitionDown, TransitionUp
+from ifan.layers import EPSILON, DenseBlock, DenseHead, HeatMapHead, TaskNorm, TransitionDown, TransitionUp, centres
 from ifan.network import IFAN, released
 
 FORMATS = {".onnx": "onnx", ".xml": "openvino"}
@@ -65,6 +65,7 @@ class FeedbackGraph(nn.Module):
             self.up = nn.ModuleList(_Up(m, cast(TransitionUp, u)) for m, u in zip(merged, plain.up, strict=True))
             self.up_blocks = nn.ModuleList(_Block(cast(DenseBlock, b)) for b in plain.up_blocks)
             self.register_buffer("head", _merged(plain.parsing_head.weight, repeated[-1], config))
+        self.heat_maps = nn.ModuleList(_Block(level) for level in _levels(plain))
         self.heads = nn.ModuleDict({name: _heads(head) for name, head in plain.dense_head_of().items()})
         self.register_buffer("first", plain.first_planes().detach())
         self.eval().requires_grad_(False)
@@ -110,15 +111,18 @@ class FeedbackGraph(nn.Module):
         task, later = path
         kind = self.config.tasks[task]
         skips: list[list[Tensor]] = []  # torch.compile cannot call list[...]
+        taps: list[list[Tensor]] = []
         for i, block in enumerate(self.down_blocks):
             skips.append([x, *block([x], path)])
-            tap = [*skips[-1], x, *maps[i]]
+            taps.append([*skips[-1], x, *maps[i]])
             if i < len(self.down_blocks) - 1:
-                x = self.down[i](tap, path)
+                x = self.down[i](taps[-1], path)
+        if kind.kind == "landmarks" and len(self.heat_maps):
+            return centres([block(tap, (0, later))[0] for block, tap in zip(self.heat_maps, taps, strict=True)])
         if kind.kind == "landmarks":
-            return self._head(kind.name, tap, later).unflatten(1, (2, kind.width))
+            return self._head(kind.name, taps[-1], later).unflatten(1, (2, kind.width))
         path = (self.past_tap.index(task), later)
-        x = self.down[-1](tap, path)
+        x = self.down[-1](taps[-1], path)
         deepest = [x, *cast(_Block, self.middle)([x], path)]
         if kind.kind == "classification":
             return self._head(kind.name, deepest, later)
@@ -287,6 +291,12 @@ class _Up(nn.Module):
     def forward(self, sources: list[Tensor]) -> Tensor:
         x = F.relu(F.conv2d(torch.cat(sources, 1), cast(Tensor, self.a), padding=1))
         return F.relu(self.b(F.pixel_shuffle(x, 2)))
+
+
+def _levels(plain: IFAN) -> list[DenseBlock]:
+    """The layers that draw heat maps, from the finest; none with a dense landmark head."""
+    head = plain.landmark_head if plain.config.landmarks else None
+    return [cast(DenseBlock, level) for level in head.levels] if isinstance(head, HeatMapHead) else []
 
 
 def _heads(head: DenseHead) -> nn.ModuleList:

@@ -222,21 +222,21 @@ class _Recorder:
     def _trunk(self, lanes: PlanLanes, stem: View, maps: list[list[View]], out: Predictions) -> None:
         network, config = self.network, self.config
         x, skips = [stem], list[list[View]]()
-        tap: list[View] = []
+        taps: list[list[View]] = []
         for i, block in enumerate(network.down_blocks):
             skips.append([*x, *self._block(lanes, cast(DenseBlock, block), x, lanes.tasks), *x])
-            tap = [*skips[-1], *maps[i]]
+            taps.append([*skips[-1], *maps[i]])
             if i < len(network.down_blocks) - 1:
-                x = [self._down(lanes, cast(TransitionDown, network.down[i]), tap, lanes.tasks)]
+                x = [self._down(lanes, cast(TransitionDown, network.down[i]), taps[-1], lanes.tasks)]
         if config.landmarks is not None:
             landmarks = config.tasks.index(config.landmarks)
             if landmarks in lanes.tasks:
-                self._head(lanes.only(landmarks), network.landmark_head, tap, out.points)
+                self._points(lanes.only(landmarks), taps, out.points)
                 lanes = lanes.prefix(lanes.tasks[:-1])
         if not lanes.tasks or network.middle is None:
             return
         rows = [network.past_tap.index(t) for t in lanes.tasks]
-        x = [self._down(lanes, cast(TransitionDown, network.down[-1]), tap, rows)]
+        x = [self._down(lanes, cast(TransitionDown, network.down[-1]), taps[-1], rows)]
         x = [*x, *self._block(lanes, network.middle, x, rows)]
         for t in lanes.tasks:
             if config.tasks[t].kind == "classification":
@@ -261,7 +261,7 @@ class _Recorder:
 
     def _block(self, lanes: PlanLanes, block: DenseBlock, x: list[View], norm_rows: Sequence[int]) -> list[View]:
         """The grown channels, one view."""
-        growth, layers = self.config.growth, len(block.norms)
+        growth, layers = cast(nn.Conv2d, block.convolutions[0]).out_channels, len(block.norms)
         grown = self.arena.maps(lanes.total, growth * layers, x[0].side)
         for i, (norm, layer) in enumerate(zip(block.norms, block.convolutions, strict=True)):
             sources = [*x, grown.channels_from(0, growth * i)] if i else x
@@ -289,6 +289,16 @@ class _Recorder:
             self._convolve(lanes, sources, (id(up), "a"), weight, shifted, "relu_phase_shift")
             self._convolve(lanes, [shifted], (id(up), "b"), up.b.weight, out, "relu")
         return out
+
+    def _points(self, lanes: PlanLanes, taps: list[list[View]], out: Tensor) -> None:
+        head = self.network.landmark_head
+        if isinstance(head, DenseHead):
+            self._head(lanes, head, taps[-1], out)
+            return
+        with self.arena.frame():
+            levels = zip(head.levels, taps, strict=True)
+            maps = [self._block(lanes, cast(DenseBlock, level), tap, [0])[0].address for level, tap in levels]
+            self.plan.heat_maps(maps, lanes.total, out.shape[2], self.config.size, out.data_ptr())
 
     def _head(self, lanes: PlanLanes, head: DenseHead, x: list[View], out: Tensor) -> None:
         side, outputs = x[0].side, head.out_features

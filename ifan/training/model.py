@@ -25,7 +25,7 @@ def build_model(config: Config, datasets: dict[str, FaceDataset] | None) -> IFAN
     """A new network, seeded by the configuration.
 
     With ``datasets``, the first iteration is fed with their label means, and each dense head begins at them: zero
-    weights, and as bias the mean points or the log of the mean class probabilities.
+    weights, and as bias the mean points or the log of the mean class probabilities. Heat maps begin flat.
     """
     torch.manual_seed(config.training.seed)
     model = IFAN(config.network)
@@ -36,8 +36,11 @@ def build_model(config: Config, datasets: dict[str, FaceDataset] | None) -> IFAN
     with torch.no_grad():
         for _, weight, _ in model.dense_heads():
             weight.zero_()
+        for name, parameter in model.named_parameters():
+            if name.startswith("landmark_head.") and parameter.dim() == 4:
+                parameter.zero_()
         state = model.state_dict()
-        if config.network.landmarks:
+        if "landmark_head.bias" in state:
             state["landmark_head.bias"].copy_(points.flatten())
         for task, mean in zip(config.network.classifications, classes.split(list(model.class_sizes)), strict=True):
             state[f"class_heads.{task.name}.bias"].copy_(mean.clamp_min(1e-4).log())
@@ -108,7 +111,8 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
     given["stem.weight"] = _stem(other, model.config)
     found = {name: given.get(name, given.get(_first_iterations(name))) for name in own}
     odd = {name for name, value in found.items() if value is None or value.shape != own[name].shape}
-    lacking = {name for name in odd if found[name] is None and _group(name) != name}  # statistics of heads' inputs
+    both = own.keys() & given.keys()  # a dense head may lack the statistics of its inputs
+    lacking = {name for name in odd if found[name] is None and f"{_group(name)}.weight" in both}
     left = {_group(name) for name in odd - lacking} | set(_MEANS)
     heads = {_group(name) for name in lacking} - left
     taken = {name: value for name, value in found.items() if value is not None and _group(name) not in left}

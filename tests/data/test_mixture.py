@@ -139,6 +139,19 @@ def test_an_epoch_shows_every_sample_once() -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 5, "each epoch has its own order"
 
 
+def test_an_epoch_holds_samples_of_a_repeated_category_more_often() -> None:
+    faces = ToyFaces(12, size=64, tasks=("emotion", "smile"))
+    happy = [i for i in range(12) if EMOTIONS[faces.labels_of(i)["emotion"]] == "happy"]
+    length = 12 + 2 * len(happy)
+    mix = Mixture(
+        {"a": faces}, NETWORK, TrainingConfig(batch_size=length, repeats={"emotion.happy": 3, "pose.left": 9})
+    )
+    for step in range(2):
+        keys = mix.batch(step).keys
+        assert [keys.count(faces[i].key) for i in range(12)] == [3 if i in happy else 1 for i in range(12)]
+    assert 0 < len(happy) < 12
+
+
 def test_a_share_of_zero_leaves_a_dataset_out() -> None:
     mix = mixture(shares={"fer2013": 0.0})
     assert mix.counts(0)["fer2013"] == 0

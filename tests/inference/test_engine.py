@@ -33,6 +33,8 @@ def network(config: NetworkConfig, seed: int = 0) -> IFAN:
     for name, parameter in model.named_parameters():
         if ".norm" in name:
             parameter.data += 0.2 * torch.randn_like(parameter)
+        elif name.startswith("landmark_head.levels"):
+            parameter.data *= 0.1  # a softmax of logits as large as trained ones
     model.mean_points.uniform_(-0.3, 0.3)
     return model
 
@@ -67,6 +69,7 @@ CONFIGS = {
     "statistics apart": replace(SMALL, normalise_heads=True, iteration_norm="statistics"),
     "norms apart": replace(SMALL, normalise_heads=True, iteration_norm="separate"),
     "folded image": replace(SMALL, image_fold=2, image_scale=1 / 64),
+    "heat maps": replace(SMALL, landmark_head="heat_maps", iteration_norm="separate"),
     "one norm": replace(SMALL, normalise_heads=True, task_norm=False),
     "no parsing": replace(SMALL, tasks=PAPER_TASKS[1:]),
     "no landmarks": replace(SMALL, tasks=(PAPER_TASKS[0], PAPER_TASKS[2])),

@@ -254,6 +254,42 @@ double dense_head() {
   return error(out, exact);
 }
 
+// Five points' maps of three levels, the finest of 32 px.
+double heat_maps() {
+  const int64_t lanes = 3, points = 5, size = 32, levels = 3;
+  std::vector<Values> drawn;
+  std::vector<const float*> maps;
+  for (int64_t level = 0; level < levels; ++level) drawn.push_back(draw(lanes * points * (size >> level) * (size >> level), -3, 3));
+  for (const Values& values : drawn) maps.push_back(values.data());
+  Values out = unwritten(lanes * 2 * points);
+  run([&] { return kernels::heat_maps({maps.data(), levels, lanes, points, size, out.data(), threads}); });
+  Exact exact(out.size());
+  for (int64_t map = 0; map < lanes * points; ++map) {
+    Exact sums;  // of the levels so far, from the coarsest
+    for (int64_t level = levels - 1; level >= 0; --level) {
+      const int64_t side = size >> level, half = side / 2;
+      Exact finer(side * side);
+      for (int64_t i = 0; i < side * side; ++i) {
+        finer[i] = drawn[level][map * side * side + i];
+        if (level == levels - 1) continue;
+        for (int64_t k = 0; k < 4; ++k) {  // the pixel that holds this one, and those beside, above and both
+          const auto place = [half](int64_t at, bool beside) { return std::clamp<int64_t>(at / 2 + (beside ? 2 * (at % 2) - 1 : 0), 0, half - 1); };
+          finer[i] += (k & 1 ? 0.25 : 0.75) * (k & 2 ? 0.25 : 0.75) * sums[place(i / side, k & 2) * half + place(i % side, k & 1)];
+        }
+      }
+      sums = finer;
+    }
+    double mass = 0, x = 0, y = 0;
+    for (int64_t i = 0; i < size * size; ++i) {
+      const double p = std::exp(sums[i]);
+      mass += p, x += p * (i % size + 0.5), y += p * (i / size + 0.5);
+    }
+    double* place = exact.data() + map / points * 2 * points + map % points;
+    place[0] = x / mass / size - 0.5, place[points] = y / mass / size - 0.5;
+  }
+  return error(out, exact);
+}
+
 // Softmax of nine classes, five discs, two classifications of seven and two classes, at 32 px.
 double encode_planes() {
   const int64_t lanes = 3, size = 32, pixels = size * size, classes = 9, points = 5, sizes[2] = {7, 2}, planes = 9 + 5 + 9;
@@ -310,6 +346,7 @@ const Case cases[] = {
     {"convolution_backward_normalised", kWinograd, [] { return convolution_backward(true); }},
     {"direct_convolution", kSum, direct_convolution},
     {"dense_head", kSum, dense_head},
+    {"heat_maps", kSum, heat_maps},
     {"encode_planes", kSum, encode_planes},
 };
 

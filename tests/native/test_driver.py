@@ -12,7 +12,7 @@ from native_driver import X86, build_driver, needs
 
 from ifan.ops import native
 
-CASES = 16
+CASES = 17
 
 
 def run(command: Sequence[str | Path], **environment: str) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -254,6 +255,33 @@ def test_what_fits_of_a_network_of_another_size(tmp_path: Path, capsys: pytest.C
             ), name
     torch.testing.assert_close(model.stem.weight[:, 3:], other.stem.weight[:, 3:])
     torch.testing.assert_close(model.stem.weight[:, :3], other.stem.weight[:, :3] / 2)
+
+
+@pytest.mark.parametrize("kinds", [("dense", "heat_maps"), ("heat_maps", "dense"), ("heat_maps", "heat_maps")])
+def test_a_landmark_head_of_the_other_kind_is_made_anew(
+    kinds: tuple[Literal["dense", "heat_maps"], Literal["dense", "heat_maps"]], tmp_path: Path
+) -> None:
+    config = small_config()
+    given, own = (replace(config.network, landmark_head=kind, normalise_heads=True) for kind in kinds)
+    IFAN(given).save_pretrained(tmp_path)
+    config = replace(config, network=replace(own, iteration_norm="separate"))
+    model = build_model(config, three_datasets())  # type: ignore[arg-type]
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    fitting = load_fitting(model, tmp_path)
+    same = kinds[0] == kinds[1]
+    assert not fitting.heads
+    assert ("landmark_head" in str(fitting)) != same
+    changed = [not torch.equal(v, fresh[k]) for k, v in model.state_dict().items() if k.startswith("landmark_head")]
+    assert any(changed) == same
+
+
+def test_heat_maps_begin_flat() -> None:
+    config = small_config()
+    model = build_model(replace(config, network=replace(config.network, landmark_head="heat_maps")), three_datasets())  # type: ignore[arg-type]
+    size = config.network.image_size
+    with torch.no_grad():
+        points = model.eval()(torch.rand(1, 3, size, size) * 255, iterations=1)[-1].points
+    assert float(points.abs().max()) < 1e-6
 
 
 def test_published_weights_are_trained_further(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
