@@ -69,12 +69,12 @@ class NetworkConfig:
     (normalised inputs of the dense heads) are not in the released graph. They change what weights mean, not what the
     network can compute (`ifan.network.released` folds them away), and training from scratch with Adam, whose steps do
     not know the inputs' scale, needs them. ``landmark_head``: points by a dense layer from the coarsest map that they
-    reach, as released, or as means of ``heat_maps`` (`ifan.layers.HeatMapHead`). Without ``task_norm`` all tasks share one set of normalisation parameters
-    and statistics. ``iteration_norm``: iterations after the first, which see predictions instead of constant means,
-    share the first one's normalisation, as released, or have running ``statistics`` of their own, or all of it
-    ``separate``. ``looks``: how often a face is looked at, framed anew by the points of the first look
-    (`ifan.inference.looks`); no part of the graph. Tasks come in the order parsing, landmarks, classifications; at most
-    one parsing and one landmark task.
+    reach, as released, or as means of ``heat_maps`` (`ifan.layers.HeatMapHead`). Without ``task_norm`` all tasks share
+    one set of normalisation parameters and statistics. ``iteration_norm``: iterations after the first, which see
+    predictions instead of constant means, share the first one's normalisation, as released, or have running
+    ``statistics`` of their own, or all of it ``separate``. ``looks``: how often a face is looked at, framed anew by the
+    points of the first look (`ifan.inference.looks`); no part of the graph. Tasks come in the order parsing, landmarks,
+    classifications; at most one parsing and one landmark task.
     """
 
     size: int = 128
