@@ -50,7 +50,8 @@ class Batch:
 class Mixture:
     """Mixes datasets by ``training.shares``; ``datasets`` maps the names used there to what `open_dataset` returned.
 
-    Raises `DataError` when no dataset has a share, a dataset is empty, or none of its tasks is the network's.
+    Raises `DataError` when no dataset has a share, a dataset is empty, none of its tasks is the network's, or it has a
+    task of ``training.repeats`` without the class named there.
     """
 
     def __init__(self, datasets: Mapping[str, FaceDataset], network: NetworkConfig, training: TrainingConfig) -> None:
@@ -231,9 +232,13 @@ def _repeated(dataset: FaceDataset, repeats: Mapping[str, int]) -> np.ndarray:
     times = np.ones(len(dataset), np.int64)
     for category, n in repeats.items():
         task, _, name = category.partition(".")
-        if name in dataset.classes.get(task, ()):
-            code = dataset.classes[task].index(name)
-            times[[dataset.labels_of(i).get(task) == code for i in range(len(dataset))]] *= n
+        if task not in dataset.classes:
+            continue
+        if name not in dataset.classes[task]:
+            known = ", ".join(f"{task}.{known}" for known in dataset.classes[task])
+            raise DataError(f"training.repeats: dataset {dataset.name!r} has no {category!r}; expected one of {known}")
+        code = dataset.classes[task].index(name)
+        times[[dataset.labels_of(i).get(task) == code for i in range(len(dataset))]] *= n
     return np.arange(len(dataset)).repeat(times)
 
 

@@ -193,6 +193,8 @@ def test_bad_mixtures() -> None:
         build({"a": ToyFaces(3)}, shares={"a": 0.0})
     with pytest.raises(DataError, match="drop it"):
         build({"a": ToyFaces(30, size=64, tasks=("pose",))})
+    with pytest.raises(DataError, match=r"'toy' has no 'emotion.glad'; expected one of emotion.angry, "):
+        build({"a": ToyFaces(3)}, repeats={"emotion.glad": 2})
     with pytest.raises(DataError, match="have no name in common"):
         build({"a": ToyFaces(3)}, tasks=smile)
 
