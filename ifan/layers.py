@@ -289,6 +289,10 @@ class HeatMapHead(nn.Module):
         drawn = zip(self.levels, levels, strict=True)
         return centres([level(x, reading.on(x.lanes)).sources[0] for level, x in drawn])
 
+    def convolutions(self) -> list[nn.Conv2d]:
+        """The convolution of each level, from the finest."""
+        return [cast(nn.Conv2d, cast(DenseBlock, level).convolutions[0]) for level in self.levels]
+
 
 def centres(maps: Sequence[Tensor]) -> Tensor:
     """Means of the softmax over the pixels of the sum of ``maps``, ``(N, P, S / 2^i, S / 2^i)`` each, the coarser ones

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -33,8 +33,9 @@ def assert_same(found: Predictions, expected: Predictions) -> None:
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_inference_with_feedback() -> None:
-    network, images = IFAN(NetworkConfig(size=SIZE)).eval(), faces()
+@pytest.mark.parametrize("head", ["dense", "heat_maps"])
+def test_inference_with_feedback(head: Literal["dense", "heat_maps"]) -> None:
+    network, images = IFAN(NetworkConfig(size=SIZE, landmark_head=head)).eval(), faces()
     with torch.no_grad():
         found = one_graph(lambda x: network(x, None, 2)[-1], "eager")(images)
         assert_same(found, network(images, None, 2)[-1])

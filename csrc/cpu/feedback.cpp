@@ -191,7 +191,7 @@ void head_outputs(void* argument, int64_t begin, int64_t end) {  // index: (lane
   }
 }
 
-// sums = a map of `side` x `side` pixels + `coarse`, of half that side, enlarged.
+// sums = a map of `side` x `side` pixels + `coarse`, of half that side, enlarged. (The Axis of upsampling.h orders pixels by phase.)
 void enlarge(const float* coarse, const float* map, int64_t side, float* row, float* sums) {
   const int64_t half = side / 2;
   const auto beside = [half](int64_t i) { return i % 2 ? std::min(i / 2 + 1, half - 1) : std::max(i / 2 - 1, int64_t{0}); };

@@ -14,7 +14,7 @@ from torch import Tensor
 from ifan.config import Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import label_means
-from ifan.layers import EPSILON
+from ifan.layers import EPSILON, HeatMapHead
 from ifan.network import IFAN
 from ifan.tensorfile import CheckpointError, load_checked
 from ifan.training.checkpoint import write_folder
@@ -36,11 +36,11 @@ def build_model(config: Config, datasets: dict[str, FaceDataset] | None) -> IFAN
     with torch.no_grad():
         for _, weight, _ in model.dense_heads():
             weight.zero_()
-        for name, parameter in model.named_parameters():
-            if name.startswith("landmark_head.") and parameter.dim() == 4:
-                parameter.zero_()
         state = model.state_dict()
-        if "landmark_head.bias" in state:
+        if config.network.landmarks and isinstance(model.landmark_head, HeatMapHead):
+            for layer in model.landmark_head.convolutions():
+                layer.weight.zero_()
+        elif config.network.landmarks:
             state["landmark_head.bias"].copy_(points.flatten())
         for task, mean in zip(config.network.classifications, classes.split(list(model.class_sizes)), strict=True):
             state[f"class_heads.{task.name}.bias"].copy_(mean.clamp_min(1e-4).log())
