@@ -73,14 +73,16 @@ class NetworkConfig:
     one set of normalisation parameters and statistics. ``iteration_norm``: iterations after the first, which see
     predictions instead of constant means, share the first one's normalisation, as released, or have running
     ``statistics`` of their own, or all of it ``separate``. ``looks``: how often a face is looked at, framed anew by the
-    points of the first look (`ifan.inference.looks`); no part of the graph. Tasks come in the order parsing, landmarks,
-    classifications; at most one parsing and one landmark task.
+    points of the first look (`ifan.inference.looks`); ``carry``: a closer look begins with what those before it found,
+    drawn into its crop, instead of the label means. Both are no part of the graph. Tasks come in the order parsing,
+    landmarks, classifications; at most one parsing and one landmark task.
     """
 
     size: int = 128
     tasks: tuple[TaskConfig, ...] = PAPER_TASKS
     iterations: int = 3
     looks: int = 1
+    carry: bool = False
     feedback_gradient: bool = False
     growth: int = 12
     block_layers: int = 3
@@ -126,8 +128,9 @@ class NetworkConfig:
         return looks
 
     def needed(self, tasks: Collection[TaskConfig], looks: int) -> list[str]:
-        """Names of what has to be predicted for ``tasks``, in order: several looks need the points too."""
-        return [t.name for t in self.tasks if t in tasks or (looks > 1 and t.kind == "landmarks")]
+        """Names of what has to be predicted for ``tasks``, in order: several looks need the points too, and all where
+        predictions carry over."""
+        return [t.name for t in self.tasks if t in tasks or (looks > 1 and (self.carry or t.kind == "landmarks"))]
 
     def task(self, name: str) -> TaskConfig:
         """The task of that name; ``ValueError`` lists the known ones."""
@@ -213,6 +216,12 @@ class TrainingConfig:
     weighting: Literal["fixed", "uncertainty", "famo"] = "fixed"
     iterations: tuple[float, ...] = (1.0,)
     """Probability of training with 1, 2, ... iterations at a step."""
+    closer: float = 0.0
+    """Share of the steps that train a closer look (`ifan.inference.looks`): a pass that begins with what the network
+    finds in another crop of the same picture, drawn into its own."""
+    feedback_warmup: int = 0
+    """Steps over which the planes that are fed back turn from the label means into the predictions. Weights that know
+    only the means take later iterations for first ones to begin with, instead of being thrown off."""
     supervise: Literal["last", "all"] = "last"
     """Which of a step's iterations are trained: the last, or each one, with the mean of their losses."""
     only: tuple[str, ...] = ()
@@ -243,6 +252,7 @@ class TrainingConfig:
             len(self.iterations) > 0 and min(self.iterations) >= 0 and sum(self.iterations) > 0,
             f"training.iterations must be non-negative probabilities with a positive sum; got {self.iterations}",
         )
+        _require(0 <= self.closer <= 1, f"training.closer must be between 0 and 1; got {self.closer}")
         _require(self.calibrate >= 0, f"training.calibrate must not be negative; got {self.calibrate}")
         _require(0 <= self.ema_decay < 1, f"training.ema_decay must be in [0, 1); got {self.ema_decay}")
 

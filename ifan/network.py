@@ -81,6 +81,8 @@ class IFAN(
         config = network if isinstance(network, NetworkConfig) else from_dict(NetworkConfig, network or {}, "network")
         self.config = config
         self.moments_reduce: MomentsReduce | None = None
+        self.fed_back = 1.0
+        """Share of the predictions in the planes that are fed back; the rest is the label means."""
         self.class_sizes = tuple(t.width for t in config.classifications)
         g, tasks = graph(config), len(config.tasks)
         past_tap = [i for i, t in enumerate(config.tasks) if t.kind != "landmarks"]
@@ -143,7 +145,12 @@ class IFAN(
         return {name: head for name, head in heads.items() if isinstance(head, DenseHead)}
 
     def forward(
-        self, images: Tensor, lanes: Lanes | None = None, iterations: int | None = None, every: bool = False
+        self,
+        images: Tensor,
+        lanes: Lanes | None = None,
+        iterations: int | None = None,
+        every: bool = False,
+        planes: Tensor | None = None,
     ) -> list[Predictions]:
         """Predict, feed the predictions back, predict again.
 
@@ -154,6 +161,8 @@ class IFAN(
             iterations: number of passes; the configuration's if ``None``.
             every: each iteration computes the given lanes as the last one does; what the earlier ones feed back is
                 computed beside that.
+            planes: ``(B, planes, S, S)`` that all passes are later ones from, as `encode` draws predictions; ``None``:
+                the label means.
 
         Returns:
             One `Predictions` an iteration. Only the last, or with ``every`` each, has the given lanes, batch statistics
@@ -167,19 +176,21 @@ class IFAN(
             # Pixels are laid out by lane, not the stem's many channels; and no gradient has to find its way back.
             count = lanes.rows.shape[0]
             ordered = replace(lanes, rows=torch.arange(count, device=lanes.rows.device), in_order=True)
-            found = self.forward(images.index_select(0, lanes.rows), ordered, 1)[0]
+            begun = None if planes is None else planes.index_select(0, lanes.rows)
+            found = self.forward(images.index_select(0, lanes.rows), ordered, 1, planes=begun)[0]
             return [replace(found, rows=dict(zip(found.rows, lanes.split(), strict=True)))]
         with span("stem of the image"):
             image_share = F.conv2d(self.preprocess(images), self.stem_filters()[0], padding=3)
-        planes, out = self.first_planes(), []
+        first, out = planes is None, list[Predictions]()
+        fed = self.first_planes() if planes is None else planes.to(self.stem.weight.dtype)
         for i in range(passes):
-            given = every or i == passes - 1
+            given, later = every or i == passes - 1, i > 0 or not first
             if given:
-                out.append(self.iterate(image_share, planes, lanes, self.training, later=i > 0))
+                out.append(self.iterate(image_share, fed, lanes, self.training, later))
             if i < passes - 1:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.feedback_gradient):
-                    predictions = self.iterate(image_share, planes, everything, later=i > 0)
-                    planes = self.encode(predictions, batch)
+                    predictions = self.iterate(image_share, fed, everything, later=later)
+                    fed = self.encode(predictions, batch)
                 out += [] if given else [predictions]
         return out
 
@@ -211,7 +222,8 @@ class IFAN(
             parsing = parsing.new_zeros(batch, 0, config.size, config.size)
         if config.landmarks is None:
             points = points.new_zeros(batch, 2, 0)
-        return self._draw(parsing, points, predictions.dense_class_logits(batch))
+        planes = self._draw(parsing, points, predictions.dense_class_logits(batch))
+        return planes if self.fed_back == 1 else self.first_planes().lerp(planes, self.fed_back)
 
     def _draw(self, parsing_logits: Tensor, points: Tensor, class_logits: Tensor) -> Tensor:
         radius = self.config.point_radius

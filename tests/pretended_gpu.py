@@ -29,7 +29,7 @@ class FakeDevice:
         self.recorded: list[Predictions] = []
         self.busy = threading.Lock()
 
-    def aside(self, work: Callable[[], Predictions], images: Tensor) -> Predictions:
+    def aside(self, work: Callable[[], Predictions], *given: Tensor) -> Predictions:
         assert self.busy.acquire(blocking=False), "two callers at once"
         try:
             return work()

@@ -216,6 +216,41 @@ def test_one_pass_in_training_lays_pixels_out_by_lane() -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_pass_from_given_planes_is_a_later_one(training: bool) -> None:
+    torch.manual_seed(0)
+    model = IFAN(replace(TINY, iteration_norm="separate", dropout=0.0)).train(training)
+    for name, parameter in model.named_parameters():
+        if "later_" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    faces, lanes = torch.randint(0, 256, (4, 3, 32, 32)), Lanes(torch.tensor([3, 0, 2]), (1, 1, 1))
+    with torch.no_grad():
+        planes = model.encode(model.eval()(faces, iterations=1)[-1], 4)
+        given = model.train(training)(faces, lanes, 1, planes=planes)[-1]
+        second = model(faces, lanes, 2)[-1]
+    torch.testing.assert_close(given.parsing_logits, second.parsing_logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(given.points, second.points, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(given.class_logits, second.class_logits, rtol=1e-4, atol=1e-5)
+    assert {name: rows.tolist() for name, rows in given.rows.items()} == {
+        "parsing": [3],
+        "landmarks": [0],
+        "emotion": [2],
+    }
+
+
+def test_what_is_fed_back_turns_from_the_means_into_the_predictions() -> None:
+    model, x = network(64), images(64)
+    first, second = model(x, iterations=2)
+    model.fed_back = 0.0
+    torch.testing.assert_close(model(x, iterations=2)[-1].points, first.points, rtol=0, atol=1e-6)
+    planes = model.encode(first, len(x))
+    model.fed_back = 0.25
+    halfway = model.encode(first, len(x))
+    model.fed_back = 1.0
+    torch.testing.assert_close(halfway, 0.75 * planes + 0.25 * model.encode(first, len(x)))
+    assert (second.points - first.points).abs().max() > 1e-4
+
+
 def test_gradient_crosses_iterations_only_when_asked() -> None:
     for feedback in (False, True):
         model = IFAN(replace(TINY, feedback_gradient=feedback)).train()

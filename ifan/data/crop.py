@@ -47,6 +47,12 @@ class Crop:
             raise ValueError(f"crop: expected a box x0 < x1, y0 < y1; got {(x0, y0, x1, y1)}; order its corners")
         return cls((x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0) * margin)
 
+    def seen_from(self, other: Crop) -> Crop:
+        """The same square in sides of ``other`` from its centre, as ``other`` is drawn."""
+        (cx,), (cy,) = points_to_crop(np.array([[self.cx, self.cy]]), other)
+        turn = (self.angle_deg - other.angle_deg) * (-1 if other.flip else 1)
+        return Crop(float(cx), float(cy), self.side / other.side, turn, self.flip != other.flip)
+
     def matrix(self, size: int) -> np.ndarray:
         """(2, 3) float64: continuous picture pixels -> continuous pixels of the crop drawn at ``size`` x ``size``."""
         angle, scale = math.radians(self.angle_deg), size / self.side

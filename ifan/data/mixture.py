@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ifan.config import NetworkConfig, TrainingConfig
-from ifan.data.augment import augment_crop, augment_pixels
+from ifan.data.augment import augment_crop, augment_pixels, earlier_crop
+from ifan.data.crop import Crop, crop_image
 from ifan.data.dataset import DataError, FaceDataset
 from ifan.data.evaluation import EvaluationBatch, evaluation_batches, label_means
 from ifan.data.targets import TargetMap, Targets
@@ -33,7 +34,9 @@ class Batch:
     ``images`` (B, 3, I, I) uint8 RGB. ``lanes``: one a sample and task it is labelled for, grouped by task in config
     order. ``parsing_target`` (Np, I, I) uint8, 255 = ignored; ``points_target`` (Nl, 2, P) float32 normalised with
     ``points_weight`` (Nl, P), 0 where unlabelled; ``class_targets`` (B, n) int64, -1 = unlabelled. The rows of the
-    first two are those of their task's lanes. ``global_segments``: lanes of each task over all processes.
+    first two are those of their task's lanes. ``global_segments``: lanes of each task over all processes. Where the
+    step trains a closer look, ``earlier`` (B, 3, I, I) is what the look before it saw of each sample, and ``closer``
+    the crops of ``images`` in its sides.
     """
 
     images: Tensor
@@ -45,6 +48,8 @@ class Batch:
     keys: list[str]
     datasets: list[str]
     global_segments: tuple[int, ...]
+    earlier: Tensor | None = None
+    closer: tuple[Crop, ...] = ()
 
 
 class Mixture:
@@ -89,7 +94,8 @@ class Mixture:
         """The batch of ``step``; process ``rank`` of ``world`` gets samples rank, rank + world, .. of it."""
         chosen = [(name, n) for name, (start, stop) in self._spans(step).items() for n in range(start, stop)]
         mine = chosen[rank::world]
-        samples = [self._sample(name, n) for name, n in mine]
+        closer = np.random.default_rng((self.training.seed, step, 2)).random() < self.training.closer
+        samples = [self._sample(name, n, closer) for name, n in mine]
         if world == 1:
             lanes = [targets.lanes for _, targets in samples]
         else:
@@ -100,6 +106,7 @@ class Mixture:
             keys=[key for key, _ in samples],
             datasets=[name for name, _ in mine],
             global_segments=tuple(int(s) for s in np.sum(lanes, axis=0)),
+            closer=closer,
         )
 
     def _spans(self, step: int) -> dict[str, tuple[int, int]]:
@@ -131,12 +138,18 @@ class Mixture:
         epoch, place = divmod(number, len(samples))
         return int(samples[_order(self.training.seed, name, epoch, len(samples))[place]])
 
-    def _sample(self, name: str, number: int) -> tuple[str, Targets]:
+    def _sample(self, name: str, number: int, closer: bool) -> tuple[str, Targets]:
         to_targets, augment = self.maps[name], self.training.augment
         sample = self.datasets[name][self._index(name, number)]
         rng = np.random.default_rng((self.training.seed, zlib.crc32(name.encode()), number))
-        targets = to_targets(sample, augment_crop(to_targets.base_crop(sample), rng, augment))
-        return sample.key, replace(targets, image=augment_pixels(targets.image, rng, augment))
+        crop = augment_crop(to_targets.base_crop(sample), rng, augment)
+        targets = to_targets(sample, crop)
+        targets = replace(targets, image=augment_pixels(targets.image, rng, augment))
+        if closer:
+            before = earlier_crop(crop, rng)
+            image = augment_pixels(crop_image(sample.image, before, self.network.image_size), rng, augment)
+            targets = replace(targets, earlier=image, closer=crop.seen_from(before))
+        return sample.key, targets
 
 
 class Loader:
@@ -202,9 +215,14 @@ def _collate(
     keys: list[str],
     datasets: list[str],
     global_segments: tuple[int, ...],
+    closer: bool,
 ) -> Batch:
     size, points = network.image_size, network.landmarks.width if network.landmarks else 0
-    images = np.stack([t.image for t in samples]) if samples else np.zeros((0, size, size, 3), np.uint8)
+
+    def stacked(images: list[np.ndarray]) -> Tensor:
+        together = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+        return torch.from_numpy(np.ascontiguousarray(together.transpose(0, 3, 1, 2)))
+
     parsing = [t.parsing for t in samples if t.parsing is not None]
     target = np.stack([t.points for t in samples if t.points is not None] or [np.zeros((2, points), np.float32)])
     target = target if any(t.points is not None for t in samples) else target[:0]
@@ -213,7 +231,7 @@ def _collate(
     tasks, rows = lanes.T.nonzero()
     segments = tuple(int(n) for n in np.bincount(tasks, minlength=len(network.tasks)))
     return Batch(
-        images=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
+        images=stacked([t.image for t in samples]),
         lanes=Lanes(torch.from_numpy(rows), segments, global_segments),
         parsing_target=torch.from_numpy(np.stack(parsing) if parsing else np.zeros((0, size, size), np.uint8)),
         points_target=torch.from_numpy(np.where(known[:, None], target, np.float32(0))),
@@ -224,6 +242,8 @@ def _collate(
         keys=keys,
         datasets=datasets,
         global_segments=global_segments,
+        earlier=stacked([t.earlier for t in samples if t.earlier is not None]) if closer else None,
+        closer=tuple(t.closer for t in samples if t.closer is not None),
     )
 
 

@@ -161,6 +161,11 @@ class _Run:
     full_resolution: bool
     looks: int
 
+    @property
+    def measured(self) -> int:
+        """How many of the iterations, the last ones, are measured."""
+        return self.passes + (self.looks - 1) * self.model.config.carry if self.every_iteration else 1
+
     def __call__(self, batch: EvaluationBatch) -> list[Predictions]:
         """Predictions of a batch, an iteration each."""
         config, device = self.model.config, self.model.get_buffer("mean_points").device
@@ -168,20 +173,21 @@ class _Run:
         seen = zip(batch.samples, batch.crops, strict=True)
         scenes = [scene(sample.image, crop, config.image_size) for sample, crop in seen] if self.looks > 1 else []
 
-        def run(images: Tensor) -> list[Predictions]:
-            return list(self.model(images, Lanes.for_tasks(len(images), config, names, device), self.passes))
+        def run(images: Tensor, planes: Tensor | None) -> list[Predictions]:
+            lanes = Lanes.for_tasks(len(images), config, names, device)
+            return list(self.model(images, lanes, self.passes if planes is None else 1, planes=planes))
 
-        return look(config, run, batch.images.to(device), scenes, self.looks)
+        return look(self.model, run, batch.images.to(device), scenes, self.looks)
 
 
 def _measure(run: _Run, dataset: FaceDataset, batch_size: int, report: Callable[[int], None]) -> dict[str, Any]:
     config, done = run.model.config, 0
-    columns = [{t.name: _meter(t) for t in run.tasks} for _ in range(1 + (run.passes if run.every_iteration else 1))]
+    columns = [{t.name: _meter(t) for t in run.tasks} for _ in range(1 + run.measured)]
     table = TargetMap(dataset, config).parsing if run.full_resolution else None
     for batch in evaluation_batches(dataset, config, batch_size):
         count = len(batch.samples)
         predictions = run(batch)
-        measured = [constant_baseline(run.model, count), *(predictions if run.every_iteration else predictions[-1:])]
+        measured = [constant_baseline(run.model, count), *predictions[-run.measured :]]
         for column, prediction in zip(columns, measured, strict=True):
             _update(column, prediction, batch, dataset, table)
         done += count

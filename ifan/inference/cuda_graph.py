@@ -30,15 +30,15 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 WARM_UPS = 2
 """Runs before recording: the first compiles kernels, loads libraries and allocates, which no recording may hold."""
 
-_Key = tuple[int, int, str]
-"""Batch size, iterations, backend of the operations."""
+_Key = tuple[int, int, str, bool]
+"""Batch size, iterations, backend of the operations, whether they begin with given planes."""
 
 
 class Device(Protocol):
     """What `GraphRunner` needs of a GPU."""
 
-    def aside(self, work: Callable[[], Predictions], images: Tensor) -> Predictions:
-        """``work()``, which reads ``images``, after all that the caller has started and before what it starts next."""
+    def aside(self, work: Callable[[], Predictions], *given: Tensor) -> Predictions:
+        """``work()``, which reads ``given``, after all that the caller has started and before what it starts next."""
         ...
 
     def capture(self, work: Callable[[], Predictions]) -> tuple[Predictions, Callable[[], object]]:
@@ -58,14 +58,15 @@ class CudaDevice:
         self.device, self.stream = device, torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
-    def aside(self, work: Callable[[], Predictions], images: Tensor) -> Predictions:
+    def aside(self, work: Callable[[], Predictions], *given: Tensor) -> Predictions:
         """See `Device`: the two streams wait for one another by events, the host for neither."""
         caller = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(caller)
         with torch.cuda.stream(self.stream):
             found = work()
         caller.wait_stream(self.stream)
-        images.record_stream(self.stream)
+        for tensor in given:
+            tensor.record_stream(self.stream)
         for tensor in tensors(found):
             tensor.record_stream(caller)
         return found
@@ -80,9 +81,10 @@ class CudaDevice:
 
 @dataclass(frozen=True)
 class _Graph:
-    """The buffers of one recording: ``images`` to fill, then ``replay``, then ``found`` to read."""
+    """The buffers of one recording: ``given`` (images, and planes if there are any) to fill, then ``replay``, then
+    ``found`` to read."""
 
-    images: Tensor
+    given: tuple[Tensor, ...]
     found: Predictions
     replay: Callable[[], object]
 
@@ -121,11 +123,18 @@ class GraphRunner:
         self._graphs: OrderedDict[_Key, _Graph] = OrderedDict()
         self._lock = threading.Lock()
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor, iterations: int | None = None) -> Predictions:
         """The last iteration's predictions for ``images (N, 3, I, I)`` uint8 RGB on the network's device, a row a
         sample; ``iterations`` if not the runner's. Autocast changes nothing."""
-        passes = self.iterations if iterations is None else iterations
+        return self._checked(self.iterations if iterations is None else iterations, images)
+
+    def iterate(self, images: Tensor, planes: Tensor) -> Predictions:
+        """One iteration from ``planes (N, K + P + sum of C, S, S)``."""
+        return self._checked(1, images, planes)
+
+    @torch.inference_mode()
+    def _checked(self, passes: int, *given: Tensor) -> Predictions:
+        images = given[0]
         size, where = self.config.image_size, self.network.stem.weight.device
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size) or images.device != where:
             raise ValueError(
@@ -133,52 +142,56 @@ class GraphRunner:
                 f"on {images.device}. Crop to that size and move them."
             )
         if self.failed or not images.shape[0]:
-            return self._network(images, passes)
-        return joined([self._run(part, passes) for part in images.split(BUCKETS[-1])])
+            return self._network(passes, *given)
+        return joined([self._run(passes, *part) for part in zip(*(x.split(BUCKETS[-1]) for x in given), strict=True)])
 
-    def _run(self, images: Tensor, passes: int) -> Predictions:
+    def _run(self, passes: int, *given: Tensor) -> Predictions:
+        images = given[0]
         bucket = next(size for size in BUCKETS if size >= images.shape[0])
-        key = (bucket, passes, current_backend())
+        key = (bucket, passes, current_backend(), len(given) > 1)
 
         def work() -> Predictions:
             graph = self._graph(key)
-            graph.images[: images.shape[0]].copy_(images)  # the rest are faces of earlier calls: nobody reads them
+            for buffer, value in zip(graph.given, given, strict=True):
+                buffer[: images.shape[0]].copy_(value)  # the rest are faces of earlier calls: nobody reads them
             graph.replay()
             return _first(graph.found, images.shape[0])
 
         with self._lock:  # until the copies are on the stream, the buffers are this call's
             try:
-                return self.device.aside(work, images)
+                return self.device.aside(work, *given)
             except RuntimeError as error:
                 if key in self._graphs:
                     raise
                 self.failed = True
                 reason = " ".join(str(error).split())[:300]
-        warnings.warn(f"no CUDA graph could be recorded, inference is slower: {reason}", RuntimeWarning, stacklevel=4)
-        return self._network(images, passes)
+        warnings.warn(f"no CUDA graph could be recorded, inference is slower: {reason}", RuntimeWarning, stacklevel=6)
+        return self._network(passes, *given)
 
     def _graph(self, key: _Key) -> _Graph:
         """The recording for that key, made if there is none yet."""
         if key in self._graphs:
             self._graphs.move_to_end(key)
             return self._graphs[key]
-        bucket, passes, _ = key
-        size, where = self.config.image_size, self.network.stem.weight.device
-        images = torch.zeros(bucket, 3, size, size, dtype=torch.uint8, device=where)
+        bucket, passes, _, from_planes = key
+        size, weight = self.config.image_size, self.network.stem.weight
+        given = [torch.zeros(bucket, 3, size, size, dtype=torch.uint8, device=weight.device)]
+        if from_planes:
+            given.append(weight.new_zeros(bucket, *self.network.first_planes().shape[1:]))
         for _ in range(WARM_UPS):
-            self._network(images, passes)
-        found, replay = self.device.capture(lambda: self._network(images, passes))
-        self._graphs[key] = _Graph(images, found, replay)
+            self._network(passes, *given)
+        found, replay = self.device.capture(lambda: self._network(passes, *given))
+        self._graphs[key] = _Graph(tuple(given), found, replay)
         while len(self._graphs) > self.most_graphs:  # after recording, which waited for the replays of those that go
             self._graphs.popitem(last=False)
         return self._graphs[key]
 
-    def _network(self, images: Tensor, passes: int) -> Predictions:
+    def _network(self, passes: int, images: Tensor, planes: Tensor | None = None) -> Predictions:
         lanes = Lanes.for_tasks(images.shape[0], self.config, self.tasks, images.device)
         with torch.autocast(
             images.device.type, enabled=False
         ):  # its cache of cast weights must not outlive a recording
-            return self.network(images, lanes, passes)[-1]
+            return self.network(images, lanes, passes, planes=planes)[-1]
 
 
 def tensors(predictions: Predictions) -> list[Tensor]:

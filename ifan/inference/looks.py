@@ -3,24 +3,28 @@ augmentation over crops that a first pass aligns).
 
 The network's own points are fed back, as the paper's iterations feed predictions back, but into the framing: faces come
 upright, centred and as large as in training, or larger, with the picture's own pixels. Closer looks differ in side, and
-every other one sees the mirror image, so that their errors differ too. Regions beyond them are the first look's.
+every other one sees the mirror image, so that their errors differ too. Regions beyond them are the first look's. With
+``network.carry`` all that was found is also drawn into the next crop, and re-encoded as the paper's iterations do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import cycle
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ifan.config import POINT_NAMES, NetworkConfig
-from ifan.data.crop import Crop, crop_image, points_from_crop
+from ifan.data.crop import Crop, crop_image, points_from_crop, points_to_crop
 from ifan.data.labels import mirrored
+from ifan.inference.engine import joined
 from ifan.inference.framing import crop_of_points
-from ifan.network import Predictions
+from ifan.network import IFAN, Predictions
 
 SIDES = 0.75, 0.95
 """Sides of the closest and the widest closer look, in sides of the usual crop around a face's points."""
@@ -43,9 +47,9 @@ FIRST = 0.2
 FEATHER = 0.06
 """Sides of a closer crop along its border over which its parsing counts less and less."""
 
-Run = Callable[[Tensor], Sequence[Predictions]]
+Run = Callable[[Tensor, Tensor | None], Sequence[Predictions]]
 """Any number of images (N, 3, I, I) uint8 RGB to predictions, an iteration each, with a row an image of the points and
-of what else is wanted."""
+of what else is wanted; one iteration from planes, where there are any."""
 
 
 def scene(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
@@ -69,14 +73,14 @@ def closer_crops(config: NetworkConfig, points: np.ndarray, looks: int) -> list[
     ]
 
 
-def look(
-    config: NetworkConfig, run: Run, images: Tensor, scenes: Sequence[np.ndarray], looks: int
-) -> list[Predictions]:
+def look(network: IFAN, run: Run, images: Tensor, scenes: Sequence[np.ndarray], looks: int) -> list[Predictions]:
     """What ``looks`` looks say together, an iteration each, in terms of the first look's crops.
 
     ``images`` are the first look's, ``scenes`` (one an image, see `scene`) what the others are cut from. Points and
     logits of classes are means over the closer ones; parsing comes as logarithms of probabilities ``(N, K, 2S, 2S)``,
     averaged over all where closer ones reach. With one look ``scenes`` are not used and all is as ``run`` gives it.
+    With ``network.carry`` a closer look is one more iteration, framed by all looks before it and begun with what they
+    say together.
 
     Raises ``ValueError`` for several looks without a scene for each image.
     """
@@ -84,14 +88,50 @@ def look(
         raise ValueError(
             f"looks: expected a scene for each of {len(images)} crops to look {looks} times; got {len(scenes)}"
         )
-    first = list(run(images))
+    config, first = network.config, list(run(images, None))
     if looks == 1 or not images.shape[0]:
         return first
-    around = [closer_crops(config, face, looks) for face in first[-1].points.double().cpu().numpy()]
-    crops = [crop for those in zip(*around, strict=True) for crop in those]  # one look after another
-    pixels = [_cut(seen, crop, images.shape[-1]) for seen, crop in zip([*scenes] * (looks - 1), crops, strict=True)]
-    closer = run(torch.from_numpy(np.stack(pixels)).to(images.device))
-    return [_together(config, one, more, crops) for one, more in zip(first, closer, strict=True)]
+
+    def framed(found: Predictions) -> list[tuple[Crop, ...]]:
+        """The crops of the faces, a closer look after another."""
+        around = [closer_crops(config, face, looks) for face in found.points.double().cpu().numpy()]
+        return list(zip(*around, strict=True))
+
+    def cut(crops: Sequence[Crop]) -> Tensor:
+        pixels = [_cut(seen, crop, images.shape[-1]) for seen, crop in zip(cycle(scenes), crops, strict=False)]
+        return torch.from_numpy(np.stack(pixels)).to(images.device)
+
+    if not config.carry:
+        crops = [crop for one_look in framed(first[-1]) for crop in one_look]
+        closer = run(cut(crops), None)
+        return [_together(config, one, more, crops) for one, more in zip(first, closer, strict=True)]
+    found, after, crops = list(first), list[Predictions](), list[Crop]()
+    for k in range(looks - 1):
+        now = framed(found[-1])[k]
+        after += run(cut(now), drawn_into(network, found[-1], now))[-1:]
+        crops += now
+        found.append(_together(config, first[-1], joined(after), crops))
+    return found
+
+
+def drawn_into(network: IFAN, found: Predictions, crops: Sequence[Crop]) -> Tensor:
+    """What was ``found`` of all tasks, a row an image, as the planes (N, planes, S, S) that a look at ``crops``, one an
+    image and in sides of its own crop, begins with."""
+    if not crops:
+        return network.first_planes()[:0]
+    config, parsing, points = network.config, found.parsing_logits, found.points
+    if config.parsing:
+        maps = np.stack([cv2.invertAffineTransform(crop.matrix(1)) for crop in crops])
+        maps[:, :, 2] = maps[:, :, :2].sum(2) + 2 * maps[:, :, 2]  # [0, 1] of the closer to sides; -1 to 1 both
+        seen = parsing.float().softmax(1)
+        seen = F.grid_sample(seen, _grid(seen, maps, config.size), padding_mode="border", align_corners=False)
+        seen = _named(seen, config.parsing.classes, 1, crops)
+        parsing = seen.clamp_min(torch.finfo(seen.dtype).tiny).log().to(parsing.dtype)
+    if config.landmarks:
+        there = [points_to_crop(face.T, crop) for face, crop in zip(points.double().cpu().numpy(), crops, strict=True)]
+        points = _named(torch.from_numpy(np.stack(there)).to(points), config.landmarks.classes, 2, crops)
+    classes = {t.name: _named(found.class_logits[t.name], t.classes, 1, crops) for t in config.classifications}
+    return network.encode(Predictions(parsing, points, classes, found.rows), len(crops))
 
 
 def _cut(seen: np.ndarray, crop: Crop, size: int) -> np.ndarray:
@@ -144,7 +184,11 @@ def _drawn_back(planes: Tensor, crops: Sequence[Crop]) -> tuple[Tensor, Tensor]:
     maps = np.stack([crop.matrix(2) for crop in crops])  # sides of the first crop from its centre -> 0 to 2
     maps[:, :, 2] -= 1
     maps[:, :, :2] /= 2  # affine_grid's coordinates are from -1 to 1, ours from -0.5 to 0.5
-    size = [planes.shape[0], planes.shape[1], 2 * planes.shape[2], 2 * planes.shape[3]]
-    grid = F.affine_grid(torch.from_numpy(maps).to(planes), size, align_corners=False)
+    grid = _grid(planes, maps, 2 * planes.shape[2])
     inside = ((1 - grid.abs().amax(3)) / (2 * FEATHER)).clamp(0, 1).unsqueeze(1)
     return F.grid_sample(planes, grid, padding_mode="border", align_corners=False), inside
+
+
+def _grid(planes: Tensor, maps: np.ndarray, size: int) -> Tensor:
+    shape = [planes.shape[0], planes.shape[1], size, size]
+    return F.affine_grid(torch.from_numpy(maps).to(planes), shape, align_corners=False)

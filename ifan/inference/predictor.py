@@ -86,11 +86,11 @@ class NetworkPredictor:
         """See `Predictor`. Raises ``ValueError`` when the weights are so damaged that a prediction is not finite."""
         images = torch.from_numpy(crops).to(self.device)
         if self.looks == 1:
-            last = self._last_iteration(images)
+            last = self._last_iteration(images, None)
         else:
             from ifan.inference.looks import look  # needs OpenCV
 
-            (last,) = look(self.config, lambda seen: [self._last_iteration(seen)], images, scenes, self.looks)
+            last = look(self.network, lambda *seen: [self._last_iteration(*seen)], images, scenes, self.looks)[-1]
         found: dict[str, torch.Tensor] = {}
         for task in self.tasks:
             if task.kind == "parsing":
@@ -107,11 +107,12 @@ class NetworkPredictor:
                 )
         return {name: value.cpu().numpy() for name, value in found.items()}
 
-    def _last_iteration(self, images: torch.Tensor) -> Predictions:
+    def _last_iteration(self, images: torch.Tensor, planes: torch.Tensor | None) -> Predictions:
+        """From the label means, or one iteration from ``planes``."""
         if self._engine is not None:
-            return self._engine(images)
+            return self._engine(images) if planes is None else self._engine.iterate(images, planes)
         lanes = Lanes.for_tasks(images.shape[0], self.config, self._needed, self.device)
-        return self.network(images, lanes, self.iterations)[-1]
+        return self.network(images, lanes, self.iterations if planes is None else 1, planes=planes)[-1]
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -11,6 +11,7 @@ import torch
 from ifan.data.mixture import Batch
 from ifan.layers import EPSILON, DenseHead, TaskNorm
 from ifan.network import IFAN
+from ifan.training.model import planes_before
 
 
 @torch.no_grad()
@@ -28,7 +29,7 @@ def calibrate(model: IFAN, batches: Iterable[Batch], passes: int) -> None:
             norm.averaged = {}
         model.train()
         for batch in batches:
-            model(batch.images, batch.lanes, passes, every=True)
+            model(batch.images, batch.lanes, passes, every=True, planes=planes_before(model, batch))
     finally:
         for norm in norms:
             norm.averaged = None

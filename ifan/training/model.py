@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ifan.config import Config, NetworkConfig
 from ifan.data import FaceDataset
-from ifan.data.mixture import label_means
+from ifan.data.mixture import Batch, label_means
+from ifan.inference.looks import drawn_into
 from ifan.layers import EPSILON, HeatMapHead
 from ifan.network import IFAN
 from ifan.tensorfile import CheckpointError, load_checked
@@ -66,6 +67,18 @@ def train_only(model: IFAN, parts: Sequence[str]) -> None:
             )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not parts or any(part in name for part in parts))
+
+
+@torch.no_grad()
+def planes_before(model: IFAN, batch: Batch) -> Tensor | None:
+    """What a closer look at ``batch`` begins with: what ``model``, with running statistics, finds in the look before;
+    ``None`` if it has none."""
+    if batch.earlier is None:
+        return None
+    mode = model.training
+    found = model.eval()(batch.earlier, iterations=1)[-1]
+    model.train(mode)
+    return drawn_into(model, found, batch.closer)
 
 
 @dataclass(frozen=True)

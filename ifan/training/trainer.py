@@ -35,7 +35,14 @@ from ifan.training.checkpoint import (
 from ifan.training.distributed import Processes, own_device
 from ifan.training.ema import EMA
 from ifan.training.log import Figures, RunLog, StepResult
-from ifan.training.model import build_model, export, load_fitting, load_weights, train_only
+from ifan.training.model import (
+    build_model,
+    export,
+    load_fitting,
+    load_weights,
+    planes_before,
+    train_only,
+)
 from ifan.training.optimizer import learning_rate, make_optimizer, optimizer_tensors, set_learning_rate
 from ifan.training.plot import plot_losses
 from ifan.training.stop import StopSignals
@@ -146,6 +153,7 @@ class Trainer:
         samples = sum(self.mixture.counts(self.done).values())
         torch.manual_seed(_seed(settings.seed, self.done, self.processes.rank))
         self.model.train()
+        self.model.fed_back = min(1.0, (self.done + 1) / max(1, settings.feedback_warmup))
         batch = _to(batch, self.device)
         losses, whole, present = self._losses(batch)
         total = self.weighting.combine(losses, whole, present, 1 / self.processes.world)
@@ -180,7 +188,7 @@ class Trainer:
         passes = seeded.choices(range(1, len(settings.iterations) + 1), settings.iterations)[0]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             every = settings.supervise == "all"
-            iterations = self.model(batch.images, batch.lanes, passes, every)
+            iterations = self.model(batch.images, batch.lanes, passes, every, planes_before(self.model, batch))
         trained = iterations if every else iterations[-1:]
         results = [self._hybrid_loss(predictions, batch) for predictions in trained]
         counts = self.processes.sum(results[0].counts)  # the labels', so the same for every iteration
@@ -301,8 +309,9 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     lanes = replace(batch.lanes, rows=batch.lanes.rows.to(device))
+    earlier = None if batch.earlier is None else batch.earlier.to(device)
     tensors = ("images", "parsing_target", "points_target", "points_weight", "class_targets")
-    return replace(batch, lanes=lanes, **{name: getattr(batch, name).to(device) for name in tensors})
+    return replace(batch, lanes=lanes, earlier=earlier, **{name: getattr(batch, name).to(device) for name in tensors})
 
 
 def _full(x: Tensor) -> Tensor:

@@ -10,7 +10,14 @@ import pytest
 from dataset_layouts import picture
 
 from ifan.config import AugmentConfig, NetworkConfig, TaskConfig
-from ifan.data.augment import augment_crop, augment_pixels
+from ifan.data.augment import (
+    EARLIER_SHIFT,
+    EARLIER_SIDE,
+    EARLIER_TURN,
+    augment_crop,
+    augment_pixels,
+    earlier_crop,
+)
 from ifan.data.crop import Crop
 from ifan.data.labels import MTFL_ATTRIBUTES
 from ifan.data.sample import FaceSample
@@ -91,6 +98,17 @@ def test_crop_stays_in_its_ranges() -> None:
     assert sides.max() <= 120
     # Log-uniform: as many faces grow as shrink by the same factor.
     assert abs(np.median(np.log(sides / 100)) - (np.log(0.8) + np.log(1.2)) / 2) < 0.04
+
+
+def test_an_earlier_look_sees_more_and_the_same_middle() -> None:
+    crop = Crop(50, 60, 100, 10.0, True)
+    before = [crop.seen_from(earlier_crop(crop, np.random.default_rng(seed))) for seed in range(300)]
+    sides = np.array([c.side for c in before])
+    assert 1 / EARLIER_SIDE <= sides.min() < 0.6
+    assert 0.95 < sides.max() <= 1
+    assert 0.1 < max(abs(c.cx) for c in before) <= EARLIER_SHIFT * 2**0.5
+    assert 15 < max(abs(c.angle_deg) for c in before) <= EARLIER_TURN
+    assert 100 < sum(c.flip for c in before) < 200
 
 
 def test_nothing_configured_changes_nothing() -> None:

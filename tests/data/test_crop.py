@@ -34,6 +34,15 @@ def test_matrix_and_points_agree(crop: Crop, size: int) -> None:
     assert np.allclose(points_to_crop(points, crop), pixels.T / size - 0.5)
 
 
+@pytest.mark.parametrize("outer", CROPS, ids=str)
+@pytest.mark.parametrize("inner", CROPS, ids=str)
+def test_a_crop_seen_from_another(inner: Crop, outer: Crop) -> None:
+    """Points led through both are where the inner crop has them."""
+    points = np.random.default_rng(2).uniform(0, 64, (5, 2))
+    through = points_to_crop(points_to_crop(points, outer).T, inner.seen_from(outer))
+    assert np.allclose(through, points_to_crop(points, inner), atol=1e-9)
+
+
 def test_box_gives_the_square_around_its_middle() -> None:
     assert Crop.from_box((10, 20, 40, 30), margin=1.5) == Crop(25, 25, 45)
     corners = points_from_crop(np.array([[-0.5, 0.5], [-0.5, 0.5]]), Crop.from_box((10, 20, 40, 50)))

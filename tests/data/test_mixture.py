@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import get_worker_info
 
-from ifan.config import EMOTIONS, NetworkConfig, TaskConfig, TrainingConfig
-from ifan.data.crop import points_from_crop
+from ifan.config import EMOTIONS, AugmentConfig, NetworkConfig, TaskConfig, TrainingConfig
+from ifan.data.crop import crop_image, points_from_crop
 from ifan.data.dataset import DataError
 from ifan.data.mixture import Batch, Loader, Mixture, evaluation_batches, label_means
 from ifan.data.sample import IGNORE, FaceSample
@@ -91,6 +93,30 @@ def test_batches_do_not_depend_on_what_was_drawn_before() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_closer_look_is_the_same_sample_after_an_earlier_one() -> None:
+    """Its pictures and labels are those of a step without; what the look before saw is another crop of the picture."""
+    still = AugmentConfig(
+        **dict.fromkeys(("brightness", "contrast", "saturation", "grey", "low_resolution", "blur", "noise", "erase"), 0)
+    )
+    plain, closer, some = (mixture(closer=share, augment=still) for share in (0.0, 1.0, 0.5))
+    batch = closer.batch(3)
+    assert_equal(plain.batch(3), batch)
+    assert plain.batch(3).earlier is None
+    assert plain.batch(3).closer == ()
+    assert {some.batch(step).earlier is None for step in range(12)} == {True, False}
+    assert batch.earlier is not None
+    assert batch.earlier.shape == batch.images.shape
+    for now, before, crop in zip(batch.images, batch.earlier, batch.closer, strict=True):
+        size = now.shape[-1]
+        there = replace(crop, cx=(crop.cx + 0.5) * size, cy=(crop.cy + 0.5) * size, side=crop.side * size)
+        drawn = crop_image(before.permute(1, 2, 0).numpy(), there, size).astype(float)
+        inner = slice(size // 4, -size // 4)
+        far = np.abs(drawn - now.permute(1, 2, 0).numpy())[inner, inner].mean()
+        turned = np.abs(drawn[:, ::-1] - now.permute(1, 2, 0).numpy())[inner, inner].mean()
+        assert far < 12
+        assert far < turned
+
+
 def test_workers_change_nothing() -> None:
     expected = [mixture().batch(step) for step in range(2, 6)]
     for workers in (0, 1, 2):

@@ -99,6 +99,15 @@ def test_a_recording_for_each_number_of_iterations_and_backend(network: IFAN) ->
     assert device.log.count("capture") == 3
 
 
+def test_an_iteration_from_planes(network: IFAN) -> None:
+    device = FakeDevice()
+    runner = GraphRunner(network, device=device)
+    planes = network.encode(eager(network, faces(2), 1), 2)
+    assert_equal(runner.iterate(faces(2), planes), eager(network, faces(2), 2))
+    assert_equal(runner(faces(2)), eager(network, faces(2), 2))
+    assert device.log.count("capture") == 2
+
+
 def test_autocast_changes_nothing(network: IFAN) -> None:
     runner = GraphRunner(network, device=FakeDevice())
     with torch.autocast("cpu", torch.bfloat16):

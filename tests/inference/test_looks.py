@@ -49,9 +49,11 @@ class Seer:
 
     def __init__(self) -> None:
         self.seen: list[Tensor] = []
+        self.begun: list[Tensor | None] = []
 
-    def __call__(self, images: Tensor) -> list[Predictions]:
+    def __call__(self, images: Tensor, planes: Tensor | None) -> list[Predictions]:
         self.seen.append(images)
+        self.begun.append(planes)
         return [self.predict(images)]
 
     def predict(self, images: Tensor) -> Predictions:
@@ -81,8 +83,9 @@ def test_what_closer_looks_find_is_led_back_to_the_first_crop(looks: int) -> Non
     crops = [CROP, Crop(135, 122, 125)]
     images = torch.from_numpy(np.stack([crop_image(image, c, CONFIG.image_size).transpose(2, 0, 1) for c in crops]))
     scenes = [scene(image, crop, CONFIG.image_size) for crop in crops]
-    (found,) = look(CONFIG, seer, images, scenes, looks)
+    (found,) = look(IFAN(CONFIG), seer, images, scenes, looks)
 
+    assert seer.begun == [None, None][: min(looks, 2)]
     assert [len(seen) for seen in seer.seen] == [2, 2 * (looks - 1)][: min(looks, 2)]
     truth = np.stack([points_to_crop(POINTS, crop) for crop in crops])
     assert np.abs(found.points.numpy() - truth).max() < 0.006, "points, in sides of the crop"
@@ -95,11 +98,31 @@ def test_what_closer_looks_find_is_led_back_to_the_first_crop(looks: int) -> Non
     assert np.allclose(found.class_logits["pose"].numpy(), np.arange(5.0), atol=1e-6)
 
 
+def test_a_closer_look_begins_with_what_those_before_it_found() -> None:
+    """Each is an iteration, begun with the planes that its own crop's predictions would be drawn as."""
+    image, seer, network = picture(), Seer(), IFAN(replace(CONFIG, carry=True, point_radius=2))
+    crops = [CROP, Crop(135, 122, 125)]
+    images = torch.from_numpy(np.stack([crop_image(image, c, CONFIG.image_size).transpose(2, 0, 1) for c in crops]))
+    found = look(network, seer, images, [scene(image, crop, CONFIG.image_size) for crop in crops], 3)
+    truth = np.stack([points_to_crop(POINTS, crop) for crop in crops])
+    assert [np.abs(state.points.numpy() - truth).max() < 0.006 for state in found] == [True] * 3
+    assert seer.begun[0] is None
+    for seen, begun in zip(seer.seen[1:], seer.begun[1:], strict=True):
+        assert begun is not None
+        assert begun.shape[0] == seen.shape[0] == 2
+        expected = network.encode(seer.predict(seen), 2)
+        halves, points = 2, slice(2, 7)
+        inner = slice(8, -8)  # around it lies what the look before did not see
+        assert (begun - expected)[:, :halves, inner, inner].abs().max() < 0.03
+        assert (begun[:, points] != expected[:, points]).float().mean() < 0.01, "a disc may lie a pixel away"
+        assert (begun[:, 7:] - expected[:, 7:]).abs().max() < 1e-5
+
+
 def test_closer_looks_see_an_upright_face_in_the_middle_once_larger_once_mirrored() -> None:
     image, seer = picture(), Seer()
     crop = replace(CROP, cx=118.0, angle_deg=-15.0)
     first = torch.from_numpy(crop_image(image, crop, CONFIG.image_size).transpose(2, 0, 1)[None].copy())
-    look(CONFIG, seer, first, [scene(image, crop, CONFIG.image_size)], 3)
+    look(IFAN(CONFIG), seer, first, [scene(image, crop, CONFIG.image_size)], 3)
     seen = torch.cat(seer.seen)
     assert seen.shape == (3, *first.shape[1:])
     points = seer.predict(seen).points.numpy()
@@ -145,6 +168,22 @@ def test_predictor_with_closer_looks(network: IFAN, backend: str) -> None:
             some = NetworkPredictor(network, tasks=[name], looks=3)(first, scenes)
             assert set(some) == {name}
             assert np.abs(some[name] - often[name]).mean() < 1e-4
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_predictor_whose_looks_carry_over(network: IFAN, backend: str) -> None:
+    from ifan.ops import use_backend
+
+    carrying = IFAN(replace(network.config, carry=True)).eval()
+    carrying.load_state_dict(network.state_dict())
+    with use_backend(backend):
+        first, scenes = crops()
+        often = NetworkPredictor(carrying, looks=3)(first, scenes)
+        assert np.abs(often["landmarks"] - NetworkPredictor(network, looks=3)(first, scenes)["landmarks"]).max() > 1e-3
+        some = NetworkPredictor(carrying, tasks=["emotion"], looks=3)(first, scenes)
+        assert set(some) == {"emotion"}
+        assert np.abs(some["emotion"] - often["emotion"]).max() < 1e-4
+        assert np.array_equal(NetworkPredictor(carrying)(first)["emotion"], NetworkPredictor(network)(first)["emotion"])
 
 
 def test_a_crop_without_its_scene_is_refused(network: IFAN) -> None:
@@ -205,3 +244,8 @@ def test_evaluation_counts_looks_and_iterations(network: IFAN) -> None:
         evaluate(model, {"toy": toy}, looks=looks)["datasets"]["toy"]["tasks"]["landmarks"]["nme"] for looks in (1, 3)
     )
     assert once != thrice
+    carrying = IFAN(replace(model.config, carry=True, iterations=1)).eval()
+    carrying.load_state_dict(model.state_dict())
+    each = evaluate(carrying, {"toy": toy}, every_iteration=True)["datasets"]["toy"]["tasks"]["landmarks"]
+    assert len(each["iterations"]) == 3
+    assert each["iterations"][-1]["nme"] == each["nme"] != each["iterations"][0]["nme"]

@@ -13,6 +13,7 @@ from ifan.data.mixture import Batch, Mixture
 from ifan.network import IFAN
 from ifan.training import Trainer
 from ifan.training.calibration import calibrate
+from ifan.training.model import planes_before
 from tests.training.faces import small_config, three_datasets
 
 
@@ -44,6 +45,21 @@ def test_statistics_are_the_mean_over_the_batches_that_have_the_task() -> None:
     kept = norm.running_mean.clone()
     model.train()(batches[0].images, batches[0].lanes, 1)  # afterwards they move slowly again
     assert (norm.running_mean - kept).abs().max() < 0.02 * (norm.running_mean.abs().max() + 1)
+
+
+def test_closer_looks_have_the_statistics_of_later_iterations() -> None:
+    config = small_config(closer=1.0)
+    network = replace(config.network, iteration_norm="separate")
+    mixture = Mixture(three_datasets(), network, config.training)  # type: ignore[arg-type]
+    model = IFAN(network).eval()
+    kept = {name: value.clone() for name, value in model.named_buffers()}
+    calibrate(model, [mixture.batch(0)], 1)
+    moved = {name for name, value in model.named_buffers() if not torch.equal(value, kept[name])}
+    assert moved == {name for name in kept if name.endswith(("later_mean", "later_var"))}
+    planes = planes_before(model, mixture.batch(0))
+    assert planes is not None
+    for task, mean in enumerate(stem_means(model, mixture.batch(0), planes)):
+        torch.testing.assert_close(model.down_blocks[0].norms[0].later_mean[task], mean, rtol=0.05, atol=0.05)
 
 
 def test_a_run_ends_with_calibrated_statistics_whenever_it_is_finished(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ifan.config import Config
 from ifan.data.mixture import label_means
+from ifan.inference.looks import drawn_into
 from ifan.network import IFAN
 from ifan.training import CheckpointError, Trainer, build_model, load_weights
 from ifan.training import trainer as module
@@ -105,6 +106,26 @@ def test_a_loss_on_every_iteration(tmp_path: Path) -> None:
     assert (each[1] - each[0])[0].abs() > 1e-3 * each[0][0]
     torch.testing.assert_close(trainer.step(batch).losses, (each[0] + each[1]).detach() / 2)
     assert torch.autograd.grad(each[0].sum(), passes[0].parsing_logits)[0].abs().sum() > 0
+
+
+def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path) -> None:
+    """Which comes without gradient, and through the warm-up in part only."""
+    config = small_config(steps=3, closer=1.0, feedback_warmup=2, iterations=(1.0,))
+    config = replace(config, network=replace(config.network, dropout=0.0, iteration_norm="separate"))
+    trainer = Trainer(config, three_datasets(), tmp_path)
+    for step, share in enumerate((0.5, 1.0, 1.0)):
+        batch, model = trainer.mixture.batch(step), copy.deepcopy(trainer.model)
+        assert batch.earlier is not None
+        with torch.no_grad():
+            found = model.eval()(batch.earlier, iterations=1)[-1]
+            planes = model.first_planes().lerp(drawn_into(model, found, batch.closer), share)
+        expected = trainer._hybrid_loss(model.train()(batch.images, batch.lanes, 1, planes=planes)[-1], batch)
+        before = {name: value.clone() for name, value in trainer.model.named_buffers()}
+        torch.testing.assert_close(trainer.step(batch).losses, expected.losses.detach(), rtol=1e-4, atol=1e-5)
+        moved = {n for n, value in trainer.model.named_buffers() if not torch.equal(value, before[n])}
+        assert {name.rpartition(".")[2] for name in moved} == {"later_mean", "later_var"}
+        assert trainer.model.fed_back == share
+        trainer.model.fed_back = 1.0  # of the copies above
 
 
 def test_datasets_plug_in_and_out(tmp_path: Path) -> None:
