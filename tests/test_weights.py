@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,8 +62,11 @@ def test_published_weights_are_the_released_graph_in_half_precision(tmp_path: Pa
         torch.testing.assert_close(ours.points, theirs.points, rtol=0, atol=2e-3)
 
 
-def test_published_weights_keep_statistics_that_the_iterations_do_not_share(tmp_path: Path) -> None:
-    config = replace(CONFIG, image_scale=1 / 64, normalise_heads=True, iteration_norm="separate", iterations=2)
+@pytest.mark.parametrize("which", [{"iterations": 2}, {"iterations": 1, "looks": 2, "carry": True}], ids=str)
+def test_published_weights_keep_statistics_that_the_iterations_do_not_share(
+    tmp_path: Path, which: dict[str, Any]
+) -> None:
+    config = replace(CONFIG, image_scale=1 / 64, normalise_heads=True, iteration_norm="separate", **which)
     model, x = IFAN(config), torch.rand(4, 3, 32, 32) * 255
     for _ in range(30):
         model.train()(x, iterations=1)
@@ -71,7 +75,7 @@ def test_published_weights_keep_statistics_that_the_iterations_do_not_share(tmp_
     weights.publish(tmp_path / "trained", tmp_path / "shipped")
     shipped = weights.load_network(tmp_path / "shipped")
     assert shipped.config == replace(config, image_scale=1.0)
-    for ours, theirs in zip(shipped(x), model.eval()(x), strict=True):
+    for ours, theirs in zip(shipped(x, iterations=2), model.eval()(x, iterations=2), strict=True):
         torch.testing.assert_close(ours.points, theirs.points, rtol=0, atol=5e-3)
 
 

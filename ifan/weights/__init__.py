@@ -68,11 +68,11 @@ def load_network(name_or_path: str | Path, device: torch.device | str = "cpu") -
 def publish(source: str | Path, target: str | Path) -> None:
     """Write the weights of `resolve` to folder ``target`` for shipping: in the released graph, as fp16.
 
-    What only training needs is folded away (`ifan.network.released`), and of a network of one iteration what later ones
-    have of their own; rounding to fp16 is all that changes.
+    What only training needs is folded away (`ifan.network.released`), and of a network of one iteration, whose looks do
+    not carry over, what later ones have of their own; rounding to fp16 is all that changes.
     """
     network = load_network(source)
-    if network.config.iterations == 1:
+    if network.config.iterations == 1 and not network.config.carry:
         state, network = network.state_dict(), IFAN(replace(network.config, iteration_norm="shared")).eval()
         network.load_state_dict({name: state[name] for name in network.state_dict()})
     released(network).half().save_pretrained(target)
