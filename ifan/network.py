@@ -181,8 +181,8 @@ class IFAN(
             return [replace(found, rows=dict(zip(found.rows, lanes.split(), strict=True)))]
         with span("stem of the image"):
             image_share = F.conv2d(self.preprocess(images), self.stem_filters()[0], padding=3)
-        first, out = planes is None, list[Predictions]()
-        fed = self.first_planes() if planes is None else planes.to(self.stem.weight.dtype)
+        out: list[Predictions] = []
+        first, fed = planes is None, self.first_planes() if planes is None else planes.to(self.stem.weight.dtype)
         for i in range(passes):
             given, later = every or i == passes - 1, i > 0 or not first
             if given:
