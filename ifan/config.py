@@ -253,6 +253,9 @@ class TrainingConfig:
             f"training.iterations must be non-negative probabilities with a positive sum; got {self.iterations}",
         )
         _require(0 <= self.closer <= 1, f"training.closer must be between 0 and 1; got {self.closer}")
+        _require(
+            self.feedback_warmup >= 0, f"training.feedback_warmup must not be negative; got {self.feedback_warmup}"
+        )
         _require(self.calibrate >= 0, f"training.calibrate must not be negative; got {self.calibrate}")
         _require(0 <= self.ema_decay < 1, f"training.ema_decay must be in [0, 1); got {self.ema_decay}")
 

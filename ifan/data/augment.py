@@ -15,8 +15,9 @@ import numpy as np
 from ifan.config import AugmentConfig
 from ifan.data.crop import Crop
 
-EARLIER_SHIFT, EARLIER_SIDE, EARLIER_TURN = 0.12, 1.8, 20.0
-"""Of `earlier_crop`: how far its centre lies away at most, in sides; its largest side; its turn in degrees."""
+EARLIER = AugmentConfig(flip=0.5, shift=0.12, scale=(1.0, 1.8), rotate=20.0)
+"""From a closer look's crop to what the look before it may have seen of the face (`ifan.inference.looks`): as much or
+more, less upright, not in the middle, perhaps mirrored."""
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -33,20 +34,6 @@ def augment_crop(crop: Crop, rng: np.random.Generator, config: AugmentConfig) ->
         side=side,
         angle_deg=crop.angle_deg + config.rotate * (2 * turn - 1),
         flip=crop.flip != (flip < config.flip),
-    )
-
-
-def earlier_crop(crop: Crop, rng: np.random.Generator) -> Crop:
-    """What an earlier look may have seen of a face that ``crop`` frames: as much or more of it, less upright, not in
-    the middle, perhaps mirrored (`ifan.inference.looks`)."""
-    flip, dx, dy, scale, turn = rng.random(5)
-    return replace(
-        crop,
-        cx=crop.cx + crop.side * EARLIER_SHIFT * (2 * dx - 1),
-        cy=crop.cy + crop.side * EARLIER_SHIFT * (2 * dy - 1),
-        side=crop.side * EARLIER_SIDE**scale,
-        angle_deg=crop.angle_deg + EARLIER_TURN * (2 * turn - 1),
-        flip=crop.flip != (flip < 0.5),
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ifan.config import NetworkConfig, TrainingConfig
-from ifan.data.augment import augment_crop, augment_pixels, earlier_crop
+from ifan.data.augment import EARLIER, augment_crop, augment_pixels
 from ifan.data.crop import Crop, crop_image
 from ifan.data.dataset import DataError, FaceDataset
 from ifan.data.evaluation import EvaluationBatch, evaluation_batches, label_means
@@ -146,7 +146,7 @@ class Mixture:
         targets = to_targets(sample, crop)
         targets = replace(targets, image=augment_pixels(targets.image, rng, augment))
         if closer:
-            before = earlier_crop(crop, rng)
+            before = augment_crop(crop, rng, EARLIER)
             image = augment_pixels(crop_image(sample.image, before, self.network.image_size), rng, augment)
             targets = replace(targets, earlier=image, closer=crop.seen_from(before))
         return sample.key, targets

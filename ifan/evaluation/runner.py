@@ -59,7 +59,7 @@ def evaluate(
         datasets: by the name they have in the report.
         iterations: feedback passes; the configuration's if ``None``.
         device: where to run; moves the model. Where it is now if ``None``.
-        every_iteration: measure after each pass, not only the last.
+        every_iteration: measure after each pass, not only the last; with ``network.carry`` each closer look is one.
         looks: how often each face is looked at (`ifan.inference.looks`); the configuration's if ``None``. Closer looks
             are framed by what the first predicts, never by labels, and see the pixels of the dataset's own picture.
 

@@ -35,14 +35,7 @@ from ifan.training.checkpoint import (
 from ifan.training.distributed import Processes, own_device
 from ifan.training.ema import EMA
 from ifan.training.log import Figures, RunLog, StepResult
-from ifan.training.model import (
-    build_model,
-    export,
-    load_fitting,
-    load_weights,
-    planes_before,
-    train_only,
-)
+from ifan.training.model import build_model, export, load_fitting, load_weights, planes_before, train_only
 from ifan.training.optimizer import learning_rate, make_optimizer, optimizer_tensors, set_learning_rate
 from ifan.training.plot import plot_losses
 from ifan.training.stop import StopSignals

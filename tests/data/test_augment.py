@@ -10,14 +10,7 @@ import pytest
 from dataset_layouts import picture
 
 from ifan.config import AugmentConfig, NetworkConfig, TaskConfig
-from ifan.data.augment import (
-    EARLIER_SHIFT,
-    EARLIER_SIDE,
-    EARLIER_TURN,
-    augment_crop,
-    augment_pixels,
-    earlier_crop,
-)
+from ifan.data.augment import EARLIER, augment_crop, augment_pixels
 from ifan.data.crop import Crop
 from ifan.data.labels import MTFL_ATTRIBUTES
 from ifan.data.sample import FaceSample
@@ -102,12 +95,12 @@ def test_crop_stays_in_its_ranges() -> None:
 
 def test_an_earlier_look_sees_more_and_the_same_middle() -> None:
     crop = Crop(50, 60, 100, 10.0, True)
-    before = [crop.seen_from(earlier_crop(crop, np.random.default_rng(seed))) for seed in range(300)]
+    before = [crop.seen_from(augment_crop(crop, np.random.default_rng(seed), EARLIER)) for seed in range(300)]
     sides = np.array([c.side for c in before])
-    assert 1 / EARLIER_SIDE <= sides.min() < 0.6
-    assert 0.95 < sides.max() <= 1
-    assert 0.1 < max(abs(c.cx) for c in before) <= EARLIER_SHIFT * 2**0.5
-    assert 15 < max(abs(c.angle_deg) for c in before) <= EARLIER_TURN
+    assert 1 / EARLIER.scale[1] <= sides.min() < 0.6
+    assert 0.95 < sides.max() <= 1 + 1e-9
+    assert 0.1 < max(abs(c.cx) for c in before) <= EARLIER.shift * 2**0.5
+    assert 15 < max(abs(c.angle_deg) for c in before) <= EARLIER.rotate + 1e-9
     assert 100 < sum(c.flip for c in before) < 200
 
 
