@@ -10,17 +10,26 @@ namespace ifan {
 namespace IFAN_ISA {
 namespace {
 
+// Some channels through one prologue: what is transformed before it is multiplied.
+struct Part {
+  int64_t prologue, first, channels;
+};
+
 struct Context {
   const ConvolutionForward& call;
   const Plan& plan;
   Tiling tiling;
   int64_t share;   // outputs of a prologue
-  int64_t chunk;   // channels transformed before they are multiplied: many sums are better not read again
+  int64_t chunk;   // channels of a part: many sums are better not read again
   int64_t pieces;  // a block's outputs are shared out among so many threads, each of which transforms the inputs
   std::atomic<bool> failed{false};
 
   int64_t blocks() const { return groups(share); }  // of one prologue's filters
-  int64_t strips() const { return chunk * call.prologues; }
+  int64_t parts() const { return (call.x.channels + chunk - 1) / chunk * call.prologues; }
+  Part part(int64_t index) const {  // the prologues in turn, while the second-level cache has the channels
+    const int64_t first = index / call.prologues * chunk;
+    return {index % call.prologues, first, least(chunk, call.x.channels - first)};
+  }
 };
 
 // A block's buffers, one behind the other in this thread's scratch. What passes through the second-level cache are the strips, with
@@ -28,64 +37,69 @@ struct Context {
 template <int N>
 struct Buffers {
   static constexpr int64_t tiles = N * kWidth;
+  static constexpr int some = N < 2 ? N : 2;  // vectors of tiles that are multiplied at a time
   int64_t point;   // from one point's transformed inputs to the next's: no power of two, which would fall on one cache set
   int64_t stride;  // from one point's sums to the next's
-  float *strips, *transformed, *sums, *pixels;  // this chunk's and the next one's [channel][prologue] strips,
-                                                // [six points][channel][tile], [point][prologue][output][tile],
-                                                // [channel][pixel][tile]
+  float *strips[2], *transformed, *sums, *pixels;  // this part's and the next one's strips, [six points][channel][tile],
+                                                   // [prologue][point][output][tile], [channel][pixel][tile]
 
-  Buffers(const Context& c, float* memory)
-      : point((c.chunk + 1) * tiles), stride(c.call.prologues * c.blocks() * kOutputs * tiles) {
-    strips = memory;
-    transformed = strips + (c.chunk < c.call.x.channels ? 2 : 1) * c.strips() * Strip<N>::size;
+  Buffers(const Context& c, float* memory) : point((c.chunk + 1) * some * kWidth), stride(c.blocks() * kOutputs * tiles) {
+    strips[0] = memory + kWidth;
+    strips[1] = strips[0] + (c.parts() > 1 ? c.chunk * Strip<N>::size : 0);
+    transformed = strips[1] - kWidth + c.chunk * Strip<N>::size;
     sums = transformed + 6 * point;
-    pixels = sums + kPoints * stride;
+    pixels = sums + c.call.prologues * kPoints * stride;
   }
-  int64_t size() const { return pixels - strips + 64 * tiles; }
-  float* strip(int64_t at) const { return strips + at * Strip<N>::size + kWidth; }
+  int64_t size() const { return pixels - strips[0] + kWidth + 64 * tiles; }
+  float* sums_of(int64_t prologue) const { return sums + prologue * kPoints * stride; }
 };
 
-// Reads channels of a block into strips, as many at a time as it is told: memory answers late, so the next chunk is read little by
-// little between the products of the one before.
+// Reads a part of a block into strips, as many channels at a time as it is told: memory answers late, so the next part is read little
+// by little between the products of the one before.
 template <int N, bool normalise>
 struct Reader {
   const Context& context;
   const Block<N>& block;
-  int64_t next, end;
+  Part part;
   float* strip;
+  int64_t done = 0;
 
-  // Not inlined: the compiler might join other multiplications and additions in the next copy, and a face's bits depend on its place.
-  __attribute__((noinline)) void read_to(int64_t channel) {
+  void read_to(int64_t channels) {
     const ConvolutionForward& call = context.call;
     Plane<normalise> planes[Block<N>::size];
     const float* ahead[Block<N>::size];
-    for (; next < least(channel, end); ++next)
-      for (int64_t i = 0; i < call.prologues; ++i, strip += Strip<N>::size) {
-        for (int64_t r = 0; r < block.count; ++r) {
-          const int64_t lane = block.runs[r].lane, at = (i * call.x.tasks + context.plan.task[lane]) * call.x.channels + next;
-          planes[r] = {context.plan.plane(lane, next), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-          ahead[r] = context.plan.plane(lane, least(next + kChannelsAhead, call.x.channels - 1));
-        }
-        transform_down(block, planes, ahead, strip);
+    for (; done < least(channels, part.channels); ++done, strip += Strip<N>::size) {
+      const int64_t c = part.first + done;
+      for (int64_t r = 0; r < block.count; ++r) {
+        const int64_t lane = block.runs[r].lane, at = (part.prologue * call.x.tasks + context.plan.task[lane]) * call.x.channels + c;
+        planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
+        ahead[r] = context.plan.plane(lane, least(c + kChannelsAhead, call.x.channels - 1));
       }
+      transform_down(block, planes, ahead, strip);
+    }
   }
 };
 
-// Adds a chunk's products with the filters of the outputs from `begin` to `end` to the block's sums.
+// Adds a part's products with the filters of the outputs from `begin` to `end` to the block's sums.
 template <int N, bool normalise>
-void multiply_chunk(const Context& context, const Block<N>& block, int64_t first, int64_t channels, int64_t begin, int64_t end,
-                    int64_t strip, const Buffers<N>& b, Reader<N, normalise> next) {
-  const ConvolutionForward& call = context.call;
-  const int64_t blocks = context.blocks(), inputs = call.x.channels;
-  for (int64_t i = 0; i < call.prologues; ++i)
-    for (int64_t p = 0; p < kPoints; ++p) {
-      if (p % 6 == 0)
-        for (int64_t c = 0; c < channels; ++c)
-          transform_along(block, b.strip(strip + c * call.prologues + i) + p / 6 * Strip<N>::row, b.transformed + c * b.tiles, b.point);
-      for (int64_t o = begin / kOutputs; o < groups(end); ++o)
-        products<N>(call.filters + (((i * kPoints + p) * blocks + o) * inputs + first) * kOutputs, b.transformed + p % 6 * b.point,
-                    channels, b.sums + p * b.stride + (i * blocks + o) * kOutputs * b.tiles, first > 0, end - o * kOutputs);
-      next.read_to(first + channels + context.chunk * (i * kPoints + p + 1) / (call.prologues * kPoints));
+void multiply_part(const Context& context, const Block<N>& block, Part part, int64_t begin, int64_t end, const float* strips,
+                   const Buffers<N>& b, Reader<N, normalise> next) {
+  const int64_t blocks = context.blocks(), inputs = context.call.x.channels;
+  const int64_t ahead = part.channels < inputs ? inputs * kOutputs : kFiltersAhead;
+  int64_t step = 0;
+  for (int64_t k = 0; k < 6; ++k)
+    for (int64_t n = 0; n < N; n += b.some) {
+      for (int64_t c = 0; c < part.channels; ++c)
+        transform_along<b.some>(block, strips + c * Strip<N>::size + k * Strip<N>::row, n, b.transformed + c * b.some * kWidth, b.point);
+      for (int64_t j = 0; j < 6; ++j) {
+        const int64_t p = 6 * k + j;
+        for (int64_t o = begin / kOutputs; o < groups(end); ++o)
+          products<b.some, b.tiles>(
+              context.call.filters + (((part.prologue * kPoints + p) * blocks + o) * inputs + part.first) * kOutputs,
+              b.transformed + j * b.point, part.channels,
+              b.sums_of(part.prologue) + p * b.stride + o * kOutputs * b.tiles + n * kWidth, part.first > 0, end - o * kOutputs, ahead);
+        next.read_to(context.chunk * ++step * b.some / (kPoints * N));
+      }
     }
 }
 
@@ -93,7 +107,7 @@ template <int N, bool normalise>
 void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (block, piece)
   Context& context = *static_cast<Context*>(argument);
   const ConvolutionForward& call = context.call;
-  const int64_t channels = call.x.channels, units = (context.share + kUnit - 1) / kUnit;
+  const int64_t units = (context.share + kUnit - 1) / kUnit, parts = context.parts();
   float* memory = scratch(Buffers<N>(context, nullptr).size());
   if (!memory) {
     context.failed = true;
@@ -104,15 +118,14 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
     const Block<N> block(context.tiling, index / context.pieces * b.tiles, context.tiling.tiles());
     const int64_t piece = index % context.pieces, first_output = piece * units / context.pieces * kUnit;
     const int64_t end_output = least((piece + 1) * units / context.pieces * kUnit, context.share);
-    Reader<N, normalise>{context, block, 0, channels, b.strip(0)}.read_to(context.chunk);
-    for (int64_t first = 0, strip = 0; first < channels; first += context.chunk, strip = context.strips() - strip) {
-      const int64_t some = least(context.chunk, channels - first);
-      const Reader<N, normalise> next{context, block, first + some, channels, b.strip(context.strips() - strip)};
-      multiply_chunk(context, block, first, some, first_output, end_output, strip, b, next);
-    }
+    const auto reader = [&](int64_t i) {  // beyond the last part there is nothing to read
+      return Reader<N, normalise>{context, block, i < parts ? context.part(i) : Part{}, b.strips[i % 2]};
+    };
+    reader(0).read_to(context.chunk);
+    for (int64_t i = 0; i < parts; ++i)
+      multiply_part(context, block, context.part(i), first_output, end_output, b.strips[i % 2], b, reader(i + 1));
     for (int64_t i = 0; i < call.prologues; ++i)
-      write_outputs(call, block, first_output, end_output, b.sums + i * context.blocks() * kOutputs * b.tiles, b.stride,
-                    i * context.share, b.pixels);
+      write_outputs(call, block, first_output, end_output, b.sums_of(i), b.stride, i * context.share, b.pixels);
   }
 }
 
@@ -163,10 +176,13 @@ void pack_filters(const FilterPacking& call) {
 bool convolution_forward(const ConvolutionForward& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
-  const int64_t share = call.outputs / call.prologues, together = kRegisters == 32 ? 24 : 48;  // AVX2's vectors hold half the tiles
-  const int64_t chunk = call.prologues > 1 ? together : share > 24 ? 512 : 64;
+  const int64_t share = call.outputs / call.prologues;
+  const bool many = share > 24;
+  const int64_t chunk = many ? 512 : kRegisters == 32 ? 64 : 88;  // AVX2's vectors hold half the tiles
   Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk), 1};
-  if (context.tiling.tiles() > kWidth)
+  if (kRegisters == 16 && !many && context.tiling.tiles() > 3 * kWidth)
+    run<4>(context);
+  else if (context.tiling.tiles() > kWidth)
     run<2>(context);
   else
     run<1>(context);

@@ -4,8 +4,8 @@
 //   epilogue   nothing, ReLU, or ReLU and the phase shift of a transition up
 //
 // A block of tiles at a time: inputs of `chunk` channels are gathered and transformed into a buffer that stays in the second-level
-// cache, then multiplied and added into the block's sums, while the next chunk is gathered; every input is read once, nothing else is
-// written.
+// cache, then multiplied and added into the block's sums, while the next chunk is gathered; every input is read once from memory, nothing
+// else is written.
 #pragma once
 #include "sources.h"
 

@@ -40,14 +40,12 @@ struct Buffers {
 // Two channels' strips, transformed along their rows, to v [point][tile] of pairs, points `stride` apart.
 template <int N>
 void transform_pairs(const Block<N>& block, const float* even, const float* odd, float* v, int64_t stride) {
-  for (int64_t k = 0; k < 6; ++k, even += Strip<N>::row, odd += Strip<N>::row, v += 6 * stride) {
-    const Columns<N> a(even), b(odd);
+  for (int64_t k = 0; k < 6; ++k, even += Strip<N>::row, odd += Strip<N>::row, v += 6 * stride)
     for (int64_t n = 0; n < N; ++n) {
       Vec s[6], t[6];
-      a.transform(block, n, s), b.transform(block, n, t);
+      transform_tiles(block, even, n, s), transform_tiles(block, odd, n, t);
       for (int64_t j = 0; j < 6; ++j) store_pairs(v + j * stride + n * kWidth, s[j], t[j]);
     }
-  }
 }
 
 template <int N, bool normalise>

@@ -25,73 +25,65 @@ struct Pixels {
   int64_t stride;
 };
 
-// What is kept of some vectors of pixels meanwhile: their exponentials, a row of these vectors a class.
-constexpr int kVectors = 2;  // with AVX2 a whole line of the cache; in turns they hide each other's latency
-inline int64_t exponential_floats(int64_t classes) { return kVectors * kWidth * classes; }
+// What is kept of a vector of pixels meanwhile: its exponentials.
+inline int64_t exponential_floats(int64_t classes) { return kWidth * classes; }
 
-// The loss of some vectors of pixels, and their gradient. Of pixels without weights the loss lacks the logarithm of `product`. `fixed`:
-// the number of classes where it is known to the compiler, which then unrolls the loops over them; else 0.
-template <int fixed, bool smooth, int vectors>
+// The loss of a vector of pixels, and their gradient. Of pixels without weights the loss lacks the logarithm of `product`. `fixed`: the
+// number of classes where it is known to the compiler, which then unrolls the loops over them; else 0.
+template <int fixed, bool smooth>
 inline void pixels_loss(const CrossEntropy& loss, const Pixels& pixels, const int32_t* labels, int64_t i, float* exponentials, Vec* losses,
                         Vec* product) {
   const int32_t classes = fixed ? fixed : static_cast<int32_t>(loss.classes);
   const float own_share = 1 - loss.smoothing, each = loss.smoothing / static_cast<float>(classes);
+  const int64_t stride = pixels.stride;
   const float* values = pixels.values + i;
   float* gradient = pixels.gradient + i;
-  Int label[vectors];
-  Vec most[vectors], sum[vectors]{}, total[vectors]{}, own[vectors]{}, factor[vectors], of_own[vectors], of_each[vectors];
-  __builtin_memcpy(label, labels + i, sizeof label);
-  for (int v = 0; v < vectors; ++v) most[v] = load(values + v * kWidth);
+  Int label;
+  __builtin_memcpy(&label, labels + i, sizeof label);
+  Vec most = load(values), sum{}, total{}, own{};
 #pragma GCC unroll 11
-  for (int32_t k = 1; k < classes; ++k)
-    for (int v = 0; v < vectors; ++v) {
-      const Vec z = load(values + k * pixels.stride + v * kWidth);
-      most[v] = z > most[v] ? z : most[v];
-    }
-#pragma GCC unroll 11
-  for (int32_t k = 0; k < classes; ++k)
-    for (int v = 0; v < vectors; ++v) {
-      const Vec d = load(values + k * pixels.stride + v * kWidth) - most[v], e = exponential(d);
-      own[v] = label[v] == k ? d : own[v];
-      if (smooth) total[v] += d;
-      sum[v] += e;
-      store(exponentials + (k * vectors + v) * kWidth, e);
-    }
-  for (int v = 0; v < vectors; ++v) {
-    Vec weight = (label[v] >= 0) & (label[v] < classes) ? Vec{} + 1.f : Vec{};
-    if (loss.class_weights) {
-      for (int j = 0; j < kWidth; ++j) weight[j] = weight[j] > 0.f ? loss.class_weights[label[v][j]] : 0.f;
-      *losses += weight * logarithm(sum[v]);
-    } else {
-      *product *= weight > 0.f ? sum[v] : weight + 1.f;
-      if ((i / kWidth + v) % kFactors == kFactors - 1) *losses += logarithm(*product), *product = Vec{} + 1.f;
-    }
-    *losses -= weight * (own[v] * own_share + total[v] * each);
-    weight *= loss.scale;
-    factor[v] = weight / sum[v], of_each[v] = weight * each;
-    of_own[v] = weight * (1 - (loss.smoothing - each));  // both shares at once: of one class alone nothing is left
+  for (int32_t k = 1; k < classes; ++k) {
+    const Vec z = load(values + k * stride);
+    most = z > most ? z : most;
   }
 #pragma GCC unroll 11
+  for (int32_t k = 0; k < classes; ++k) {
+    const Vec d = load(values + k * stride) - most, e = exponential(d);
+    own = label == k ? d : own;
+    if (smooth) total += d;
+    sum += e;
+    store(exponentials + k * kWidth, e);
+  }
+  Vec weight = (label >= 0) & (label < classes) ? Vec{} + 1.f : Vec{};
+  if (loss.class_weights) {
+    for (int j = 0; j < kWidth; ++j) weight[j] = weight[j] > 0.f ? loss.class_weights[label[j]] : 0.f;
+    *losses += weight * logarithm(sum);
+  } else {
+    *product *= weight > 0.f ? sum : weight + 1.f;
+    if (i / kWidth % kFactors == kFactors - 1) *losses += logarithm(*product), *product = Vec{} + 1.f;
+  }
+  *losses -= weight * (own * own_share + total * each);
+  weight *= loss.scale;
+  const Vec factor = weight / sum, of_each = smooth ? weight * each : Vec{};
+  const Vec of_own = weight * (1 - (loss.smoothing - each));  // both shares at once: of one class alone nothing is left
+#pragma GCC unroll 11
   for (int32_t k = 0; k < classes; ++k)
-    for (int v = 0; v < vectors; ++v) {
-      const Vec share = label[v] == k ? of_own[v] : smooth ? of_each[v] : Vec{};
-      store(gradient + k * pixels.stride + v * kWidth, load(exponentials + (k * vectors + v) * kWidth) * factor[v] - share);
-    }
+    store(gradient + k * stride, load(exponentials + k * kWidth) * factor - (label == k ? of_own : of_each));
 }
 
 template <int fixed, bool smooth>
 double cross_entropy(const CrossEntropy& loss, const Pixels& pixels, const int32_t* labels, int64_t n, float* exponentials) {
+  constexpr int64_t line = 16;  // floats
+  const int64_t classes = fixed ? fixed : loss.classes, stride = pixels.stride;
   Vec losses{}, product = Vec{} + 1.f;
-  int64_t i = 0;
-  for (; i + (kVectors - 1) * kWidth < n; i += kVectors * kWidth) {
-    if (pixels.values != pixels.gradient)
-      for (int64_t k = 0; k < loss.classes; ++k) {
-        __builtin_prefetch(pixels.values + k * pixels.stride + i + kFar);
-        __builtin_prefetch(pixels.gradient + k * pixels.stride + i + kFar, 1);
-      }
-    pixels_loss<fixed, smooth, kVectors>(loss, pixels, labels, i, exponentials, &losses, &product);
+  for (int64_t i = 0; i < n; i += kWidth) {
+    if (pixels.values != pixels.gradient && i % line == 0) {
+      const float *values = pixels.values + i + kFar, *gradient = pixels.gradient + i + kFar;
+#pragma GCC unroll 11
+      for (int64_t k = 0; k < classes; ++k) __builtin_prefetch(values + k * stride), __builtin_prefetch(gradient + k * stride, 1);
+    }
+    pixels_loss<fixed, smooth>(loss, pixels, labels, i, exponentials, &losses, &product);
   }
-  for (; i < n; i += kWidth) pixels_loss<fixed, smooth, 1>(loss, pixels, labels, i, exponentials, &losses, &product);
   return static_cast<double>(sum_of(losses + logarithm(product)));
 }
 

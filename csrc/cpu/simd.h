@@ -60,6 +60,38 @@ inline void store(float* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// A vector of one value.
+template <typename V>
+inline V filled(float x) {
+  return x - V{};
+}
+
+// x y + z, rounded once where the processor can; left to the compiler that would depend on what surrounds it.
+template <typename V>
+inline V multiply_add(V x, V y, V z) {
+  return x * y + z;
+}
+#if defined(__AVX2__)
+template <>
+inline float multiply_add(float x, float y, float z) {
+  return __builtin_fmaf(x, y, z);
+}
+template <>
+inline VecOf<4> multiply_add(VecOf<4> x, VecOf<4> y, VecOf<4> z) {
+  return _mm_fmadd_ps(x, y, z);
+}
+template <>
+inline VecOf<8> multiply_add(VecOf<8> x, VecOf<8> y, VecOf<8> z) {
+  return _mm256_fmadd_ps(x, y, z);
+}
+#endif
+#if defined(__AVX512F__)
+template <>
+inline VecOf<16> multiply_add(VecOf<16> x, VecOf<16> y, VecOf<16> z) {
+  return _mm512_fmadd_ps(x, y, z);
+}
+#endif
+
 // A store past the caches, for what is larger than they are and not read soon: the line is not fetched first. The address must be
 // aligned to the vector; `finish_streams` before another thread may read.
 inline void stream(float* p, Vec v) {
@@ -129,8 +161,7 @@ inline VecOf<16> relu(VecOf<16> z) {
 // Shuffles of vectors as fours of values, each turned in its place, which costs processors a fraction of a move across the vector.
 // low, high: the first two values of a and b in turn, and the last two; low_pairs, high_pairs: the first two of a, then of b, and
 // the last two. first, second: the fours of a and b in turn, those of their first halves and of their second.
-// after, before: the tiles (see Quads) to the left of those in b, for the first the last one of a; and to the right of those in a,
-// for the last the first one of b.
+// after, before: of tiles (see Quads) those to their left, `left` for the first; and those to their right, `right` for the last.
 template <int L>
 struct Fours;
 template <>
@@ -141,8 +172,8 @@ struct Fours<4> {
   static V high(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 6, 3, 7); }
   static V low_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 4, 5); }
   static V high_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 3, 6, 7); }
-  static V after(V a, V b) { return IFAN_SHUFFLE(a, b, 3, 4, 5, 6); }
-  static V before(V a, V b) { return IFAN_SHUFFLE(a, b, 1, 2, 3, 4); }
+  static V after(float left, V v) { return IFAN_SHUFFLE(V{left}, v, 0, 4, 5, 6); }
+  static V before(V v, float right) { return IFAN_SHUFFLE(v, V{right}, 1, 2, 3, 4); }
   static V first(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 2, 3); }
   static V second(V a, V b) { return IFAN_SHUFFLE(a, b, 4, 5, 6, 7); }
 };
@@ -155,8 +186,12 @@ struct Fours<8> {
   static V high(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15); }
   static V low_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13); }
   static V high_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15); }
-  static V after(V a, V b) { return IFAN_SHUFFLE(a, b, 7, 12, 13, 14, 8, 9, 10, 11); }
-  static V before(V a, V b) { return IFAN_SHUFFLE(a, b, 4, 5, 6, 7, 1, 2, 3, 8); }
+  static V after(float left, V v) {
+    return _mm256_blend_ps(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 4, 5, 6, 0, 1, 2, 3)), _mm256_set1_ps(left), 1);
+  }
+  static V before(V v, float right) {
+    return _mm256_blend_ps(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(4, 5, 6, 7, 1, 2, 3, 0)), _mm256_set1_ps(right), 128);
+  }
   static V first(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11); }
   static V second(V a, V b) { return IFAN_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15); }
 };
@@ -170,8 +205,14 @@ struct Fours<16> {
   static V high(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31); }
   static V low_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29); }
   static V high_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31); }
-  static V after(V a, V b) { return IFAN_SHUFFLE(a, b, 15, 28, 29, 30, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27); }
-  static V before(V a, V b) { return IFAN_SHUFFLE(a, b, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 1, 2, 3, 16); }
+  static V after(float left, V v) {
+    const __m512i from = _mm512_setr_epi32(0, 12, 13, 14, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11);
+    return _mm512_mask_permutexvar_ps(_mm512_set1_ps(left), 0xfffe, from, v);
+  }
+  static V before(V v, float right) {
+    const __m512i from = _mm512_setr_epi32(4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 1, 2, 3, 0);
+    return _mm512_mask_permutexvar_ps(_mm512_set1_ps(right), 0x7fff, from, v);
+  }
   static V first(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23); }
   static V second(V a, V b) { return IFAN_SHUFFLE(a, b, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31); }
 };

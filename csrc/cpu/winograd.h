@@ -17,27 +17,29 @@ constexpr int kPoints = 36;                              // products a tile, inp
 constexpr int kOutputs = kRegisters == 32 ? 12 : 6;      // output channels whose sums stay in registers
 constexpr float kA = 0.6f, kB = 1.4f, kP = 0.36f, kQ = 1.96f;  // the points and their squares
 
-// One dimension of B^T d, in place over d[0], d[step], ..., d[5 step].
+// One dimension of B^T d, in place over d[0], d[step], ..., d[5 step]. A pixel's bits must not depend on its place, so what is
+// rounded when is not left to the compiler, here and below.
 template <typename V>
 inline void input_transform(V* d, int step) {
+  const auto add = [](V z, float k, V x) { return multiply_add(filled<V>(k), x, z); };
   const V a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step], g = d[5 * step];
-  const V even_a = f - kQ * c, odd_a = e - kQ * b, even_b = f - kP * c, odd_b = e - kP * b;
-  d[0] = kP * kQ * a - (kP + kQ) * c + f;
-  d[step] = even_a + kA * odd_a;
-  d[2 * step] = even_a - kA * odd_a;
-  d[3 * step] = even_b + kB * odd_b;
-  d[4 * step] = even_b - kB * odd_b;
-  d[5 * step] = kP * kQ * b - (kP + kQ) * e + g;
+  const V even_a = add(f, -kQ, c), odd_a = add(e, -kQ, b), even_b = add(f, -kP, c), odd_b = add(e, -kP, b);
+  d[0] = add(even_a, -kP, add(c, -kQ, a));
+  d[step] = add(even_a, kA, odd_a);
+  d[2 * step] = add(even_a, -kA, odd_a);
+  d[3 * step] = add(even_b, kB, odd_b);
+  d[4 * step] = add(even_b, -kB, odd_b);
+  d[5 * step] = add(add(g, -kQ, e), -kP, odd_a);
 }
 
 // One dimension of A^T m: six values to four.
-template <typename V>
-inline void output_transform(const V m[6], V y[4]) {
-  const V s = m[1] + m[2], t = m[1] - m[2], u = m[3] + m[4], w = m[3] - m[4];
+inline void output_transform(const Vec m[6], Vec y[4]) {
+  const auto add = [](Vec z, float k, Vec x) { return multiply_add(filled<Vec>(k), x, z); };
+  const Vec s = m[1] + m[2], t = m[1] - m[2], u = m[3] + m[4], w = m[3] - m[4];
   y[0] = m[0] + s + u;
-  y[1] = kA * t + kB * w;
-  y[2] = kP * s + kQ * u;
-  y[3] = kA * kP * t + kB * kQ * w + m[5];
+  y[1] = add(kB * w, kA, t);
+  y[2] = add(kQ * u, kP, s);
+  y[3] = add(add(m[5], kB * kQ, w), kA * kP, t);
 }
 
 // One dimension of A y: four values to six, the transpose of the above.
@@ -122,7 +124,7 @@ struct Plane {
 
   template <typename V>
   V operator()(V x) const {
-    return normalise ? relu(x * scale + shift) : x;
+    return normalise ? relu(multiply_add(x, filled<V>(scale), filled<V>(shift))) : x;
   }
 };
 
@@ -155,89 +157,89 @@ struct Strip {
   static constexpr int64_t pixels = 4 * N * kWidth, row = pixels + 2 * kWidth, size = 6 * row;
 };
 
-// The pixels beside the block in column x, downwards from row y, transformed, to the rows of `out`.
-template <int N, bool normalise>
-inline void transform_neighbour(const Plane<normalise>& plane, const Tiling& tiling, int64_t y, int64_t x, float* out) {
-  float d[6] = {};
-  for (int64_t k = 0; k < 6; ++k)
-    if (y + k >= 0 && y + k < tiling.height) d[k] = plane(plane.data[(y + k) * tiling.width + x]);
-  input_transform(d, 1);
-  for (int64_t k = 0; k < 6; ++k) out[k * Strip<N>::row] = d[k];
+// `count` vectors V of pixels beside each other, in rows `begin` to `end` of six that lie `width` apart, zeros in the others,
+// transformed downwards to the rows of `out`. Lines at `ahead`, if it is given, are asked for on the way, so that requests never queue up.
+template <typename V, int64_t row, bool normalise, bool all>
+inline void transform_columns(Plane<normalise> plane, const float* from, const float* ahead, int64_t width, int64_t begin, int64_t end,
+                              int64_t count, float* out) {
+  constexpr int64_t step = sizeof(V) / sizeof(float), line = 16 / step;
+  for (int64_t i = 0; i < count; ++i, from += step, out += step) {
+    V d[6] = {};
+#pragma GCC unroll 6
+    for (int64_t k = 0; k < 6; ++k) {
+      if (!all && (k < begin || k >= end)) continue;
+      V x;
+      __builtin_memcpy(&x, from + k * width, sizeof x);
+      d[k] = plane(x);
+    }
+    if (ahead && i % line == 0)
+      for (int64_t k = 0; k < 6; ++k) __builtin_prefetch(ahead + i * step + k * width);
+    input_transform(d, 1);
+    for (int64_t k = 0; k < 6; ++k) store(out + k * row, d[k]);
+  }
+}
+template <typename V, int64_t row, bool normalise>
+inline void transform_columns(Plane<normalise> plane, const float* from, const float* ahead, int64_t width, int64_t begin, int64_t end,
+                              int64_t count, float* out) {
+  const auto columns = begin == 0 && end == 6 ? transform_columns<V, row, normalise, true> : transform_columns<V, row, normalise, false>;
+  columns(plane, from, ahead, width, begin, end, count, out);
 }
 
 constexpr int64_t kChannelsAhead = 4;  // memory's answer takes as long as transforming some channels
 
 // Fills the strip of one channel, from the first pixel of its first row on: pixels are transformed while they lie as they do in the
 // picture, a third fewer values than once split into the columns of tiles, which share pixels. `planes`: that of each run; `next`:
-// those that are read later, whose rows lie too far apart for the processor to guess. A line is asked for with each that is read,
-// so that the requests never queue up.
+// those that are read later, whose rows lie too far apart for the processor to guess.
 template <int N, bool normalise>
 inline void transform_down(const Block<N>& block, const Plane<normalise>* planes, const float* const* next, float* out) {
   constexpr int64_t row = Strip<N>::row;
   const Tiling& tiling = block.tiling;
   const int64_t width = tiling.width;
-  const Run &first = block.runs[0], &last = block.runs[block.count - 1];
-  alignas(64) float copied[6][4 * block.size];
-  poison(copied[0], 24 * block.size);
-  if (!block.whole && block.tiles < block.size) memset(copied, 0, sizeof copied);
-  for (int64_t k = 0; k < 6 && !block.whole; ++k)
-    for (int64_t r = 0; r < block.count; ++r)
-      copy_row(planes[r], tiling, block.runs[r], 4 * block.runs[r].y - 1 + k, copied[k] + 4 * block.runs[r].at);
-  for (int64_t v = 0; v < 4 * N; ++v) {
-    const Pixels& at = block.pixels[v];
-    Vec x[6] = {};
-    if (!block.whole) {
-      for (int64_t k = 0; k < 6; ++k) x[k] = load(copied[k] + v * kWidth);
-    } else if (at.end > 0) {
-      const Plane<normalise>& plane = planes[at.run];
-      const float *from = plane.data + at.offset, *ahead = next[at.run] + at.offset;
-      const auto read = [&](int64_t k) {
-        x[k] = plane(load(from + k * width));
-        __builtin_prefetch(ahead + k * width);
-      };
-      if (at.begin == 0 && at.end == 6) {
-        for (int64_t k = 0; k < 6; ++k) read(k);
-      } else {
-        for (int64_t k = 0; k < 6; ++k)  // unrolled, so that x stays in registers
-          if (k >= at.begin && k < at.end) read(k);
-      }
+  if (block.whole) {
+    for (int64_t r = 0; r < block.count; ++r) {
+      const Run& run = block.runs[r];
+      const Pixels& at = block.pixels[4 * run.at / kWidth];
+      transform_columns<Vec, row>(planes[r], planes[r].data + at.offset, next[r] + at.offset, width, at.begin, at.end,
+                                  4 * run.count / kWidth, out + 4 * run.at);
     }
-    input_transform(x, 1);
-    for (int64_t k = 0; k < 6; ++k) store(out + k * row + v * kWidth, x[k]);
+    for (int64_t k = 0; k < 6 && block.tiles < block.size; ++k)
+      memset(out + k * row + 4 * block.tiles, 0, 4 * (block.size - block.tiles) * sizeof(float));
+  } else {
+    alignas(64) float copied[6][4 * block.size];
+    poison(copied[0], 24 * block.size);
+    if (block.tiles < block.size) memset(copied, 0, sizeof copied);
+    for (int64_t k = 0; k < 6; ++k)
+      for (int64_t r = 0; r < block.count; ++r)
+        copy_row(planes[r], tiling, block.runs[r], 4 * block.runs[r].y - 1 + k, copied[k] + 4 * block.runs[r].at);
+    transform_columns<Vec, row>(Plane<false>{}, copied[0], nullptr, 4 * block.size, 0, 6, 4 * N, out);
   }
-  if (block.before) transform_neighbour<N>(planes[0], tiling, 4 * first.y - 1, 4 * first.x - 1, out - 1);
-  if (block.after)
-    transform_neighbour<N>(planes[block.count - 1], tiling, 4 * last.y - 1, 4 * (last.x + last.count), out + 4 * block.tiles);
+  const auto neighbour = [&](int64_t r, int64_t x, float* to) {
+    const int64_t y = 4 * block.runs[r].y - 1;
+    transform_columns<float, row>(planes[r], planes[r].data + y * width + x, nullptr, width, y < 0 ? 1 : 0, least(6, tiling.height - y), 1, to);
+  };
+  const Run &first = block.runs[0], &last = block.runs[block.count - 1];
+  if (block.before) neighbour(0, 4 * first.x - 1, out - 1);
+  if (block.after) neighbour(block.count - 1, 4 * (last.x + last.count), out + 4 * block.tiles);
 }
 
-// One row of a strip, split into the columns of tiles.
+// Six points of the n-th vector of tiles of a row of a strip, which is split into the columns of its tiles.
 template <int N>
-struct Columns {
-  Vec p[N][4], left, right;  // left and right: what lies beside the block is in the last and in the first value
+inline void transform_tiles(const Block<N>& block, const float* x, int64_t n, Vec t[6]) {
+  x += 4 * n * kWidth;
+  const Vec in[4] = {load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth)};
+  Quads<kWidth>::turn(in, t + 1);
+  t[0] = where(block.inner_left + n * kWidth, Quads<kWidth>::after(x[-1], t[4]));
+  t[5] = where(block.inner_right + n * kWidth, Quads<kWidth>::before(t[1], x[4 * kWidth]));
+  input_transform(t, 1);
+}
 
-  explicit Columns(const float* x) : left(load(x - kWidth)), right(load(x + Strip<N>::pixels)) {
-    for (int64_t n = 0; n < N; ++n, x += 4 * kWidth) {
-      const Vec in[4] = {load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth)};
-      Quads<kWidth>::turn(in, p[n]);
-    }
-  }
-  // Six points of the n-th vector of tiles.
-  void transform(const Block<N>& block, int64_t n, Vec t[6]) const {
-    t[0] = where(block.inner_left + n * kWidth, Quads<kWidth>::after(n ? p[n - 1][3] : left, p[n][3]));
-    for (int q = 0; q < 4; ++q) t[1 + q] = p[n][q];
-    t[5] = where(block.inner_right + n * kWidth, Quads<kWidth>::before(p[n][0], n + 1 < N ? p[n + 1][0] : right));
-    input_transform(t, 1);
-  }
-};
-
-// A row of a strip, transformed along the row: six points of every tile, `stride` apart.
-template <int N>
-inline void transform_along(const Block<N>& block, const float* x, float* v, int64_t stride) {
-  const Columns<N> columns(x);
-  for (int64_t n = 0; n < N; ++n) {
+// A row of a strip, transformed along the row: six points, `stride` apart, of the tiles in `some` vectors from the n-th on.
+template <int some, int N>
+inline void transform_along(const Block<N>& block, const float* x, int64_t n, float* v, int64_t stride) {
+  for (int64_t i = 0; i < some; ++i) {
     Vec t[6];
-    columns.transform(block, n, t);
-    for (int j = 0; j < 6; ++j) store(v + j * stride + n * kWidth, t[j]);
+    transform_tiles(block, x, n + i, t);
+    for (int j = 0; j < 6; ++j) store(v + j * stride + i * kWidth, t[j]);
   }
 }
 
@@ -248,7 +250,7 @@ inline void transform_inputs(const Block<N>& block, const Plane<normalise>* plan
   alignas(64) float strip[Strip<N>::size];
   poison(strip, Strip<N>::size);
   transform_down(block, planes, next, strip + kWidth);
-  for (int64_t k = 0; k < 6; ++k) transform_along(block, strip + kWidth + k * Strip<N>::row, v + 6 * k * stride, stride);
+  for (int64_t k = 0; k < 6; ++k) transform_along<N>(block, strip + kWidth + k * Strip<N>::row, 0, v + 6 * k * stride, stride);
 }
 
 // Filters are asked for a page ahead, since the processor's own prefetching ends where a page does, and wide convolutions read megabytes.
@@ -261,40 +263,41 @@ constexpr int64_t kFiltersAhead = 1024;
 #define IFAN_PRODUCTS __attribute__((noinline))
 #endif
 
-// m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles]: the inner loop of everything here.
+// m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles], for N vectors of tiles, rows of m `row` apart: the
+// inner loop of everything here. Filters `ahead` are asked for.
 // Of at least one channel, and unrolled before GCC 12 decides where arrays live: else it copies the sums to the stack and back.
-template <int M, int N>
-IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels, float* m, bool add) {
-  constexpr int tiles = N * kWidth;
+template <int M, int N, int row>
+IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels, float* m, bool add, int64_t ahead) {
   Vec sum[M][N];
 #pragma GCC unroll 12
   for (int o = 0; o < M; ++o)
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) sum[o][n] = add ? load(m + o * tiles + n * kWidth) : Vec{};
+    for (int n = 0; n < N; ++n) sum[o][n] = add ? load(m + o * row + n * kWidth) : Vec{};
   do {
-    if (kRegisters == 32) __builtin_prefetch(u + kFiltersAhead);
+    __builtin_prefetch(u + ahead);
     Vec x[N];
     for (int n = 0; n < N; ++n) x[n] = load(v + n * kWidth);
     for (int o = 0; o < M; ++o)
       for (int n = 0; n < N; ++n) sum[o][n] += u[o] * x[n];
-    u += kOutputs, v += tiles;
+    u += kOutputs, v += N * kWidth;
   } while (--channels > 0);
 #pragma GCC unroll 12
   for (int o = 0; o < M; ++o)
 #pragma GCC unroll 2
-    for (int n = 0; n < N; ++n) store(m + o * tiles + n * kWidth, sum[o][n]);
+    for (int n = 0; n < N; ++n) store(m + o * row + n * kWidth, sum[o][n]);
 }
 
 // The same for the first `outputs` of a group, rounded up to a third of it.
-template <int N>
-inline void products(const float* u, const float* v, int64_t channels, float* m, bool add, int64_t outputs) {
+template <int N, int row = N * kWidth>
+inline void products(const float* u, const float* v, int64_t channels, float* m, bool add, int64_t outputs,
+                     int64_t ahead = kFiltersAhead) {
   constexpr int third = kOutputs / 3;
   if (outputs > 2 * third)
-    products_of<kOutputs, N>(u, v, channels, m, add);
+    products_of<kOutputs, N, row>(u, v, channels, m, add, ahead);
   else if (outputs > third)
-    products_of<2 * third, N>(u, v, channels, m, add);
+    products_of<2 * third, N, row>(u, v, channels, m, add, ahead);
   else
-    products_of<third, N>(u, v, channels, m, add);
+    products_of<third, N, row>(u, v, channels, m, add, ahead);
 }
 
 }  // namespace IFAN_ISA
