@@ -177,7 +177,7 @@ bool convolution_forward(const ConvolutionForward& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
   const int64_t share = call.outputs / call.prologues;
-  const bool many = share > 24;
+  const bool many = share > 24;  // outputs; where they are few, more tiles a block share one reading of the filters
   const int64_t chunk = many ? 512 : kRegisters == 32 ? 64 : 88;  // AVX2's vectors hold half the tiles
   Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk), 1};
   if (kRegisters == 16 && !many && context.tiling.tiles() > 3 * kWidth)

@@ -66,7 +66,7 @@ inline V filled(float x) {
   return x - V{};
 }
 
-// x y + z, rounded once where the processor can; left to the compiler that would depend on what surrounds it.
+// x y + z: with AVX2 rounded once, which left to the compiler would depend on what surrounds it.
 template <typename V>
 inline V multiply_add(V x, V y, V z) {
   return x * y + z;

@@ -17,8 +17,8 @@ constexpr int kPoints = 36;                              // products a tile, inp
 constexpr int kOutputs = kRegisters == 32 ? 12 : 6;      // output channels whose sums stay in registers
 constexpr float kA = 0.6f, kB = 1.4f, kP = 0.36f, kQ = 1.96f;  // the points and their squares
 
-// One dimension of B^T d, in place over d[0], d[step], ..., d[5 step]. A pixel's bits must not depend on its place, so what is
-// rounded when is not left to the compiler, here and below.
+// One dimension of B^T d, in place over d[0], d[step], ..., d[5 step]. A pixel's bits must not depend on its place, so how
+// it is rounded is not left to the compiler, here and below.
 template <typename V>
 inline void input_transform(V* d, int step) {
   const auto add = [](V z, float k, V x) { return multiply_add(filled<V>(k), x, z); };
@@ -215,7 +215,8 @@ inline void transform_down(const Block<N>& block, const Plane<normalise>* planes
   }
   const auto neighbour = [&](int64_t r, int64_t x, float* to) {
     const int64_t y = 4 * block.runs[r].y - 1;
-    transform_columns<float, row>(planes[r], planes[r].data + y * width + x, nullptr, width, y < 0 ? 1 : 0, least(6, tiling.height - y), 1, to);
+    transform_columns<float, row>(planes[r], planes[r].data + y * width + x, nullptr, width, y < 0 ? 1 : 0,
+                                  least(6, tiling.height - y), 1, to);
   };
   const Run &first = block.runs[0], &last = block.runs[block.count - 1];
   if (block.before) neighbour(0, 4 * first.x - 1, out - 1);
