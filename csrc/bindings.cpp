@@ -208,6 +208,7 @@ py::dict features() {
   result["compiled"] = compiled;
   result["supported"] = usable;
   result["bf16"] = has_bf16();
+  result["tiles"] = uses_tiles();
   return result;
 }
 
@@ -219,6 +220,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of ifan, compiled once an instruction set; see ifan.ops.";
   module.def("features", &features, "Processor name, the instruction set in use, those compiled and those this processor has.");
   module.def("isa", [] { return name(current_isa()); }, "The instruction set in use.");
+  module.def("use_tiles", &use_tiles, "Whether bfloat16 is multiplied by AMX where the processor has it (tests and benchmarks).");
   module.def("use_isa", &use_isa, "Run the kernels of this instruction set from now on (tests and benchmarks).");
   module.def("channel_moments_forward", &channel_moments_forward);
   module.def("channel_moments_backward", &channel_moments_backward);

@@ -17,6 +17,7 @@
 #include "cpu/integrate.h"
 #include "cpu/runtime/thread_pool.h"
 #include "cpu/small_maps.h"
+#include "cpu/tiles_bf16.h"
 
 namespace py = pybind11;
 
@@ -45,6 +46,9 @@ class RecordedPlan {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     ConvolutionForward call{inputs->x, read(scale), read(shift), read(filters), outputs, epilogue_of(epilogue),
                             written(out), out_lane_stride, 1};
+#if defined(__x86_64__)
+    if (bf16_ && tiles_) return record("convolution_tiles", call, avx512bf16::tile_convolution_forward, inputs);
+#endif
     if (IFAN_PICK(fits_small_maps)(shape[2], shape[3]))
       record("small_convolution", call, IFAN_PICK(small_convolution_forward), inputs);
 #if defined(__x86_64__)
@@ -71,7 +75,9 @@ class RecordedPlan {
     DirectConvolution call{inputs->x,     taps->data(),    static_cast<int64_t>(taps->size()), row_step, read(filters), outputs,
                            read(initial), written(out), out_lane_stride, relu, 1};
 #if defined(__x86_64__)
-    if (bf16)
+    if (bf16 && tiles_)
+      record("direct_tiles", call, avx512bf16::tile_direct_convolution, inputs, taps);
+    else if (bf16)
       record("direct_bf16", call, avx512bf16::direct_convolution, inputs, taps);
     else
 #endif
@@ -182,7 +188,7 @@ class RecordedPlan {
                       }});
   }
 
-  const bool bf16_;
+  const bool bf16_, tiles_ = uses_tiles();
   const Isa isa_ = current_isa();
   std::vector<Step> steps_;
 };
@@ -219,18 +225,23 @@ void pack_small_filters(Address weight, int64_t outputs, int64_t inputs, Address
 }
 
 #if defined(__x86_64__)
-int64_t packed_filters_bf16(int64_t outputs, int64_t inputs) { return avx512bf16::packed_filters(outputs, inputs); }
+// A kernel of bfloat16: by tile registers or by vectors.
+#define IFAN_PICK_BF16(tiles, vectors) (uses_tiles() ? avx512bf16::tiles : avx512bf16::vectors)
+
+int64_t packed_filters_bf16(int64_t outputs, int64_t inputs) {
+  return IFAN_PICK_BF16(packed_tile_filters, packed_filters)(outputs, inputs);
+}
 
 void pack_filters_bf16(Address weight, int64_t outputs, int64_t inputs, Address filters) {
-  avx512bf16::pack_filters({read(weight), outputs, inputs, false, written(filters)});
+  IFAN_PICK_BF16(pack_tile_filters, pack_filters)({read(weight), outputs, inputs, false, written(filters)});
 }
 
 int64_t packed_taps_bf16(int64_t outputs, int64_t channels, int64_t taps) {
-  return avx512bf16::packed_taps(outputs, channels, taps);
+  return IFAN_PICK_BF16(packed_tile_taps, packed_taps)(outputs, channels, taps);
 }
 
 void pack_taps_bf16(Address weight, int64_t outputs, int64_t channels, int64_t taps, Address filters) {
-  avx512bf16::pack_taps({read(weight), outputs, channels * taps, written(filters)}, taps);
+  IFAN_PICK_BF16(pack_tile_taps, pack_taps)({read(weight), outputs, channels * taps, written(filters)}, taps);
 }
 #endif
 

@@ -91,6 +91,7 @@ def onnxruntime(graph: Path, inputs: Sequence[Sequence[Tensor]], threads: int) -
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")  # not while others run
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # as ours, and as OpenVINO does by itself
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     feeds = [{name: value.numpy() for name, value in zip(names, one, strict=True)} for one in inputs]

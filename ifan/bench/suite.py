@@ -7,6 +7,8 @@ import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import torch
+
 from ifan.allocator import keep_freed_memory
 from ifan.bench.apart import Ended, Mark, apart, started
 from ifan.bench.cases import operations
@@ -104,5 +106,6 @@ def _apart(run: partial[Row], case: Case, find: Find, setting: Setting, against:
 def _row(turn: Mark, run: partial[Row], find: Find, name: str, setting: Setting, against: Sequence[str]) -> Row:
     if setting.mallopt:
         keep_freed_memory()
+    torch.set_flush_denormal(True)  # as in ours and in OpenVINO; threads that PyTorch starts from now on inherit it
     with threads(setting.threads), named_ranges(setting.ranges):
         return run(find(name, setting.quick), against=against, turn=turn)

@@ -19,7 +19,7 @@ from ifan.config import NetworkConfig
 from ifan.inference.plan import Plan, PlanKey, uninitialised
 from ifan.inference.plan_weights import PackedWeights
 from ifan.network import IFAN, Predictions, released
-from ifan.ops.native import bf16_refusal, cpu_module
+from ifan.ops.native import bf16_refusal, cpu_module, kernels_in_use
 
 _LARGEST_SLICE = 128 * 128
 """Pixels of the faces that share an arena: more of them outgrow the caches, fewer read the weights more often."""
@@ -104,7 +104,7 @@ class Engine:
 
     def _taken(self, count: int, from_planes: bool) -> Plan:
         """A plan for that many faces that nobody runs now."""
-        key = (count, from_planes, cpu_module().features()["isa"])
+        key = (count, from_planes, kernels_in_use())
         with self._lock:
             if self._plans[key]:
                 return self._plans[key].pop()

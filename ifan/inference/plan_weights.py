@@ -12,7 +12,7 @@ from torch import Tensor
 from ifan.layers import EPSILON, TaskNorm
 from ifan.network import IFAN
 from ifan.ops.concatenation import Normalisation
-from ifan.ops.native import cpu_module
+from ifan.ops.native import cpu_module, kernels_in_use
 
 
 class PackedWeights:
@@ -23,7 +23,7 @@ class PackedWeights:
         self._kept: dict[Any, Any] = {}
 
     def keep(self, key: Any, make: Callable[[], Any]) -> Any:
-        key = (cpu_module().features()["isa"], key)
+        key = (kernels_in_use(), key)
         if key not in self._kept:
             with torch.no_grad():
                 self._kept[key] = make()
@@ -34,7 +34,7 @@ class PackedWeights:
 
     def filters(self, key: Any, weight: Tensor, side: int) -> int:
         """A 3x3 convolution's weight as `Plan.convolution` reads it for maps of that side."""
-        small = cpu_module().fits_small_maps(side, side)
+        small = cpu_module().fits_small_maps(side, side) and not (self.bf16 and cpu_module().features()["tiles"])
 
         def pack() -> Tensor:
             module, whole = cpu_module(), weight.contiguous()

@@ -39,6 +39,12 @@ def cpu_module() -> ModuleType:
     return module
 
 
+def kernels_in_use() -> str:
+    """What packed weights and recorded plans depend on: the instruction set, and whether bfloat16 goes through tiles."""
+    features = cpu_module().features()
+    return f"{features['isa']}{'+amx' * features['tiles']}"
+
+
 def bf16_refusal() -> str | None:
     """Why the compiled CPU kernels cannot multiply in bfloat16 here; ``None`` when they can."""
     module, reason = _load("ifan._cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -18,10 +19,23 @@ from ifan.network import Predictions
 from ifan.ops import use_backend
 from ifan.ops.native import bf16_refusal, cpu_module, cpu_refusal
 
-bf16 = pytest.mark.skipif(bf16_refusal() is not None, reason=str(bf16_refusal()))
-
 WINOGRAD, DIRECT = 0.016, 0.004
 """Relative L2 error of one convolution against float64: measured 0.009 to 0.013, and 0.002 to 0.003."""
+
+
+@pytest.fixture(params=["vectors", "tiles"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each test with the kernels that multiply vectors (AVX512_BF16) and, where the processor has it, tiles (AMX)."""
+    if bf16_refusal() is not None:
+        pytest.skip(str(bf16_refusal()))
+    cpu_module().use_tiles(request.param == "tiles")
+    if request.param == "tiles" and not cpu_module().features()["tiles"]:
+        pytest.skip(f"{cpu_module().features()['processor']} has no AMX")
+    yield request.param
+    cpu_module().use_tiles(True)
+
+
+bf16 = pytest.mark.usefixtures("kernels")
 
 ITERATION = 0.03
 """Relative L2 error of an iteration's outputs, from the same planes: measured 0.002 to 0.009; 0.016 where the two
@@ -64,22 +78,23 @@ def convolved(x: Tensor, weight: Tensor, norm: Tensor | None, epilogue: str, thr
 
 @bf16
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_convolution(layer: tuple[int, ...]) -> None:
+def test_convolution(layer: tuple[int, ...], kernels: str) -> None:
+    bound = DIRECT if kernels == "tiles" else WINOGRAD
     lanes, inputs, outs, height, width = layer
     x, weight = torch.randn(lanes, inputs, height, width), torch.randn(outs, inputs, 3, 3)
     norm = torch.stack([torch.rand(inputs) + 0.5, 0.3 * torch.randn(inputs)])
     normalised = F.relu(x.double() * norm[0].double()[:, None, None] + norm[1].double()[:, None, None])
     exact = F.conv2d(normalised, weight.double(), padding=1)
     found = convolved(x, weight, norm, "none")
-    assert error(found, exact) < WINOGRAD
+    assert error(found, exact) < bound
     assert torch.equal(found, convolved(x, weight, norm, "none", threads=3))
     assert torch.equal(found[-1:], convolved(x[-1:].contiguous(), weight, norm, "none"))
     raw = F.relu(F.conv2d(x.double(), weight.double(), padding=1))
-    assert error(convolved(x, weight, None, "relu"), raw) < WINOGRAD
+    assert error(convolved(x, weight, None, "relu"), raw) < bound
     if outs % 4 == 0:
         split = raw.unflatten(1, (-1, 2, 2))  # channel 4 c + 2 i + j to row offset j, column offset i
         shifted = split.permute(0, 1, 4, 3, 5, 2).reshape(lanes, outs // 4, 2 * height, 2 * width)
-        assert error(convolved(x, weight, None, "relu_phase_shift").reshape(shifted.shape), shifted) < WINOGRAD
+        assert error(convolved(x, weight, None, "relu_phase_shift").reshape(shifted.shape), shifted) < bound
 
 
 @bf16
@@ -103,12 +118,14 @@ def test_direct_convolution(channels: int, kernel: int, height: int, width: int)
 
 
 @bf16
-def test_nan_of_one_channel_reaches_what_it_should_and_no_more() -> None:
+def test_nan_of_one_channel_reaches_what_it_should_and_no_more(kernels: str) -> None:
     x, weight = torch.randn(1, 3, 16, 64), torch.randn(4, 3, 3, 3)
     x[0, 2, 0, 0] = torch.nan
     found = convolved(x, weight, None, "none")
-    assert found[0, :, :4, :4].isnan().all()
-    assert found[0, :, 5:].isfinite().all()
+    reach = 2 if kernels == "tiles" else 4  # Winograd's tile
+    assert found[0, :, :reach, :reach].isnan().all()
+    assert found[0, :, reach:].isfinite().all()
+    assert found[0, :, :, reach:].isfinite().all()
 
 
 def assert_near(found: Predictions, expected: Predictions) -> None:

@@ -12,7 +12,7 @@ import torch
 from ifan.config import NetworkConfig
 from ifan.inference.engine import Engine
 from ifan.network import IFAN
-from ifan.ops.native import cpu_module
+from ifan.ops.native import cpu_module, kernels_in_use
 
 SIZE = 32
 
@@ -42,7 +42,7 @@ def main() -> None:
         out = engine(images)
         outputs = [out.parsing_logits, out.points, *out.class_logits.values()]
         large = sum(value.nbytes for value in outputs if value.nbytes >= 1024)
-        (plan,) = engine._plans[faces, False, cpu_module().features()["isa"]]
+        (plan,) = engine._plans[faces, False, kernels_in_use()]
         found[f"plan {faces}"] = count(lambda p=plan: cpu_module().run_plans([p.plan], 1))
         found[f"call {faces}"] = count(lambda x=images: engine(x))
         found[f"outputs {faces}"] = {"large_bytes": large}

@@ -7,6 +7,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace ifan {
 
@@ -45,7 +49,25 @@ bool has_bf16() {
 #endif
 }
 
+bool has_tiles() {
+#if defined(IFAN_POISON)
+  return has_bf16();  // tiles.h does without
+#elif defined(__x86_64__) && defined(__linux__)
+  static const bool found = [] {
+    unsigned a, b, c, d;
+    const bool tiles = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, for all threads: Linux saves tiles of who asks for them
+    return tiles && has_bf16() && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  }();
+  return found;
+#else
+  return false;
+#endif
+}
+
 namespace {
+
+std::atomic<bool> tiles_wanted{true};
 
 Isa fastest() {
   Isa best = Isa::baseline;
@@ -61,6 +83,8 @@ std::atomic<Isa>& chosen() {
 
 }  // namespace
 
+bool uses_tiles() { return tiles_wanted.load() && has_tiles(); }
+void use_tiles(bool wanted) { tiles_wanted.store(wanted); }
 Isa current_isa() { return chosen().load(); }
 void set_isa(Isa isa) { chosen().store(isa); }
 

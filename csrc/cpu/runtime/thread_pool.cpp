@@ -10,8 +10,45 @@
 #include <system_error>
 #include <thread>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 namespace ifan {
 namespace {
+
+// While this lives, the thread takes subnormal numbers for zeros and makes none: Intel's processors spend over a hundred cycles on each.
+class FlushSubnormals {
+ public:
+#if defined(__x86_64__)
+  using Mode = unsigned;
+  static constexpr Mode kFlush = 0x8040;  // results (FTZ) and operands (DAZ)
+  static Mode mode() { return _mm_getcsr(); }
+  static void set(Mode mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+  using Mode = uint64_t;
+  static constexpr Mode kFlush = 1 << 24;
+  static Mode mode() {
+    Mode mode;
+    asm volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+  }
+  static void set(Mode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+  using Mode = unsigned;
+  static constexpr Mode kFlush = 0;
+  static Mode mode() { return 0; }
+  static void set(Mode) {}
+#endif
+
+  FlushSubnormals() : before_(mode()) { set(before_ | kFlush); }
+  ~FlushSubnormals() { set(before_); }
+  FlushSubnormals(const FlushSubnormals&) = delete;
+  FlushSubnormals& operator=(const FlushSubnormals&) = delete;
+
+ private:
+  const Mode before_;
+};
 
 struct Job {
   int64_t count, grain;
@@ -20,6 +57,7 @@ struct Job {
   std::atomic<int64_t> next{0};
 
   void work() {
+    const FlushSubnormals flush;
     for (;;) {
       const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
       if (begin >= count) return;
@@ -128,7 +166,10 @@ void parallel_for(int64_t count, int64_t grain, int threads, Body body, void* co
     if (run_by_openmp(job, helpers + 1)) return;
     if ((forked.load() || !openmp()) && pool().run(job, helpers)) return;
   }
-  if (count > 0) body(context, 0, count);
+  if (count > 0) {
+    const FlushSubnormals flush;
+    body(context, 0, count);
+  }
 }
 
 }  // namespace ifan
