@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <new>
 
@@ -183,6 +184,21 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
   if (!IFAN_PICK_FOR(packed_for, convolution_backward)(call)) throw std::bad_alloc();
 }
 
+// Scale and shift of (x - mean) / sqrt(var + eps) weight + bias, (tasks, channels) each; values: weight, bias, mean, var, with the
+// floats from one task's to the next.
+void normalisation(const std::array<std::pair<Address, int64_t>, 4>& values, int64_t tasks, int64_t channels, float eps, Address scale,
+                   Address shift) {
+  for (int64_t t = 0; t < tasks; ++t) {
+    const auto row = [&](int i) { return reinterpret_cast<const float*>(values[i].first) + t * values[i].second; };
+    const float *weight = row(0), *bias = row(1), *mean = row(2), *var = row(3);
+    float *to_scale = reinterpret_cast<float*>(scale) + t * channels, *to_shift = reinterpret_cast<float*>(shift) + t * channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      to_scale[c] = weight[c] * (1 / std::sqrt(var[c] + eps));
+      to_shift[c] = bias[c] - mean[c] * to_scale[c];
+    }
+  }
+}
+
 bool same_bits(Address a, Address b, int64_t bytes, int threads) {
   struct Comparison {
     const char *a, *b;
@@ -232,6 +248,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("pack_filters", &pack_filters, py::arg("weight"), py::arg("outputs"), py::arg("inputs"), py::arg("transposed"),
              py::arg("filters"), py::arg("isa"), py::arg("threads") = 1,
              "A weight as the convolutions of that instruction set read it; they are told which it was.");
+  module.def("normalisation", &normalisation);
   module.def("same_bits", &same_bits, "Whether two pieces of memory hold the same bytes.");
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);

@@ -178,7 +178,7 @@ bool convolution_forward(const ConvolutionForward& call) {
   if (!plan.made()) return false;
   const int64_t share = call.outputs / call.prologues;
   const bool many = share > 24;  // outputs; where they are few, more tiles a block share one reading of the filters
-  const int64_t chunk = many ? 512 : kRegisters == 32 ? 64 : 88;  // AVX2's vectors hold half the tiles
+  const int64_t chunk = many ? 512 : kRegisters == 32 ? 32 : 88;  // AVX2's vectors hold half the tiles
   Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk), 1};
   if (kRegisters == 16 && !many && context.tiling.tiles() > 3 * kWidth)
     run<4>(context);

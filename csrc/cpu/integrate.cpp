@@ -17,11 +17,14 @@ struct Context {
 void forward_planes(void* context, int64_t begin, int64_t end) {  // index: (lane, channel)
   const auto& [call, plan] = *static_cast<const Context*>(context);
   const int64_t channels = call.x.channels, height = call.x.height, width = call.x.width;
+  const int64_t averages = (height / call.pool) * (width / call.pool);
+  const bool large = call.x.lanes * channels * averages >= kStreamed;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t lane = index / channels, c = index % channels, at = plan.task[lane] * channels + c;
-    float* out = call.out + index * (height / call.pool) * (width / call.pool);
-    forward_plane(plan.plane(lane, c), call.pool, height, width, call.scale[at], call.shift[at], out);
+    const Writer write(call.out + index * averages, width / call.pool, large);
+    forward_plane(plan.plane(lane, c), call.pool, height, width, call.scale[at], call.shift[at], write);
   }
+  finish_streams();
 }
 
 void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (lane, channel)

@@ -6,34 +6,46 @@
 namespace ifan {
 namespace IFAN_ISA {
 
-// Gradients from so many values on are larger than the caches and are stored past them.
+// Outputs and gradients from so many values on are larger than the caches and are stored past them.
 constexpr int64_t kStreamed = 4 << 20;
 
 // Values that are asked for ahead of the loads: with little work between them, the hardware alone fetches from memory at half the
 // rate that it could.
 constexpr int64_t kAhead = 2048;
 
-// n averages of 2x2 pixels of the neighbouring rows a and b, in vectors of L and ever shorter ones.
+// Stores vectors and single values of a plane; past the caches where it is one of many and its rows begin at aligned addresses.
+struct Writer {
+  float* to;
+  bool streamed;
+
+  Writer(float* plane, int64_t width, bool large)
+      : to(plane), streamed(large && (reinterpret_cast<uintptr_t>(plane) | width * sizeof(float)) % sizeof(Vec) == 0) {}
+  void operator()(int64_t i, Vec v) const { streamed ? stream(to + i, v) : store(to + i, v); }
+  template <typename V>
+  void operator()(int64_t i, V v) const { store(to + i, v); }
+};
+
+// n averages of 2x2 pixels of the neighbouring rows a and b, in vectors of L and ever shorter ones, to those from `at` on.
 template <int L>
-inline void pool_rows(const float* a, const float* b, int64_t n, float scale, float shift, float* out) {
+inline void pool_rows(const float* a, const float* b, int64_t n, float scale, float shift, const Writer& write, int64_t at) {
   int64_t j = 0;
   const auto both = [&](int64_t i) { return relu(load<L>(a + i) * scale + shift) + relu(load<L>(b + i) * scale + shift); };
   for (; j + L <= n; j += L) {
     for (int64_t ahead = kAhead; ahead < kAhead + 4 * L; ahead += 16) __builtin_prefetch(a + 4 * j + ahead);
-    store(out + j, 0.25f * Neighbours<L>::sum(both(2 * j), both(2 * j + L)));
+    write(at + j, 0.25f * Neighbours<L>::sum(both(2 * j), both(2 * j + L)));
   }
   if (j == n) return;
-  if constexpr (L > 4) return pool_rows<L / 2>(a + 2 * j, b + 2 * j, n - j, scale, shift, out + j);
+  if constexpr (L > 4) return pool_rows<L / 2>(a + 2 * j, b + 2 * j, n - j, scale, shift, write, at + j);
   const auto one = [&](int64_t i) { return relu(a[i] * scale + shift) + relu(b[i] * scale + shift); };
-  for (; j < n; ++j) out[j] = 0.25f * (one(2 * j) + one(2 * j + 1));
+  for (; j < n; ++j) write(at + j, 0.25f * (one(2 * j) + one(2 * j + 1)));
 }
 
-inline void forward_plane(const float* x, int pool, int64_t height, int64_t width, float scale, float shift, float* out) {
+inline void forward_plane(const float* x, int pool, int64_t height, int64_t width, float scale, float shift, const Writer& write) {
   if (pool == 1)
-    for (int64_t i = 0; i < height * width; ++i) out[i] = relu(x[i] * scale + shift);
+    for (int64_t i = 0; i < height * width; ++i) write.to[i] = relu(x[i] * scale + shift);
   else
-    for (int64_t r = 0; r < height; r += 2, out += width / 2)
-      pool_rows<kWidth>(x + r * width, x + (r + 1) * width, width / 2, scale, shift, out);
+    for (int64_t r = 0; r < height; r += 2)
+      pool_rows<kWidth>(x + r * width, x + (r + 1) * width, width / 2, scale, shift, write, r / 2 * (width / 2));
 }
 
 // As visit_affine_relu, for a plane whose averages have the gradient d: a quarter of it for each of the four pixels. For rows of whole
@@ -92,17 +104,6 @@ inline void visit_plane(const float* x, const float* d, int pool, int64_t height
   else
     width % (2 * kWidth) ? visit_laid_out(x, d, height, width, f, sums, write) : visit_pairs(x, d, height, width, f, sums, write);
 }
-
-// Stores vectors and single values of a plane; past the caches where it is one of many and its rows begin at aligned addresses.
-struct Writer {
-  float* to;
-  bool streamed;
-
-  Writer(float* plane, int64_t width, bool large)
-      : to(plane), streamed(large && (reinterpret_cast<uintptr_t>(plane) | width * sizeof(float)) % sizeof(Vec) == 0) {}
-  void operator()(int64_t i, Vec v) const { streamed ? stream(to + i, v) : store(to + i, v); }
-  void operator()(int64_t i, float v) const { to[i] = v; }
-};
 
 }  // namespace IFAN_ISA
 }  // namespace ifan

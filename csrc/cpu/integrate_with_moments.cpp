@@ -56,7 +56,8 @@ void forward_pieces(void* context, int64_t begin, int64_t end) {  // index: (tas
   auto& [call, plan, failed] = *static_cast<Context<IntegrateWithMomentsForward>*>(context);
   const Concatenation& x = call.shared.x;
   const int pool = call.shared.pool;
-  const int64_t pixels = x.height * x.width, chunks = (pixels + kPlaneChunk - 1) / kPlaneChunk;
+  const int64_t pixels = x.height * x.width, averages = pixels / (pool * pool), chunks = (pixels + kPlaneChunk - 1) / kPlaneChunk;
+  const bool large = x.lanes * x.channels * averages >= kStreamed;
   Moments* partial = reinterpret_cast<Moments*>(scratch(x.lanes * chunks * (sizeof(Moments) / sizeof(float)) + 1));
   if (!partial) {
     failed = true;
@@ -69,8 +70,9 @@ void forward_pieces(void* context, int64_t begin, int64_t end) {  // index: (tas
     const float scale = call.shared.weight[index] * inverse_deviation(var, call.shared.eps), shift = call.shared.bias[index] - mean * scale;
     for (int64_t lane = piece.first; lane < piece.end; ++lane)
       forward_plane(plan.plane(lane, piece.channel), pool, x.height, x.width, scale, shift,
-                    call.out + (lane * x.channels + piece.channel) * (pixels / (pool * pool)));
+                    Writer(call.out + (lane * x.channels + piece.channel) * averages, x.width / pool, large));
   }
+  finish_streams();
 }
 
 void backward_pieces(void* context, int64_t begin, int64_t end) {  // index: (task, channel)

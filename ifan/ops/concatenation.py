@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ifan.ops.native import cpu_module
+
 
 class Concatenation:
     """Sources ``(N or R, C_i, H, W)`` on the CPU, as addresses and strides of float32.
@@ -52,14 +54,28 @@ class Concatenation:
 
 
 class Normalisation:
-    """``(x - mean) / sqrt(var + eps) * weight + bias`` as one scale and one shift a task and channel, ``(T, C)``."""
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` as one scale and one shift a task and channel, ``(T, C)``.
 
-    def __init__(self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> None:
-        weight, bias, mean, var = (value.float() for value in (weight, bias, mean, var))
-        self.inverse = torch.rsqrt(var + eps)
-        self.scale = (weight * self.inverse).contiguous()
-        self.shift = (bias - mean * self.scale).contiguous()
-        self.mean = mean.contiguous()
+    With a ``part`` those of these channels only; mean and var may hold them alone.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, part: slice = slice(None)
+    ) -> None:
+        first, end, _ = part.indices(weight.shape[1])
+        values = [x if x.dtype == torch.float32 and x.is_contiguous() else _in_rows(x) for x in (weight, bias, mean, var)]
+        wide = weight.shape[1]
+        addresses = [(x.data_ptr() + 4 * first * (x.shape[1] == wide), x.stride(0)) for x in values]
+        self.scale, self.shift = (values[0].new_empty((weight.shape[0], end - first)) for _ in range(2))
+        cpu_module().normalisation(
+            addresses, weight.shape[0], end - first, eps, self.scale.data_ptr(), self.shift.data_ptr()
+        )
+        self.mean, self._var, self._eps = values[2].contiguous(), values[3], eps
+
+    @property
+    def inverse(self) -> Tensor:
+        """``1 / sqrt(var + eps)``."""
+        return torch.rsqrt(self._var + self._eps)
 
     def gradients(self, sums: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients of weight, bias, mean and variance.
@@ -71,6 +87,12 @@ class Normalisation:
         first, second = torch.stack([part.sum(0) for part in parts]).unbind(2)
         norms = second * self.inverse, first, -first * self.scale, second * self.scale * self.inverse.square() * -0.5
         return tuple(value.float() for value in norms)  # type: ignore[return-value]
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """float32 whose rows lie in one piece each."""
+    x = x.float()
+    return x if x.shape[1] < 2 or x.stride(1) == 1 else x.contiguous()
 
 
 def _with_whole_planes(x: Tensor) -> Tensor:

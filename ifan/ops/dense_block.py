@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,14 @@ from ifan.ops.channel_moments import _forward as channel_moments
 from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
-from ifan.ops.operation import operation
+from ifan.ops.operation import is_watched, operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
 NAME = "dense_block"
+MOST_KINDS = 256
+_CHECKED: dict[Hashable, tuple[list[int], list[bool]]] = {}
+"""Calls of these shapes, dtypes and devices were found to be right: their segments and flags."""
 
 
 @ranged(f"ifan.{NAME}")
@@ -65,7 +68,17 @@ def dense_block(
 
     Source: dense blocks with task-wise normalisation, iFAN (arXiv 1711.06055).
     """
-    counts, flags = _check(sources, weights, gammas, betas, means, variances, segments, rows, per_sample)
+    groups = (weights, gammas, betas, means, variances)
+    if rows is not None or torch.compiler.is_compiling() or is_watched():
+        counts, flags = _check(sources, *groups, segments, rows, per_sample)
+    else:  # looking once at a kind of call is enough; rows would be looked at for their values
+        told = (tuple(map(len, groups)), tuple(segments), None if per_sample is None else tuple(per_sample))
+        seen = checks.signature([*sources, *(tensor for group in groups for tensor in group)], told)
+        if (found := _CHECKED.get(seen)) is None:
+            found = _check(sources, *groups, segments, rows, per_sample)
+            if len(_CHECKED) < MOST_KINDS:
+                _CHECKED[seen] = found
+        counts, flags = found
     chosen = choose(NAME, backend, *sources, *weights, *gammas, *betas, *means, *variances)
     arguments = (sources, weights, gammas, betas, means, variances, counts, rows, flags, eps)
     return reference.dense_block(*arguments) if chosen == "reference" else _forward(*arguments, chosen)
@@ -154,20 +167,17 @@ def _cpu_forward(
     channels = x.shape[1]
 
     def norms(layer: int, part: slice, mean: Tensor, var: Tensor) -> Normalisation:
-        return Normalisation(gammas[layer][:, part], betas[layer][:, part], mean, var, eps)
+        return Normalisation(gammas[layer], betas[layer], mean, var, eps, part)
 
-    of_sources = slice(0, channels)
     read = [(means[i % len(means)], variances[i % len(means)]) for i in range(len(weights))]
-    all_norms = [norms(i, of_sources, m[:, of_sources], v[:, of_sources]) for i, (m, v) in enumerate(read)]
+    all_norms = [norms(i, slice(0, channels), *statistics) for i, statistics in enumerate(read)]
     convolution.convolve(x, weights, grown, norms=all_norms)  # the sources are read once for all layers
     for layer, weight in enumerate(weights):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
         if layer:
             new = slice(channels, channels + growth * layer)
             mean, var = (
-                (new_mean[:, before], new_var[:, before])
-                if batch_statistics
-                else (means[layer][:, new], variances[layer][:, new])
+                (new_mean[:, before], new_var[:, before]) if batch_statistics else (means[layer], variances[layer])
             )
             y = Concatenation([grown[:, before]], segments, None, [False])
             convolution.convolve(

@@ -194,6 +194,22 @@ def test_callers_at_once(operation: Operation, threads: Callable[[int], None]) -
 
 
 @every_operation
+def test_subnormal_numbers_stay_pytorchs_own_affair(operation: Operation, threads: Callable[[int], None]) -> None:
+    """Kernels count them as zeros, on whose threads ever they run; what PyTorch does with them afterwards is as before."""
+    tiny = torch.full((1 << 20,), 1e-40)
+    for count in (1, 3):
+        threads(count)
+        results(operation, operation.inputs(19, 37, torch.float32))
+        assert torch.equal(tiny * 1, tiny)
+
+
+def test_subnormal_numbers_count_as_zeros() -> None:
+    sources, one, zero = [torch.full((2, 3, 8, 40), 1e-40)], torch.ones(1, 3), torch.zeros(1, 3)
+    assert ops.integrate(sources, one, zero, zero, one, [2], backend="reference").any()
+    assert not ops.integrate(sources, one, zero, zero, one, [2], backend="cpu").any()
+
+
+@every_operation
 def test_a_forked_child_gets_the_same(
     operation: Operation, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
