@@ -37,10 +37,11 @@ def gather() -> dict[str, Any]:
 
     from ifan import __version__
     from ifan.ops import dispatch, gpu
-    from ifan.ops.native import bf16_refusal
+    from ifan.ops.native import bf16_refusal, cpu_module
     from ifan.weights import available
 
     name, features = processor()
+    missing = bf16_refusal()
     return {
         "versions": {"ifan": __version__, "python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         "processor": {
@@ -48,7 +49,8 @@ def gather() -> dict[str, Any]:
             "features": features,
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "bf16_missing": bf16_refusal(),
+            "bf16_missing": missing,
+            "bf16_by": None if missing else "AMX" if cpu_module().features()["tiles"] else "AVX512_BF16",
         },
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda_graphs": _checked(gpu.checked_on("graphs")),
@@ -81,7 +83,12 @@ def _print(facts: dict[str, Any]) -> None:
     table.add_row("processor", f"{escape(cpu['name'])}, {cpu['cores']} cores, {cpu['threads']} threads in use")
     table.add_row("features", " ".join(cpu["features"]) or "unknown")
     missing = cpu["bf16_missing"]
-    table.add_row("bf16", escape(f"no: {missing}" if missing else "yes: the CPU engine's --precision bf16 runs here"))
+    table.add_row(
+        "bf16",
+        escape(
+            f"no: {missing}" if missing else f"yes, by {cpu['bf16_by']}: the CPU engine's --precision bf16 runs here"
+        ),
+    )
     table.add_row("gpu", escape(", ".join(facts["gpus"])) or "none that torch can use")
     table.add_row("gpu inference", f"one CUDA graph a batch size; {facts['cuda_graphs']}")
     table.add_row("weights", ", ".join(facts["weights"]) or "none ship with this installation; see `ifan train --help`")

@@ -40,7 +40,7 @@ def cpu_module() -> ModuleType:
 
 
 def kernels_in_use() -> str:
-    """What packed weights and recorded plans depend on: the instruction set, and whether bfloat16 goes through tiles."""
+    """What packed weights and plans depend on: the instruction set, and whether bfloat16 goes through tiles."""
     features = cpu_module().features()
     return f"{features['isa']}{'+amx' * features['tiles']}"
 

@@ -195,7 +195,7 @@ def test_callers_at_once(operation: Operation, threads: Callable[[int], None]) -
 
 @every_operation
 def test_subnormal_numbers_stay_pytorchs_own_affair(operation: Operation, threads: Callable[[int], None]) -> None:
-    """Kernels count them as zeros, on whose threads ever they run; what PyTorch does with them afterwards is as before."""
+    """Kernels count them as zeros, on whose threads ever they run; PyTorch then does with them what it did before."""
     tiny = torch.full((1 << 20,), 1e-40)
     for count in (1, 3):
         threads(count)
