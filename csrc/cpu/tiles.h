@@ -1,4 +1,4 @@
-// Products of bfloat16 in the processor's tile registers (AMX): sums (M, 16) += filters (M, 2 K) inputs (2 K, 16), a dozen times as
+// Products of bfloat16 in the processor's tile registers (AMX): sums (M, 16) += filters (M, 2 K) inputs (2 K, 16), some thirty times as
 // many a cycle as by vectors.
 //
 //   sums     M outputs of 16 pixels, float32
@@ -179,7 +179,8 @@ inline void group_products(const TileProducts& plan, const float* filters, const
     const float* v = inputs + first * plan.chunk() * pair;
     const int64_t chunks = least(some, plan.chunks() - first);
     int64_t n = 0;
-    for (; n + N <= count; n += N) tile_products<shifts, N>(plan, u, v + n * kWidth, pair, row, chunks, sums + n * kWidth, pixels, first > 0);
+    for (; n + N <= count; n += N)
+      tile_products<shifts, N>(plan, u, v + n * kWidth, pair, row, chunks, sums + n * kWidth, pixels, first > 0);
     for (; n < count; ++n) tile_products<shifts, 1>(plan, u, v + n * kWidth, pair, row, chunks, sums + n * kWidth, pixels, first > 0);
   }
 }

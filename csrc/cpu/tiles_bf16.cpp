@@ -10,9 +10,9 @@ namespace ifan {
 namespace IFAN_ISA {
 namespace {
 
-constexpr int64_t kBand = 1 << 17;    // floats: the pairs of a band of rows fill a quarter of a second-level cache
-constexpr int64_t kVectors = 8;       // of pixels whose sums are made together
-constexpr int64_t kFewestRows = 8;    // of a band that is made smaller for the sake of more threads: rows above and below it are read twice
+constexpr int64_t kBand = 1 << 17;  // floats: the pairs of a band of rows fill a quarter of a second-level cache
+constexpr int64_t kVectors = 8;     // of pixels whose sums are made together
+constexpr int64_t kFewestRows = 8;  // of a band that is made smaller for more threads: the rows around it are read twice
 
 // Pictures are cut into bands of rows; a band's inputs are rounded to pairs once, for all outputs.
 struct Bands {
@@ -126,14 +126,16 @@ bool convolve_normalised(const ConvolutionForward& call, const Plan& plan) {
       if (!first) memset(out, 0, bands.row * sizeof(float));
       for (int64_t y = begin; y < end; ++y) {
         for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(ahead + y * width + i), __builtin_prefetch(ahead_odd + y * width + i);
-        read_row<normalise>(planes[0] + y * width, odd ? planes[1] + y * width : nullptr, width, scale, shift, out + (y - first + 1) * bands.row);
+        read_row<normalise>(planes[0] + y * width, odd ? planes[1] + y * width : nullptr, width, scale, shift,
+                            out + (y - first + 1) * bands.row);
       }
       if (first + rows == height) memset(out + (rows + 1) * bands.row, 0, bands.row * sizeof(float));
     }
   };
   const int64_t row = bands.row;
   const auto write = [&](int64_t lane, int64_t first_output, int64_t y, int64_t rows, const float* sums) {
-    const int64_t output = rows * row, shift = bands.products.group() * output, end = least(bands.products.group(), call.outputs - first_output);
+    const int64_t group = bands.products.group(), end = least(group, call.outputs - first_output);
+    const int64_t output = rows * row, shift = group * output;
     float* out = call.out + lane * call.out_lane_stride + first_output * plane;  // four planes become one of four times the size
     const auto vector = [&](int64_t o, int64_t r, int64_t x) {
       const Vec v = sum_of_shifts<3>(sums + o * output + r * row, shift, x, row);
