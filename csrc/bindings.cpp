@@ -248,7 +248,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("pack_filters", &pack_filters, py::arg("weight"), py::arg("outputs"), py::arg("inputs"), py::arg("transposed"),
              py::arg("filters"), py::arg("isa"), py::arg("threads") = 1,
              "A weight as the convolutions of that instruction set read it; they are told which it was.");
-  module.def("normalisation", &normalisation);
+  module.def("normalisation", &normalisation, "Scale and shift of a normalisation by task and channel.");
   module.def("same_bits", &same_bits, "Whether two pieces of memory hold the same bytes.");
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);

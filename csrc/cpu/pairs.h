@@ -28,9 +28,12 @@ inline void store_pairs(float* p, Vec even, Vec odd) {
   _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_load_si512(order), halves));
 }
 
+// Of a vector's values the first n, or all.
+inline __mmask16 first_lanes(int64_t n) { return n < kWidth ? static_cast<__mmask16>((1 << n) - 1) : 0xffff; }
+
 // The same, or the first n pairs and zeros, of values in memory; odd may be null.
 inline void interleave(float* p, const float* even, const float* odd, int64_t n) {
-  const __mmask16 mask = n < kWidth ? static_cast<__mmask16>((1 << n) - 1) : 0xffff;
+  const __mmask16 mask = first_lanes(n);
   store_pairs(p, _mm512_maskz_loadu_ps(mask, even), odd ? _mm512_maskz_loadu_ps(mask, odd) : _mm512_setzero_ps());
 }
 

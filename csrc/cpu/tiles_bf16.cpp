@@ -49,10 +49,7 @@ inline Vec sum_of_shifts(const float* first, int64_t shift, int64_t x, int64_t r
   return left + load(first + shift + x) + right;
 }
 
-// The first n values, or all of the vector.
-inline void store_some(float* p, Vec v, int64_t n) {
-  _mm512_mask_storeu_ps(p, n < kWidth ? static_cast<__mmask16>((1 << n) - 1) : 0xffff, v);
-}
+inline void store_some(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
 
 // Shares out (lane, band, piece of the groups). read(lane, first row, rows, memory) makes a band's pairs; write(lane, first output, first
 // row, rows, sums) takes sums [shift][output][row][pixel] to their place.
@@ -102,7 +99,7 @@ template <bool normalise>
 inline void read_row(const float* even, const float* odd, int64_t width, const float scale[2], const float shift[2], float* out) {
   const auto prologue = [&](Vec x, int k) { return normalise ? relu(multiply_add(x, filled<Vec>(scale[k]), filled<Vec>(shift[k]))) : x; };
   for (int64_t i = 0; i < width; i += kWidth) {
-    const __mmask16 mask = width - i < kWidth ? static_cast<__mmask16>((1 << (width - i)) - 1) : 0xffff;
+    const __mmask16 mask = first_lanes(width - i);
     const Vec a = prologue(_mm512_maskz_loadu_ps(mask, even + i), 0);
     const Vec b = odd ? prologue(_mm512_maskz_loadu_ps(mask, odd + i), 1) : Vec{};
     store_pairs(out + i, _mm512_maskz_mov_ps(mask, a), _mm512_maskz_mov_ps(mask, b));
@@ -233,7 +230,7 @@ bool tile_direct_convolution(const DirectConvolution& call) {
         for (int64_t x = 0; x < width; x += kWidth) {
           const int64_t at = lane * call.out_lane_stride + (first_output + o) * plane + (y + r) * width + x, n = width - x;
           Vec v = load(sums + (o * rows + r) * bands.row + x);
-          if (call.initial) v += _mm512_maskz_loadu_ps(n < kWidth ? static_cast<__mmask16>((1 << n) - 1) : 0xffff, call.initial + at);
+          if (call.initial) v += _mm512_maskz_loadu_ps(first_lanes(n), call.initial + at);
           store_some(call.out + at, call.relu ? relu(v) : v, n);
         }
   };

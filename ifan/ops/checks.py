@@ -8,6 +8,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+MOST_KINDS = 256
+"""Signatures that an operation remembers."""
+
 
 def signature(tensors: Sequence[Tensor | None], told: Hashable) -> Hashable:
     """What a call's checks and choice of kernel depend on: class, shape, dtype, device and layout of the tensors, and

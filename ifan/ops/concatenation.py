@@ -63,9 +63,7 @@ class Normalisation:
         self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, part: slice = slice(None)
     ) -> None:
         first, end, _ = part.indices(weight.shape[1])
-        values = [
-            x if x.dtype == torch.float32 and x.is_contiguous() else _in_rows(x) for x in (weight, bias, mean, var)
-        ]
+        values = [_in_rows(x) for x in (weight, bias, mean, var)]
         wide = weight.shape[1]
         addresses = [(x.data_ptr() + 4 * first * (x.shape[1] == wide), x.stride(0)) for x in values]
         self.scale, self.shift = (values[0].new_empty((weight.shape[0], end - first)) for _ in range(2))

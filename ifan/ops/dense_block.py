@@ -20,7 +20,6 @@ from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
 NAME = "dense_block"
-MOST_KINDS = 256
 _CHECKED: dict[Hashable, tuple[list[int], list[bool]]] = {}
 """Calls of these shapes, dtypes and devices were found to be right: their segments and flags."""
 
@@ -76,7 +75,7 @@ def dense_block(
         seen = checks.signature([*sources, *(tensor for group in groups for tensor in group)], told)
         if (found := _CHECKED.get(seen)) is None:
             found = _check(sources, *groups, segments, rows, per_sample)
-            if len(_CHECKED) < MOST_KINDS:
+            if len(_CHECKED) < checks.MOST_KINDS:
                 _CHECKED[seen] = found
         counts, flags = found
     chosen = choose(NAME, backend, *sources, *weights, *gammas, *betas, *means, *variances)

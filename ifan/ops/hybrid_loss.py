@@ -19,9 +19,8 @@ from ifan.ranges import ranged
 from ifan.reference.hybrid_loss import HybridLoss
 from ifan.reference.lanes import accumulation_dtype
 
-MOST_KINDS = 256
 _KINDS: dict[Hashable, _Kind] = {}
-"""Kinds of call that were right and taken by the native kernel, by `checks.signature`; at most `MOST_KINDS`."""
+"""Kinds of call that were right and taken by the native kernel, by `checks.signature`; at most `checks.MOST_KINDS`."""
 _READ = (torch.float32, torch.uint8, torch.int64)
 """What the kernel reads: predictions and weights, parsing labels, class labels."""
 
@@ -99,7 +98,7 @@ def hybrid_loss(
             chosen = _checked(backend, predictions, *constants)
             if chosen == "cpu" and is_plain([*predictions, *targets]):
                 kind = _Kind(predictions, *constants)
-                if len(_KINDS) < MOST_KINDS:
+                if len(_KINDS) < checks.MOST_KINDS:
                     _KINDS[seen] = kind
         if kind is not None:
             return HybridLoss(*kind(predictions, targets, *optional))

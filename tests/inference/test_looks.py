@@ -173,7 +173,7 @@ def test_predictor_with_closer_looks(network: IFAN, backend: str) -> None:
 def test_predictor_whose_looks_carry_over(network: IFAN) -> None:
     """The engine and the plain network take closer looks for later iterations, and need all tasks for that.
 
-    Two looks: with random weights what is rounded differently grows a hundredfold from one look to the next.
+    With random weights what is rounded differently grows a hundredfold from one look to the next.
     """
     from ifan.ops import use_backend
 
@@ -185,16 +185,18 @@ def test_predictor_whose_looks_carry_over(network: IFAN) -> None:
     once = IFAN(replace(carrying.config, carry=False)).eval()
     once.load_state_dict(carrying.state_dict())
     first, scenes = crops()
-    found = {}
-    for backend in ("auto", "reference"):
-        with use_backend(backend):
-            found[backend] = NetworkPredictor(carrying, looks=2)(first, scenes)
-            some = NetworkPredictor(carrying, tasks=["emotion"], looks=2)(first, scenes)
-            assert set(some) == {"emotion"}
-            assert np.abs(some["emotion"] - found[backend]["emotion"]).max() < 1e-4
-    for name, value in found["auto"].items():
-        assert np.abs(value - found["reference"][name]).mean() < 1e-3 * max(1, np.abs(value).max()), name
-    assert np.abs(found["auto"]["landmarks"] - NetworkPredictor(once, looks=2)(first, scenes)["landmarks"]).max() > 1e-3
+    for looks, bound in ((2, 1e-4), (3, 1e-2)):
+        found = {}
+        for backend in ("auto", "reference"):
+            with use_backend(backend):
+                found[backend] = NetworkPredictor(carrying, looks=looks)(first, scenes)
+                some = NetworkPredictor(carrying, tasks=["emotion"], looks=looks)(first, scenes)
+                assert set(some) == {"emotion"}
+                assert np.abs(some["emotion"] - found[backend]["emotion"]).max() < 1e-4
+        for name, value in found["auto"].items():
+            assert np.abs(value - found["reference"][name]).mean() < bound * max(1, np.abs(value).max()), (looks, name)
+        uncarried = NetworkPredictor(once, looks=looks)(first, scenes)
+        assert np.abs(found["auto"]["landmarks"] - uncarried["landmarks"]).max() > 1e-3
     assert np.array_equal(NetworkPredictor(carrying)(first)["emotion"], NetworkPredictor(once)(first)["emotion"])
 
 
