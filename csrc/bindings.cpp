@@ -184,20 +184,25 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
   if (!IFAN_PICK_FOR(packed_for, convolution_backward)(call)) throw std::bad_alloc();
 }
 
-// Scale and shift of (x - mean) / sqrt(var + eps) weight + bias, (tasks, channels) each; values: weight, bias, mean, var, with the
-// floats from one task's to the next.
-void normalisation(const std::array<std::pair<Address, int64_t>, 4>& values, int64_t tasks, int64_t channels, float eps, Address scale,
-                   Address shift) {
-  for (int64_t t = 0; t < tasks; ++t) {
-    const auto row = [&](int i) { return reinterpret_cast<const float*>(values[i].first) + t * values[i].second; };
-    const float *weight = row(0), *bias = row(1), *mean = row(2), *var = row(3);
-    float *to_scale = reinterpret_cast<float*>(scale) + t * channels, *to_shift = reinterpret_cast<float*>(shift) + t * channels;
-    for (int64_t c = 0; c < channels; ++c) {
-      to_scale[c] = weight[c] * (1 / std::sqrt(var[c] + eps));
-      to_shift[c] = bias[c] - mean[c] * to_scale[c];
+// Scale and shift of (x - mean) / sqrt(var + eps) weight + bias, (2, norms, tasks, channels); a norm's values: weight, bias, mean, var, with
+// the floats from one task's to the next.
+void normalisation(const std::vector<std::array<std::pair<Address, int64_t>, 4>>& norms, int64_t tasks, int64_t channels, float eps,
+                   Address affine) {
+  float* scale = reinterpret_cast<float*>(affine);
+  float* shift = scale + static_cast<int64_t>(norms.size()) * tasks * channels;
+  for (const auto& values : norms)
+    for (int64_t t = 0; t < tasks; ++t, scale += channels, shift += channels) {
+      const auto row = [&](int i) { return reinterpret_cast<const float*>(values[i].first) + t * values[i].second; };
+      const float *weight = row(0), *bias = row(1), *mean = row(2), *var = row(3);
+      for (int64_t c = 0; c < channels; ++c) {
+        scale[c] = weight[c] * (1 / std::sqrt(var[c] + eps));
+        shift[c] = bias[c] - mean[c] * scale[c];
+      }
     }
-  }
 }
+
+// Bytes that are compared sooner than another thread wakes up.
+constexpr int64_t kWorthWaking = 1 << 19;
 
 bool same_bits(Address a, Address b, int64_t bytes, int threads) {
   struct Comparison {
@@ -205,7 +210,7 @@ bool same_bits(Address a, Address b, int64_t bytes, int threads) {
     std::atomic<bool> same{true};
   } both{reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b)};
   py::gil_scoped_release release;
-  parallel_for(bytes, 1 << 16, threads, [](void* context, int64_t begin, int64_t end) {
+  parallel_for(bytes, kWorthWaking, threads, [](void* context, int64_t begin, int64_t end) {
     Comparison& c = *static_cast<Comparison*>(context);
     if (std::memcmp(c.a + begin, c.b + begin, end - begin) != 0) c.same = false;
   }, &both);
@@ -248,7 +253,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("pack_filters", &pack_filters, py::arg("weight"), py::arg("outputs"), py::arg("inputs"), py::arg("transposed"),
              py::arg("filters"), py::arg("isa"), py::arg("threads") = 1,
              "A weight as the convolutions of that instruction set read it; they are told which it was.");
-  module.def("normalisation", &normalisation, "Scale and shift of a normalisation by task and channel.");
+  module.def("normalisation", &normalisation, "Scale and shift of normalisations by task and channel.");
   module.def("same_bits", &same_bits, "Whether two pieces of memory hold the same bytes.");
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);

@@ -53,24 +53,32 @@ class Concatenation:
         ]
 
 
-class Normalisation:
-    """``(x - mean) / sqrt(var + eps) * weight + bias`` as one scale and one shift a task and channel, ``(T, C)``.
+Norm = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Weight, bias, mean and variance of a task-wise normalisation, ``(T, C)`` each."""
 
-    With a ``part`` those of these channels only; mean and var may hold them alone.
+
+def affine(norms: Sequence[Norm], eps: float, part: slice = slice(None)) -> Tensor:
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` as one scale and one shift a task and channel, ``(2, L, T, C)``
+    for L norms.
+
+    With a ``part`` those of these channels only; means and variances may hold them alone.
     """
+    first, end, _ = part.indices(norms[0][0].shape[1])
+    values = [[_in_rows(x) for x in norm] for norm in norms]
+    found = values[0][0].new_empty((2, len(norms), values[0][0].shape[0], end - first))
+    addresses = [
+        [(x.data_ptr() + 4 * first * (x.shape[1] == norm[0].shape[1]), x.stride(0)) for x in norm] for norm in values
+    ]
+    cpu_module().normalisation(addresses, found.shape[2], end - first, eps, found.data_ptr())
+    return found
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, part: slice = slice(None)
-    ) -> None:
-        first, end, _ = part.indices(weight.shape[1])
-        values = [_in_rows(x) for x in (weight, bias, mean, var)]
-        wide = weight.shape[1]
-        addresses = [(x.data_ptr() + 4 * first * (x.shape[1] == wide), x.stride(0)) for x in values]
-        self.scale, self.shift = (values[0].new_empty((weight.shape[0], end - first)) for _ in range(2))
-        cpu_module().normalisation(
-            addresses, weight.shape[0], end - first, eps, self.scale.data_ptr(), self.shift.data_ptr()
-        )
-        self.mean, self._var, self._eps = values[2].contiguous(), values[3], eps
+
+class Normalisation:
+    """A normalisation ``(T, C)`` as `affine` gives it, and its gradients."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> None:
+        self.scale, self.shift = affine([(weight, bias, mean, var)], eps)[:, 0]
+        self.mean, self._var, self._eps = _in_rows(mean).contiguous(), _in_rows(var), eps
 
     @property
     def inverse(self) -> Tensor:

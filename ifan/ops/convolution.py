@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -32,33 +32,34 @@ def slower_than_pytorch(first: Tensor, *others: Tensor) -> bool:
     return few and torch.is_grad_enabled() and any(x.requires_grad for x in (first, *others))
 
 
-def convolve(
+def prepared(
     x: Concatenation,
     weights: Sequence[Tensor],
     out: Tensor,
     epilogue: str = "none",
-    norms: Sequence[Normalisation] = (),
+    affine: Tensor | None = None,
     first: int = 0,
     add: bool = False,
-) -> None:
-    """Write ``epilogue(conv3x3(relu(norm(x))))`` to ``out``, or without ``norms`` the convolution of ``x`` itself.
+) -> Callable[[], Any]:
+    """A call that writes ``epilogue(conv3x3(relu(x * scale + shift)))`` to ``out``, without ``affine`` that of ``x``.
 
-    Several ``weights``, each with its norm, read ``x`` in one pass; their outputs follow each other in ``out``. Of each
-    weight ``(O, C', 3, 3)`` those channels count that begin at ``first``, as many as ``x`` has. float32 ``out
-    (N, O's sum, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``, with planes in one piece; ``add``: the
-    convolution is added to it.
+    All but the kernel's work is done: Python code behind a kernel that has filled the caches takes several times as
+    long, so calls that follow each other are prepared together.
+
+    ``affine (2, L, T, C)`` holds scale and shift for each of the L ``weights``, which read ``x`` in one pass; their
+    outputs follow each other in ``out``. Of each weight ``(O, C', 3, 3)`` those channels count that begin at ``first``,
+    as many as ``x`` has. float32 ``out (N, O's sum, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``,
+    with planes in one piece; ``add``: the convolution is added to it.
     """
     channels = x.shape[1]
-    if not channels and not add:
-        out.zero_()
     if not out.numel() or not channels:
-        return
+        return out.zero_ if not channels and not add else lambda: None
     isa, filters = _Filters.of(weights, slice(first, first + channels))
-    scale, shift = (_together([getattr(norm, name) for norm in norms]) for name in ("scale", "shift"))
-    cpu_module().convolution_forward(
+    scale = 0 if affine is None else affine.data_ptr()
+    arguments = (
         *x.arguments,
-        scale.data_ptr() if norms else 0,
-        shift.data_ptr() if norms else 0,
+        scale,
+        0 if affine is None else scale + 2 * affine.numel(),  # half as many floats further on
         isa,
         filters.data_ptr(),
         sum(weight.shape[0] for weight in weights),
@@ -69,12 +70,12 @@ def convolve(
         len(weights),
         add,
     )
+    kernel = cpu_module().convolution_forward
 
+    def run(_alive: Any = (x, out, filters, affine)) -> None:  # what the addresses are of
+        kernel(*arguments)
 
-def _together(tensors: Sequence[Tensor]) -> Tensor:
-    if not tensors:
-        return torch.empty(0)
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+    return run
 
 
 def differentiate(
@@ -170,4 +171,4 @@ def _packed(weights: Sequence[Tensor], part: slice = slice(None), transposed: bo
             whole.data_ptr(), outputs, inputs, transposed, filters.data_ptr(), isa, torch.get_num_threads()
         )
         packed.append(filters)
-    return _Packed(isa, _together(packed))
+    return _Packed(isa, packed[0] if len(packed) == 1 else torch.cat(packed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from ifan import reference
 from ifan.ops import checks, convolution, native
 from ifan.ops.channel_moments import _backward as channel_moments_backward
 from ifan.ops.channel_moments import _forward as channel_moments
-from ifan.ops.concatenation import Concatenation, Normalisation
+from ifan.ops.concatenation import Concatenation, Normalisation, affine
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.operation import is_watched, operation
@@ -161,28 +161,30 @@ def _cpu_forward(
     shape = sum(segments), growth * len(weights), *sources[0].shape[2:]
     grown = sources[0].new_empty(shape, dtype=torch.float32)
     new_mean = grown.new_empty((len(segments), grown.shape[1] if batch_statistics else 0))
-    new_var = torch.empty_like(new_mean)
+    new_var = grown.new_empty(new_mean.shape)
     x = Concatenation(sources, segments, rows, per_sample)
     channels = x.shape[1]
 
-    def norms(layer: int, part: slice, mean: Tensor, var: Tensor) -> Normalisation:
-        return Normalisation(gammas[layer], betas[layer], mean, var, eps, part)
-
-    read = [(means[i % len(means)], variances[i % len(means)]) for i in range(len(weights))]
-    all_norms = [norms(i, slice(0, channels), *statistics) for i, statistics in enumerate(read)]
-    convolution.convolve(x, weights, grown, norms=all_norms)  # the sources are read once for all layers
-    for layer, weight in enumerate(weights):
+    def layer_of_grown(layer: int) -> Callable[[], Any]:
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
-        if layer:
-            new = slice(channels, channels + growth * layer)
-            mean, var = (
-                (new_mean[:, before], new_var[:, before]) if batch_statistics else (means[layer], variances[layer])
-            )
-            y = Concatenation([grown[:, before]], segments, None, [False])
-            convolution.convolve(
-                y, [weight], grown[:, here], norms=[norms(layer, new, mean, var)], first=channels, add=True
-            )
-        if batch_statistics:
+        mean, var = (new_mean[:, before], new_var[:, before]) if batch_statistics else (means[layer], variances[layer])
+        y = Concatenation([grown[:, before]], segments, None, [False])
+        scales = affine([(gammas[layer], betas[layer], mean, var)], eps, slice(channels, channels + growth * layer))
+        return convolution.prepared(y, [weights[layer]], grown[:, here], affine=scales, first=channels, add=True)
+
+    norms = [(gammas[i], betas[i], means[i % len(means)], variances[i % len(means)]) for i in range(len(weights))]
+    scales = affine(norms, eps, slice(0, channels))
+    of_sources = convolution.prepared(x, weights, grown, affine=scales)  # they are read once for all layers
+    if not batch_statistics:
+        calls = [of_sources, *map(layer_of_grown, range(1, len(weights)))]
+        for call in calls:
+            call()
+    else:
+        of_sources()
+        for layer in range(len(weights)):
+            if layer:
+                layer_of_grown(layer)()
+            here = slice(growth * layer, growth * (layer + 1))
             new_mean[:, here], new_var[:, here] = channel_moments(grown[:, here], segments, "cpu")
     return grown.to(checks.promoted(sources)), new_mean, new_var
 

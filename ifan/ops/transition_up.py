@@ -90,8 +90,10 @@ def _forward(
     out, shifted = _empty(sources, weight_a, weight_b, rows, per_sample, backend)
     if backend == "cpu":
         x, made = Concatenation(sources, [out.shape[0]], rows, per_sample), out.float()
-        convolution.convolve(x, [weight_a], shifted, "relu_phase_shift")
-        convolution.convolve(_alone(shifted), [weight_b], made, "relu")
+        first = convolution.prepared(x, [weight_a], shifted, "relu_phase_shift")
+        second = convolution.prepared(_alone(shifted), [weight_b], made, "relu")
+        first()
+        second()
         return made.to(out.dtype), shifted
     if backend == "triton":
         found: Tensor = kernels(backend, NAME).forward(sources, weight_a, weight_b, rows, per_sample)
