@@ -52,8 +52,10 @@ def prepared(
     with planes in one piece; ``add``: the convolution is added to it.
     """
     channels = x.shape[1]
+    if not channels and not add:
+        return out.zero_
     if not out.numel() or not channels:
-        return out.zero_ if not channels and not add else lambda: None
+        return lambda: None
     isa, filters = _Filters.of(weights, slice(first, first + channels))
     scale = 0 if affine is None else affine.data_ptr()
     arguments = (

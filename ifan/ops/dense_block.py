@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -175,15 +176,11 @@ def _cpu_forward(
     norms = [(gammas[i], betas[i], means[i % len(means)], variances[i % len(means)]) for i in range(len(weights))]
     scales = affine(norms, eps, slice(0, channels))
     of_sources = convolution.prepared(x, weights, grown, affine=scales)  # they are read once for all layers
-    if not batch_statistics:
-        calls = [of_sources, *map(layer_of_grown, range(1, len(weights)))]
-        for call in calls:
-            call()
-    else:
-        of_sources()
-        for layer in range(len(weights)):
-            if layer:
-                layer_of_grown(layer)()
+    later = map(layer_of_grown, range(1, len(weights)))
+    # Running statistics are known beforehand; those of the batch only once the layer before has run.
+    for layer, call in enumerate(chain([of_sources], later if batch_statistics else list(later))):
+        call()
+        if batch_statistics:
             here = slice(growth * layer, growth * (layer + 1))
             new_mean[:, here], new_var[:, here] = channel_moments(grown[:, here], segments, "cpu")
     return grown.to(checks.promoted(sources)), new_mean, new_var
