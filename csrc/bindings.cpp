@@ -42,7 +42,7 @@ void channel_moments_forward(Address x, const std::string& dtype, const Sizes& s
 
 void channel_moments_backward(Address x, const std::string& dtype, const Sizes& shape, const Sizes& strides,
                               const std::vector<int64_t>& segments, Address mean, Address mean_gradient,
-                              Address var_gradient, Address gradient, const Sizes& gradient_strides, int threads) {
+                              Address var_gradient, Address gradient, const Sizes& gradient_strides, bool add, int threads) {
   MomentsBackward call{};
   call.x = reinterpret_cast<const void*>(x);
   call.dtype = dtype_of(dtype);
@@ -55,6 +55,7 @@ void channel_moments_backward(Address x, const std::string& dtype, const Sizes& 
   call.var_gradient = reinterpret_cast<const float*>(var_gradient);
   call.gradient = reinterpret_cast<void*>(gradient);
   std::copy(gradient_strides.begin(), gradient_strides.end(), call.gradient_strides);
+  call.add = add;
   call.threads = threads;
   py::gil_scoped_release release;
   if (!IFAN_PICK(channel_moments_backward)(call)) throw std::bad_alloc();
@@ -75,9 +76,9 @@ void integrate_forward(const std::vector<SourceFields>& sources, Address rows, c
 }
 
 void integrate_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                        const Sizes& shape, int pool, Address scale, Address shift, Address mean, Address gradient,
+                        const Sizes& shape, const std::vector<TargetFields>& targets, int pool, Address scale, Address shift, Address mean, Address gradient,
                         Address sums, int threads) {
-  const Inputs inputs(sources, rows, segments, shape);
+  const Inputs inputs(sources, rows, segments, shape, targets);
   IntegrateCall call{};
   call.x = inputs.x;
   call.pool = pool;
@@ -109,9 +110,9 @@ void integrate_with_moments_forward(const std::vector<SourceFields>& sources, Ad
 
 // `known`: mean, var, and the gradients of out, mean and var; `results`: those of weight and bias.
 void integrate_with_moments_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                                     const Sizes& shape, int pool, const Pair& affine, float eps,
+                                     const Sizes& shape, const std::vector<TargetFields>& targets, int pool, const Pair& affine, float eps,
                                      const std::array<Address, 5>& known, const Pair& results, int threads) {
-  const Inputs inputs(sources, rows, segments, shape);
+  const Inputs inputs(sources, rows, segments, shape, targets);
   IntegrateWithMomentsBackward call{};
   call.shared = {inputs.x, pool, reinterpret_cast<const float*>(affine[0]), reinterpret_cast<const float*>(affine[1]), eps, threads};
   call.mean = reinterpret_cast<const float*>(known[0]);
@@ -161,10 +162,10 @@ void convolution_forward(const std::vector<SourceFields>& sources, Address rows,
 }
 
 void convolution_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                          const Sizes& shape, Address scale, Address shift, Address mean, const std::string& isa, Address filters,
-                          int64_t outputs, Address gradient, int64_t gradient_lane_stride, Address weight_gradient, int64_t parts, Address sums,
-                          int threads, bool add) {
-  const Inputs inputs(sources, rows, segments, shape);
+                          const Sizes& shape, const std::vector<TargetFields>& targets, Address scale, Address shift, Address mean, const std::string& isa, Address filters,
+                          int64_t outputs, Address gradient, int64_t gradient_lane_stride, Address shares, int64_t parts,
+                          Address weight_gradient, Address sums, int threads) {
+  const Inputs inputs(sources, rows, segments, shape, targets);
   ConvolutionBackward call{};
   call.x = inputs.x;
   call.scale = reinterpret_cast<const float*>(scale);
@@ -174,11 +175,11 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
   call.outputs = outputs;
   call.gradient = reinterpret_cast<const float*>(gradient);
   call.gradient_lane_stride = gradient_lane_stride;
-  call.weight_gradient = reinterpret_cast<float*>(weight_gradient);
+  call.shares = reinterpret_cast<float*>(shares);
   call.parts = parts;
+  call.weight_gradient = reinterpret_cast<float*>(weight_gradient);
   call.sums = reinterpret_cast<double*>(sums);
   call.threads = threads;
-  call.add = add;
   const Isa packed_for = isa_of(isa);
   py::gil_scoped_release release;
   if (!IFAN_PICK_FOR(packed_for, convolution_backward)(call)) throw std::bad_alloc();

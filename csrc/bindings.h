@@ -29,21 +29,27 @@ namespace ifan {
 using Address = uintptr_t;
 using Sizes = std::array<int64_t, 4>;
 
-// (address, channels, lane stride, channel stride, a row a sample, address of the gradient or 0)
-using SourceFields = std::array<int64_t, 6>;
+// (address, channels, lane stride, channel stride, a row a sample)
+using SourceFields = std::array<int64_t, 5>;
+
+// (address, lane stride, whether to add)
+using TargetFields = std::array<int64_t, 3>;
 
 // The concatenation that a kernel reads; keeps alive what it points to.
 struct Inputs {
   std::vector<Source> sources;
   std::vector<int64_t> segments;
+  std::vector<Target> targets;
   Concatenation x;
 
-  Inputs(const std::vector<SourceFields>& fields, Address rows, const std::vector<int64_t>& lanes, const Sizes& shape)
+  Inputs(const std::vector<SourceFields>& fields, Address rows, const std::vector<int64_t>& lanes, const Sizes& shape,
+         const std::vector<TargetFields>& gradients = {})
       : segments(lanes) {
     for (const SourceFields& f : fields)
-      sources.push_back({reinterpret_cast<const float*>(f[0]), f[1], f[2], f[3], f[4] != 0, reinterpret_cast<float*>(f[5])});
+      sources.push_back({reinterpret_cast<const float*>(f[0]), f[1], f[2], f[3], f[4] != 0});
+    for (const TargetFields& f : gradients) targets.push_back({reinterpret_cast<float*>(f[0]), f[1], f[2] != 0});
     x = {sources.data(), static_cast<int64_t>(sources.size()), shape[0], shape[1], shape[2], shape[3],
-         reinterpret_cast<const int64_t*>(rows), segments.data(), static_cast<int64_t>(segments.size())};
+         reinterpret_cast<const int64_t*>(rows), segments.data(), static_cast<int64_t>(segments.size()), targets.data()};
   }
 };
 

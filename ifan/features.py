@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ifan import ops
 from ifan.config import NetworkConfig
+from ifan.ops.repeats import first_occurrences
 
 Moments = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel over a task's lanes and all pixels, ``(T, C)`` each."""
@@ -172,11 +173,6 @@ class Features:
 
     def _by_lane(self) -> list[Tensor]:
         return [s[self.lanes.rows] if p else s for s, p in zip(self.sources, self.per_sample, strict=True)]
-
-
-def first_occurrences(sources: Sequence[Tensor]) -> list[int]:
-    """For each tensor the position at which the same tensor stands first."""
-    return [next(j for j, other in enumerate(sources) if other is source) for source in sources]
 
 
 def lane_moments(x: Tensor, lanes: Lanes, reduce: MomentsReduce | None) -> Moments:

@@ -52,11 +52,7 @@ inline void visit_affine_relu(const float* x, const float* d, int64_t n, Affine 
 // The same, and gx = e scale, or added to what gx holds; gx may be d.
 inline void affine_relu_backward(const float* x, const float* d, float* gx, int64_t n, Affine f, double* sums, bool add = false) {
   if (!add) return visit_affine_relu(x, d, n, f, sums, [=](int64_t i, auto e, auto) { store(gx + i, e * f.scale); });
-  visit_affine_relu(x, d, n, f, sums, [=](int64_t i, auto e, auto) {
-    auto before = e;
-    __builtin_memcpy(&before, gx + i, sizeof before);
-    store(gx + i, e * f.scale + before);
-  });
+  visit_affine_relu(x, d, n, f, sums, [=](int64_t i, auto e, auto) { add_to(gx + i, e * f.scale); });
 }
 
 }  // namespace IFAN_ISA

@@ -181,7 +181,12 @@ struct Backward {
   int64_t* task;          // (N,): of each lane
 };
 
-template <typename T>
+template <typename T, bool add>
+void store_gradient(T* p, float value) {
+  write(p, add ? read(p) + value : value);
+}
+
+template <typename T, bool add>
 void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (lane, channel)
   const Backward& b = *static_cast<const Backward*>(context);
   const MomentsBackward& call = *b.call;
@@ -193,14 +198,14 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
     const T* x = static_cast<const T*>(call.x) + lane * xs[0] + channel * xs[1];
     T* g = static_cast<T*>(call.gradient) + lane * gs[0] + channel * gs[1];
     if (direct)
-      for (int64_t p = 0; p < pixels; ++p) write(g + p, offset + slope * (read(x + p) - mean));
+      for (int64_t p = 0; p < pixels; ++p) store_gradient<T, add>(g + p, offset + slope * (read(x + p) - mean));
     else
       for (int64_t p = 0; p < pixels; ++p)
-        write(g + pixel(shape, gs, p), offset + slope * (read(x + pixel(shape, xs, p)) - mean));
+        store_gradient<T, add>(g + pixel(shape, gs, p), offset + slope * (read(x + pixel(shape, xs, p)) - mean));
   }
 }
 
-template <typename T>
+template <typename T, bool add>
 void backward_rows(void* context, int64_t begin, int64_t end) {  // index: (lane, pixel), all channels
   const Backward& b = *static_cast<const Backward*>(context);
   const MomentsBackward& call = *b.call;
@@ -210,7 +215,7 @@ void backward_rows(void* context, int64_t begin, int64_t end) {  // index: (lane
     const float *mean = call.mean + at, *offset = b.offset + at, *slope = b.slope + at;
     const T* x = static_cast<const T*>(call.x) + lane * call.strides[0] + p * call.strides[3];
     T* g = static_cast<T*>(call.gradient) + lane * call.gradient_strides[0] + p * call.gradient_strides[3];
-    for (int64_t c = 0; c < channels; ++c) write(g + c, offset[c] + slope[c] * (read(x + c) - mean[c]));
+    for (int64_t c = 0; c < channels; ++c) store_gradient<T, add>(g + c, offset[c] + slope[c] * (read(x + c) - mean[c]));
   }
 }
 
@@ -231,13 +236,18 @@ bool channel_moments_backward(const MomentsBackward& call) {
       }
     }
     const int threads = useful_threads(shape, call.threads);
-    const bool wide = call.dtype == Dtype::float32;
-    if (channels_contiguous(shape, call.strides) && channels_contiguous(shape, call.gradient_strides))
-      parallel_for(shape[0] * pixels, 1 + kThreadWork / 4 / shape[1], threads,
-                   wide ? backward_rows<float> : backward_rows<uint16_t>, &b);
+    const bool rows = channels_contiguous(shape, call.strides) && channels_contiguous(shape, call.gradient_strides);
+    const auto run = [&](Body by_row, Body by_plane) {
+      if (rows)
+        parallel_for(shape[0] * pixels, 1 + kThreadWork / 4 / shape[1], threads, by_row, &b);
+      else
+        parallel_for(shape[0] * shape[1], 1 + kThreadWork / 4 / pixels, threads, by_plane, &b);
+    };
+    if (call.dtype == Dtype::float32)
+      call.add ? run(backward_rows<float, true>, backward_planes<float, true>) : run(backward_rows<float, false>, backward_planes<float, false>);
     else
-      parallel_for(shape[0] * shape[1], 1 + kThreadWork / 4 / pixels, threads,
-                   wide ? backward_planes<float> : backward_planes<uint16_t>, &b);
+      call.add ? run(backward_rows<uint16_t, true>, backward_planes<uint16_t, true>)
+               : run(backward_rows<uint16_t, false>, backward_planes<uint16_t, false>);
   }
   const bool enough = factors && task;
   free(factors);

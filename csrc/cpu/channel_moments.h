@@ -36,6 +36,7 @@ struct MomentsBackward {
   const float *mean, *mean_gradient, *var_gradient;  // (tasks, C) contiguous
   void* gradient;                                    // of x's dtype and shape
   int64_t gradient_strides[4];
+  bool add;  // to what `gradient` holds, instead of writing it
   int threads;
 };
 

@@ -138,6 +138,8 @@ void run(Context& context) {
   parallel_for(blocks * context.pieces, 1, context.call.threads, body, &context);
 }
 
+constexpr int64_t kUnitsAhead = 12;
+
 void pack_inputs(void* argument, int64_t begin, int64_t end) {  // index: (group of outputs, input)
   const FilterPacking& call = *static_cast<const FilterPacking*>(argument);
   double g[6][3];
@@ -151,6 +153,7 @@ void pack_inputs(void* argument, int64_t begin, int64_t end) {  // index: (group
     for (int64_t o = 0; o < some; ++o) {
       const float* from = call.weight + (block * kOutputs + o) * out_stride + c * in_stride;
       for (int64_t i = 0; i < 9; ++i) w[i][o] = from[call.transposed ? 8 - i : i];
+      __builtin_prefetch(from + kUnitsAhead * in_stride);
     }
     for (int i = 0; i < 6; ++i)
       for (int j = 0; j < 3; ++j)
@@ -158,6 +161,7 @@ void pack_inputs(void* argument, int64_t begin, int64_t end) {  // index: (group
     for (int i = 0; i < 6; ++i)
       for (int j = 0; j < 6; ++j) {
         float* out = call.filters + (((6 * i + j) * blocks + block) * call.inputs + c) * kOutputs;
+        __builtin_prefetch(out + kUnitsAhead * kOutputs, 1);
         for (int o = 0; o < kOutputs; ++o)
           out[o] = static_cast<float>(half[i][0][o] * g[j][0] + half[i][1][o] * g[j][1] + half[i][2][o] * g[j][2]);
       }

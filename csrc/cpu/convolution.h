@@ -39,17 +39,17 @@ struct FilterPacking {
 // Gradients of the convolution, and of its prologue where there is one, for the gradient of its output before the epilogue.
 // Nothing of the forward pass was kept: the transformed inputs are made again, once for both products.
 struct ConvolutionBackward {
-  Concatenation x;  // each source's `gradient` is written or, with `add`, added to
+  Concatenation x;
   const float *scale, *shift, *mean;  // (tasks, channels) contiguous; null: no prologue
   const float* filters;               // from pack_filters, transposed: x.channels outputs, `outputs` inputs
   int64_t outputs;
   const float* gradient;  // (N, outputs, H, W), planes contiguous
   int64_t gradient_lane_stride;
-  float* weight_gradient;  // (parts, outputs, x.channels, 3, 3): one share a part, to be added up
+  float* shares;           // (parts, outputs, x.channels, 3, 3): each part's share of the weight's gradient
   int64_t parts;           // groups of lanes that are worked on one after another; at most N
+  float* weight_gradient;  // (outputs, x.channels, 3, 3)
   double* sums;            // (N, channels, 2), see affine_relu.h; null where there is no prologue
   int threads;
-  bool add = false;        // only with a prologue
 };
 
 #define IFAN_DECLARE_CONVOLUTION(ISA)                                                    \

@@ -13,6 +13,7 @@ namespace {
 constexpr int kVectors = 2;
 using Tiles = Block<kVectors>;
 constexpr int64_t kTiles = Tiles::size;
+constexpr int64_t kSharesWorthWaking = 1 << 15;  // values of a weight's gradient that are added up sooner than another thread wakes
 constexpr int64_t kBatch = 64;  // tiles, about, whose output gradients are transformed at a time
 
 int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -185,11 +186,6 @@ void add_filters(const Context& context, const Batch& batch, int64_t first, int6
     }
 }
 
-float* gradient_plane(const Context& context, int64_t lane, int64_t c) {
-  const Source& source = context.call.x.sources[context.plan.source[c]];
-  return source.gradient + (lane * source.channels + context.plan.channel[c]) * context.tiling.height * context.tiling.width;
-}
-
 // The products that the gradients of the chunk's inputs are made of, in place of these inputs. A panel of filters is read for all
 // blocks.
 void multiply_filters(const Context& context, const Batch& batch, int64_t first, int64_t channels, const Buffers& b) {
@@ -219,9 +215,9 @@ void write_inputs(const Context& context, const Tiles& block, const Region& regi
   for (int64_t c = 0; c < region.channels; ++c) {
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t lane = block.runs[r].lane, channel = region.first + c;
-      planes[r] = normalise ? plane_in(context, region, gradients, lane, channel) : gradient_plane(context, lane, channel);
+      planes[r] = normalise ? plane_in(context, region, gradients, lane, channel) : context.plan.gradient(lane, channel);
     }
-    write_planes(block, sums + c * kTiles, context.inputs(), planes, false, false);
+    write_planes(block, sums + c * kTiles, context.inputs(), planes, false, !normalise && context.plan.target(region.first + c).add);
   }
 }
 
@@ -235,8 +231,8 @@ void differentiate_prologue(const Context& context, const Region& region, float*
     for (int64_t c = region.first; c < region.first + region.channels; ++c) {
       const int64_t at = context.plan.task[lane] * call.x.channels + c;
       affine_relu_backward(context.plan.plane(lane, c) + y * width, plane_in(context, region, gradients, lane, c) + y * width,
-                           gradient_plane(context, lane, c) + y * width, n, {call.scale[at], call.shift[at], call.mean[at]},
-                           call.sums + 2 * (lane * call.x.channels + c), call.add);
+                           context.plan.gradient(lane, c) + y * width, n, {call.scale[at], call.shift[at], call.mean[at]},
+                           call.sums + 2 * (lane * call.x.channels + c), context.plan.target(c).add);
     }
   }
 }
@@ -305,8 +301,16 @@ void work_on_parts(void* argument, int64_t begin, int64_t end) {
     const int64_t end_row = last * context.tiling.rows;
     for (int64_t row = first * context.tiling.rows; row < end_row; row += context.rows)
       work_on_batch<normalise>(context, row, least(row + context.rows, end_row), b);
-    weight_gradient(context, b.filters, call.weight_gradient + part * call.outputs * call.x.channels * 9);
+    weight_gradient(context, b.filters, call.shares + part * call.outputs * call.x.channels * 9);
   }
+}
+
+void add_shares(void* argument, int64_t begin, int64_t end) {
+  const ConvolutionBackward& call = static_cast<const Context*>(argument)->call;
+  const int64_t size = call.outputs * call.x.channels * 9;
+  memcpy(call.weight_gradient + begin, call.shares + begin, (end - begin) * sizeof(float));
+  for (int64_t part = 1; part < call.parts; ++part)
+    for (int64_t i = begin; i < end; ++i) call.weight_gradient[i] += call.shares[part * size + i];
 }
 
 }  // namespace
@@ -320,6 +324,7 @@ bool convolution_backward(const ConvolutionBackward& call) {
   // Gradients of many outputs do not stay in the second-level cache: they are read for more channels at a time.
   Context context{call, plan, tiling, rows, blocks, wide, wide > 2 * kWidth ? 48 : 24};
   parallel_for(call.parts, 1, call.threads, call.scale ? work_on_parts<true> : work_on_parts<false>, &context);
+  parallel_for(call.outputs * call.x.channels * 9, kSharesWorthWaking, call.threads, add_shares, &context);
   return !context.failed;
 }
 

@@ -60,6 +60,13 @@ inline void store(float* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+template <typename V>
+inline void add_to(float* p, V v) {
+  V before;
+  __builtin_memcpy(&before, p, sizeof before);
+  store(p, before + v);
+}
+
 // A vector of one value.
 template <typename V>
 inline V filled(float x) {

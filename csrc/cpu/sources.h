@@ -11,7 +11,14 @@ struct Source {
   const float* data;
   int64_t channels, lane_stride, channel_stride;
   bool per_sample;  // a row a sample, looked up in `rows`, instead of a row a lane
-  float* gradient;  // backward: (N, channels, H, W) contiguous
+};
+
+// Where a source's gradient goes: (N, channels, H, W), planes contiguous; written, or added to what is there. A source that stands
+// twice has one gradient, to which its later places add.
+struct Target {
+  float* data;
+  int64_t lane_stride;
+  bool add;
 };
 
 struct Concatenation {
@@ -20,6 +27,7 @@ struct Concatenation {
   const int64_t* rows;      // sample of each lane; null where no source has a row a sample
   const int64_t* segments;  // lanes of each task
   int64_t tasks;
+  const Target* targets;    // backward: one a source
 };
 
 namespace IFAN_ISA {
@@ -47,9 +55,9 @@ struct Plan {
     const Source& s = x->sources[source[c]];
     return s.data + (s.per_sample ? x->rows[lane] : lane) * s.lane_stride + channel[c] * s.channel_stride;
   }
+  const Target& target(int64_t c) const { return x->targets[source[c]]; }
   float* gradient(int64_t lane, int64_t c) const {
-    const Source& s = x->sources[source[c]];
-    return s.gradient + (lane * s.channels + channel[c]) * x->height * x->width;
+    return target(c).data + lane * target(c).lane_stride + channel[c] * x->height * x->width;
   }
 };
 

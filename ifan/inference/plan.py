@@ -358,7 +358,7 @@ class _Recorder:
     ) -> None:
         """A ``kernel`` x ``kernel`` convolution of bordered planes; in float32 where taps lie half a plane apart."""
         plane, row, _, _, half, split = border
-        field = (padded, channels, channels * plane, plane, 0, 0)
+        field = (padded, channels, channels * plane, plane, 0)
         shape = (self.count, channels, out.side, out.side)
         taps = range(kernel)
         offsets = [y * row + (x % 2 * half + x // 2 if split else x) for y in taps for x in taps]

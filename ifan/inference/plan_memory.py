@@ -19,9 +19,9 @@ class View:
     per_sample: bool = False
 
     @property
-    def field(self) -> tuple[int, int, int, int, int, int]:
-        """The view as a kernel reads it: address, channels, strides of rows and planes, a row a sample, no gradient."""
-        return self.address, self.channels, self.stride, self.side**2, int(self.per_sample), 0
+    def field(self) -> tuple[int, int, int, int, int]:
+        """The view as a kernel reads it: address, channels, strides of rows and planes, a row a sample."""
+        return self.address, self.channels, self.stride, self.side**2, int(self.per_sample)
 
     def rows_from(self, row: int) -> View:
         """The rows from ``row`` on."""

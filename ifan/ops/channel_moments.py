@@ -91,6 +91,20 @@ def _backward(
         return torch.empty_like(x).copy_(found)
     dtype, x = x.dtype, _readable(x)
     result = torch.empty_like(x)
+    differentiate(mean_gradient, var_gradient, x, mean, segments, result, add=False)
+    return result.to(dtype)
+
+
+def differentiate(
+    mean_gradient: Tensor,
+    var_gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    segments: Sequence[int],
+    gradient: Tensor,
+    add: bool,
+) -> None:
+    """Write the gradient of ``x``, float32 or bfloat16 on the CPU, to ``gradient`` of its dtype, or add it."""
     values = [value.contiguous() for value in (mean, mean_gradient, var_gradient)]
     native.cpu_module().channel_moments_backward(
         x.data_ptr(),
@@ -99,11 +113,11 @@ def _backward(
         x.stride(),
         segments,
         *[value.data_ptr() for value in values],
-        result.data_ptr(),
-        result.stride(),
+        gradient.data_ptr(),
+        gradient.stride(),
+        add,
         torch.get_num_threads(),
     )
-    return result.to(dtype)
 
 
 @_backward.register_fake

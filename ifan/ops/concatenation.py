@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from ifan.ops.native import cpu_module
+from ifan.ops.repeats import first_occurrences
 
 
 class Concatenation:
     """Sources ``(N or R, C_i, H, W)`` on the CPU, as addresses and strides of float32.
 
     Keeps the tensors alive whose addresses it holds; those of another dtype and those whose planes do not lie in one
-    piece are copied. With ``differentiate``, ``gradients`` holds a contiguous float32 ``(N, C_i, H, W)`` for each
-    source: those given, which are for the first ones, and uninitialised ones.
+    piece are copied. For a backward, ``gradients`` names for each source a float32 ``(N, C_i, H, W)``, planes in one
+    piece, to which its gradient is added, or ``None`` for a new one that is written; where ``firsts``, see
+    `ifan.ops.repeats`, says that a source stands a second time, its gradient is added to that of the first.
     """
 
     def __init__(
@@ -24,33 +26,50 @@ class Concatenation:
         segments: Sequence[int],
         rows: Tensor | None,
         per_sample: Sequence[bool],
-        differentiate: bool = False,
-        gradients: Sequence[Tensor] = (),
+        gradients: Sequence[Tensor | None] = (),
+        firsts: Sequence[int] | None = None,
     ) -> None:
         self.sources, self.per_sample, self.segments = sources, list(per_sample), list(segments)
         self.rows = None if rows is None else rows.contiguous()
         self.planes = [_with_whole_planes(source.float()) for source in sources]
         self.shape = (sum(segments), sum(x.shape[1] for x in sources), *sources[0].shape[2:])
-        self.gradients = list(gradients)
-        if differentiate:
-            self.gradients += [x.new_empty((self.shape[0], *x.shape[1:])) for x in self.planes[len(gradients) :]]
+        self.gradients: list[Tensor] = []
+        self.adds: list[bool] = []
+        for i, given in enumerate(gradients):
+            first = i if firsts is None else firsts[i]
+            new = first == i and given is None
+            self.adds.append(not new)
+            if first < i:
+                self.gradients.append(self.gradients[first])
+            else:
+                self.gradients.append(self._empty_gradient(i) if given is None else given)
 
     @property
     def arguments(self) -> tuple[list[tuple[int, ...]], int, list[int], tuple[int, ...]]:
         """The first four arguments of a kernel: sources, rows, segments and the shape of the concatenation."""
-        targets = [gradient.data_ptr() for gradient in self.gradients] or [0] * len(self.planes)
         fields: list[tuple[int, ...]] = [
-            (x.data_ptr(), x.shape[1], x.stride(0), x.stride(1), int(flag), target)
-            for x, flag, target in zip(self.planes, self.per_sample, targets, strict=True)
+            (x.data_ptr(), x.shape[1], x.stride(0), x.stride(1), int(flag))
+            for x, flag in zip(self.planes, self.per_sample, strict=True)
         ]
         return fields, 0 if self.rows is None else self.rows.data_ptr(), self.segments, self.shape
 
+    @property
+    def targets(self) -> list[tuple[int, int, int]]:
+        """The argument of a backward kernel that says where the sources' gradients go."""
+        return [(g.data_ptr(), g.stride(0), int(add)) for g, add in zip(self.gradients, self.adds, strict=True)]
+
     def source_gradients(self) -> list[Tensor]:
-        """The gradients by source, float32: one with a row a sample collects those of its lanes, in their order."""
+        """The gradient of each source that is not a repeated one, float32: with a row a sample it collects those of its
+        lanes, in their order."""
+        found = zip(self.sources, self.gradients, self.per_sample, first_occurrences(self.gradients), strict=True)
         return [
             g.new_zeros(x.shape).index_add_(0, self.rows, g) if flag and self.rows is not None else g
-            for x, g, flag in zip(self.sources, self.gradients, self.per_sample, strict=True)
+            for i, (x, g, flag, first) in enumerate(found)
+            if first == i
         ]
+
+    def _empty_gradient(self, source: int) -> Tensor:
+        return self.planes[source].new_empty((self.shape[0], *self.planes[source].shape[1:]))
 
 
 Norm = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -81,23 +81,26 @@ def prepared(
 
 
 def differentiate(
-    x: Concatenation, weight: Tensor, gradient: Tensor, norm: Normalisation | None = None, add: bool = False
+    x: Concatenation, weight: Tensor, gradient: Tensor, norm: Normalisation | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Fill ``x.gradients`` for the float32 ``gradient (N, O, H, W)`` of the convolution, planes in one piece; with a
-    ``norm`` and ``add``, add to what they hold.
+    """Write, or add to, ``x.gradients`` for the float32 ``gradient (N, O, H, W)`` of the convolution, planes in one
+    piece.
 
     Returns the weight's gradient and, with ``norm``, the sums ``(N, C, 2)`` that `Normalisation.gradients` reads.
     """
     lanes, channels, outputs = x.shape[0], x.shape[1], weight.shape[0]
     sums = gradient.new_zeros((lanes, channels, 2) if norm else (0,), dtype=torch.float64)
     if not gradient.numel() or not channels:
-        for source in x.gradients if not add else ():
-            source.zero_()
+        for source, add in zip(x.gradients, x.adds, strict=True):
+            if not add:
+                source.zero_()
         return torch.zeros_like(weight, memory_format=torch.contiguous_format), sums
-    parts = gradient.new_empty((_parts(lanes, x.shape[2] * x.shape[3]), outputs, channels, 3, 3))
+    found = gradient.new_empty((outputs, channels, 3, 3))
+    shares = gradient.new_empty((_parts(lanes, x.shape[2] * x.shape[3]), *found.shape))
     isa, filters = _packed([weight], transposed=True)
     cpu_module().convolution_backward(
         *x.arguments,
+        x.targets,
         norm.scale.data_ptr() if norm else 0,
         norm.shift.data_ptr() if norm else 0,
         norm.mean.data_ptr() if norm else 0,
@@ -106,13 +109,13 @@ def differentiate(
         outputs,
         gradient.data_ptr(),
         gradient.stride(0),
-        parts.data_ptr(),
-        parts.shape[0],
+        shares.data_ptr(),
+        shares.shape[0],
+        found.data_ptr(),
         sums.data_ptr() if norm else 0,
         torch.get_num_threads(),
-        add,
     )
-    return parts.sum(0), sums
+    return found, sums
 
 
 class _Packed(NamedTuple):

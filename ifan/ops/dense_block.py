@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks, convolution, native
-from ifan.ops.channel_moments import _backward as channel_moments_backward
+from ifan.ops import checks, convolution, native, repeats
 from ifan.ops.channel_moments import _forward as channel_moments
+from ifan.ops.channel_moments import differentiate as differentiate_moments
 from ifan.ops.concatenation import Concatenation, Normalisation, affine
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
@@ -235,30 +235,36 @@ def _backward(
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
     lengths: Sequence[int],
+    firsts: Sequence[int],
     segments: Sequence[int],
     rows: Tensor | None,
     per_sample: Sequence[bool],
     eps: float,
     backend: str,
 ) -> list[Tensor]:
+    """Gradients of the inputs, `ifan.ops.repeats.collected`."""
     if backend == "cpu":
-        return _cpu_backward(upstream, _groups(inputs, lengths), outputs, segments, rows, per_sample, eps)
+        return _cpu_backward(upstream, _groups(inputs, lengths), outputs, firsts, segments, rows, per_sample, eps)
     if backend == "triton":
         groups = _groups(inputs, lengths)
-        found = kernels(backend, NAME).backward(upstream, outputs, *groups, segments, rows, per_sample, eps)
-        return [gradient for group in found for gradient in group]
+        by_group = kernels(backend, NAME).backward(upstream, outputs, *groups, segments, rows, per_sample, eps)
+        found = [gradient for group in by_group for gradient in group]
+    else:
 
-    def run(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        sources, weights, gammas, betas, means, variances = _groups(values, lengths)
-        return reference.dense_block(sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
+        def run(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            sources, weights, gammas, betas, means, variances = _groups(values, lengths)
+            rest = (segments, rows, per_sample, eps)
+            return reference.dense_block(sources, weights, gammas, betas, means, variances, *rest)
 
-    return gradients(run, inputs, upstream)
+        found = gradients(run, inputs, upstream)
+    return repeats.collected(found, firsts)
 
 
 def _cpu_backward(
     upstream: Sequence[Tensor],
     inputs: Sequence[Sequence[Tensor]],
     outputs: Sequence[Tensor],
+    firsts: Sequence[int],
     segments: Sequence[int],
     rows: Tensor | None,
     per_sample: Sequence[bool],
@@ -270,27 +276,24 @@ def _cpu_backward(
     found: list[list[Tensor]] = [[], *([torch.empty(0)] * len(weights) for _ in range(3))]
     found += [[torch.zeros_like(value, dtype=torch.float32) for value in group] for group in (means, variances)]
     growth, width = weights[0].shape[0], means[0].shape[1]
-    held: list[Tensor] = []
+    # The last layer's gradients of the sources are written, those of the others added to them.
+    of_sources: Sequence[Tensor | None] = [None] * len(sources)
     for layer in reversed(range(len(weights))):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
         if len(means) == 1:  # what later layers, and the caller, want of this layer's moments
-            to_grown[:, here] += channel_moments_backward(
-                to_mean[:, here], to_var[:, here], grown[:, here], mean[:, here], segments, "cpu"
-            )
+            told = to_mean[:, here], to_var[:, here], grown[:, here], mean[:, here]
+            differentiate_moments(*told, segments, to_grown[:, here], add=True)
         norm = Normalisation(
             gammas[layer],
             betas[layer],
             *_statistics(layer, means, variances, mean[:, before], var[:, before]),
             eps,
         )
-        # The last layer's gradients of what it reads are written, those of the others added to them.
-        last = layer == len(weights) - 1
-        given = [] if last else [*held, to_grown[:, before].contiguous()]
-        x = Concatenation([*sources, grown[:, before]], segments, rows, [*per_sample, False], True, given)
-        found[1][layer], sums = convolution.differentiate(x, weights[layer], to_grown[:, here], norm, add=not last)
+        flags, given = [*per_sample, False], [*of_sources, to_grown[:, before]]
+        x = Concatenation([*sources, grown[:, before]], segments, rows, flags, given, [*firsts, len(sources)])
+        found[1][layer], sums = convolution.differentiate(x, weights[layer], to_grown[:, here], norm)
         found[2][layer], found[3][layer], of_mean, of_var = norm.gradients(sums, segments)
-        *held, of_grown = x.gradients
-        to_grown = to_grown[:, before] + of_grown if last else of_grown
+        of_sources = x.gradients[:-1]
         place = 0 if len(means) == 1 else layer
         found[4][place] += of_mean[:, : means[place].shape[1]]
         found[5][place] += of_var[:, : means[place].shape[1]]
@@ -298,13 +301,20 @@ def _cpu_backward(
             to_mean[:, before] += of_mean[:, width:]
             to_var[:, before] += of_var[:, width:]
     found[0] = x.source_gradients()[:-1]
-    flat = ([value for group in groups for value in group] for groups in (inputs, found))
-    return native.in_dtypes_of(*flat)
+    flat = [[value for group in groups for value in group] for groups in (inputs, found)]
+    return native.in_dtypes_of(repeats.distinct(flat[0], firsts), flat[1])
 
 
 @_backward.register_fake
-def _(upstream: Sequence[Tensor], inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
-    return empty_gradients(inputs)
+def _(
+    upstream: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    lengths: Sequence[int],
+    firsts: Sequence[int],
+    *_: Any,
+) -> list[Tensor]:
+    return empty_gradients(repeats.distinct(inputs, firsts))
 
 
 def _groups(values: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
@@ -315,14 +325,17 @@ def _groups(values: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tenso
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     groups, (ctx.segments, rows, *ctx.rest) = inputs[:6], inputs[6:]
+    ctx.firsts = repeats.first_occurrences(groups[0])
     ctx.lengths = [len(group) for group in groups]
     ctx.save_for_backward(rows, *output, *[tensor for group in groups for tensor in group])
 
 
 def _differentiate(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
     rows, grown, mean, var, *inputs = ctx.saved_tensors
-    found = _backward(list(upstream), inputs, [grown, mean, var], ctx.lengths, ctx.segments, rows, *ctx.rest)
-    return (*_groups(found, ctx.lengths), *[None] * 5)
+    outputs, count = [grown, mean, var], len(set(ctx.firsts))
+    found = _backward(list(upstream), inputs, outputs, ctx.lengths, ctx.firsts, ctx.segments, rows, *ctx.rest)
+    others = _groups(found[count:], ctx.lengths[1:])
+    return (repeats.by_source(found[:count], ctx.firsts), *others, *[None] * 5)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks, native
+from ifan.ops import checks, native, repeats
 from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
@@ -154,6 +154,7 @@ def _(
 def _backward(
     gradient: Tensor,
     inputs: Sequence[Tensor],
+    firsts: Sequence[int],
     segments: Sequence[int],
     rows: Tensor | None,
     per_sample: Sequence[bool],
@@ -161,23 +162,26 @@ def _backward(
     eps: float,
     backend: str,
 ) -> list[Tensor]:
+    """Gradients of the inputs, `ifan.ops.repeats.collected`."""
     if backend == "cpu":
-        return _cpu_backward(gradient, inputs, segments, rows, per_sample, pool, eps)
+        return _cpu_backward(gradient, inputs, firsts, segments, rows, per_sample, pool, eps)
     if backend in ("triton", "cuda"):
         rest = (segments, rows, per_sample, pool, eps)
         found: list[Tensor] = kernels(backend, NAME).backward(gradient, inputs[:-4], inputs[-4:], *rest)
-        return found
+    else:
 
-    def run(*values: Tensor) -> list[Tensor]:
-        weight, bias, mean, var = values[-4:]
-        return [reference.integrate(values[:-4], weight, bias, mean, var, segments, rows, per_sample, pool, eps)]
+        def run(*values: Tensor) -> list[Tensor]:
+            weight, bias, mean, var = values[-4:]
+            return [reference.integrate(values[:-4], weight, bias, mean, var, segments, rows, per_sample, pool, eps)]
 
-    return gradients(run, inputs, [gradient])
+        found = gradients(run, inputs, [gradient])
+    return repeats.collected(found, firsts)
 
 
 def _cpu_backward(
     gradient: Tensor,
     inputs: Sequence[Tensor],
+    firsts: Sequence[int],
     segments: Sequence[int],
     rows: Tensor | None,
     per_sample: Sequence[bool],
@@ -186,10 +190,11 @@ def _cpu_backward(
 ) -> list[Tensor]:
     *sources, weight, bias, mean, var = inputs
     gradient, norm = gradient.float().contiguous(), Normalisation(weight, bias, mean, var, eps)
-    x = Concatenation(sources, segments, rows, per_sample, differentiate=True)
+    x = Concatenation(sources, segments, rows, per_sample, [None] * len(sources), firsts)
     sums = weight.new_empty((*x.shape[:2], 2), dtype=torch.float32)
     native.cpu_module().integrate_backward(
         *x.arguments,
+        x.targets,
         pool,
         norm.scale.data_ptr(),
         norm.shift.data_ptr(),
@@ -198,23 +203,25 @@ def _cpu_backward(
         sums.data_ptr(),
         torch.get_num_threads(),
     )
-    return native.in_dtypes_of(inputs, [*x.source_gradients(), *norm.gradients(sums, segments)])
+    found = [*x.source_gradients(), *norm.gradients(sums, segments)]
+    return native.in_dtypes_of(repeats.distinct(inputs, firsts), found)
 
 
 @_backward.register_fake
-def _(gradient: Tensor, inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
-    return empty_gradients(inputs)
+def _(gradient: Tensor, inputs: Sequence[Tensor], firsts: Sequence[int], *_: Any) -> list[Tensor]:
+    return empty_gradients(repeats.distinct(inputs, firsts))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     sources, weight, bias, mean, var, ctx.segments, rows, *ctx.rest = inputs
+    ctx.firsts = repeats.first_occurrences(sources)
     ctx.save_for_backward(rows, *sources, weight, bias, mean, var)
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     rows, *inputs = ctx.saved_tensors
-    found = _backward(gradient, inputs, ctx.segments, rows, *ctx.rest)
-    return (found[:-4], *found[-4:], *[None] * 6)
+    found = _backward(gradient, inputs, ctx.firsts, ctx.segments, rows, *ctx.rest)
+    return (repeats.by_source(found[:-4], ctx.firsts), *found[-4:], *[None] * 6)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -124,11 +124,12 @@ def _backward(
     eps: float,
 ) -> list[Tensor]:
     *sources, weight, bias = inputs
-    x = Concatenation(sources, segments, rows, per_sample, differentiate=True)
+    x = Concatenation(sources, segments, rows, per_sample, [None] * len(sources))
     affine, known = _affine(weight, bias), _affine(*moments, *upstream)
     found = [value.new_empty(value.shape) for value in affine]
     native.cpu_module().integrate_with_moments_backward(
         *x.arguments,
+        x.targets,
         pool,
         [value.data_ptr() for value in affine],
         eps,

@@ -117,8 +117,8 @@ def _empty(
     return out, out.new_empty(between, dtype=torch.float32)
 
 
-def _alone(x: Tensor, differentiate: bool = False) -> Concatenation:
-    return Concatenation([x], [x.shape[0]], None, [False], differentiate)
+def _alone(x: Tensor, gradients: Sequence[None] = ()) -> Concatenation:
+    return Concatenation([x], [x.shape[0]], None, [False], gradients)
 
 
 _forward.register_fake(_empty)
@@ -159,10 +159,10 @@ def _cpu_backward(
 ) -> list[Tensor]:
     *sources, weight_a, weight_b = inputs
     out, shifted = outputs
-    between = _alone(shifted, differentiate=True)
+    between = _alone(shifted, [None])
     of_b, _ = convolution.differentiate(between, weight_b, _through_relu(gradient, out))
     to_a = _phase_shift_backward(_through_relu(between.gradients[0], shifted))
-    x = Concatenation(sources, [out.shape[0]], rows, per_sample, differentiate=True)
+    x = Concatenation(sources, [out.shape[0]], rows, per_sample, [None] * len(sources))
     of_a, _ = convolution.differentiate(x, weight_a, to_a)
     return native.in_dtypes_of(inputs, [*x.source_gradients(), of_a, of_b])
 

@@ -84,7 +84,7 @@ double moments_backward() {
   const Values mean(m.exact_mean.begin(), m.exact_mean.end()), of_mean = draw(m.count), of_var = draw(m.count);
   Values gradient = unwritten(m.x.size());
   MomentsBackward call{m.x.data(), Dtype::float32, {}, {}, m.segments, 3, mean.data(), of_mean.data(), of_var.data(),
-                       gradient.data(), {}, threads};
+                       gradient.data(), {}, false, threads};
   std::copy_n(m.shape, 4, call.shape), std::copy_n(m.strides, 4, call.strides), std::copy_n(m.strides, 4, call.gradient_strides);
   run([&] { return kernels::channel_moments_backward(call); });
   Exact exact;
@@ -189,10 +189,10 @@ double convolution_backward(bool normalise) {
   const int64_t outputs = 12, pixels = s.pixels(), parts = 2;
   const Values weight = draw(outputs * s.total * 9), filters = packed(weight, s.total, outputs, true);
   const Values gradient = draw(s.lanes * outputs * pixels);
-  Values of_weight = unwritten(parts * weight.size());
+  Values shares = unwritten(parts * weight.size()), of_weight = unwritten(weight.size());
   Exact sums(2 * s.lanes * s.total, NAN);
   ConvolutionBackward call{s.read, nullptr, nullptr, nullptr, filters.data(), outputs, gradient.data(), outputs * pixels,
-                           of_weight.data(), parts, nullptr, threads};
+                           shares.data(), parts, of_weight.data(), nullptr, threads};
   if (normalise) call.scale = s.scale.data(), call.shift = s.shift.data(), call.mean = s.mean.data(), call.sums = sums.data();
   run([&] { return kernels::convolution_backward(call); });
   if (!compare) return 0;
@@ -211,7 +211,6 @@ double convolution_backward(bool normalise) {
       }
     }
   s.backward(d, normalise, gx, &exact_sums);
-  for (size_t i = 0; i < weight.size(); ++i) of_weight[i] += of_weight[i + weight.size()];
   const double of_sums = normalise ? error(Values(sums.begin(), sums.end()), exact_sums) : 0;
   return worst({error(s.gradient[0], gx[0]), error(s.gradient[1], gx[1]), error(of_weight, exact_weight), of_sums});
 }

@@ -41,6 +41,7 @@ struct Sample {
   const int64_t channels[2], height, width, total;
   Values x[2], gradient[2], scale, shift, mean;
   ifan::Source sources[2];
+  ifan::Target targets[2];
   ifan::Concatenation read;
 
   Sample(int64_t first, int64_t second, int64_t h, int64_t w)
@@ -48,9 +49,11 @@ struct Sample {
         x{draw(lanes * first * h * w), draw(samples * second * h * w)},
         gradient{unwritten(lanes * first * h * w), unwritten(lanes * second * h * w)},
         scale(draw(tasks * total, 0.5f, 1.5f)), shift(draw(tasks * total)), mean(draw(tasks * total)) {
-    for (int s = 0; s < 2; ++s)
-      sources[s] = {x[s].data(), channels[s], channels[s] * h * w, h * w, s == 1, gradient[s].data()};
-    read = {sources, 2, lanes, total, h, w, rows, segments, tasks};
+    for (int s = 0; s < 2; ++s) {
+      sources[s] = {x[s].data(), channels[s], channels[s] * h * w, h * w, s == 1};
+      targets[s] = {gradient[s].data(), channels[s] * h * w, false};
+    }
+    read = {sources, 2, lanes, total, h, w, rows, segments, tasks, targets};
   }
 
   int64_t pixels() const { return height * width; }

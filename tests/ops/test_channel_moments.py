@@ -184,7 +184,7 @@ def test_native_writes_every_element(layout: str) -> None:
     assert not var.isnan().any()
     gradient = torch.full_like(x, torch.nan)
     values = (mean.data_ptr(), mean.data_ptr(), var.data_ptr(), gradient.data_ptr(), gradient.stride())
-    module.channel_moments_backward(*arguments, *values, 2)
+    module.channel_moments_backward(*arguments, *values, False, 2)
     assert not gradient.isnan().any()
 
 

@@ -299,7 +299,7 @@ def test_a_plan_runs_the_instruction_set_it_was_recorded_under() -> None:
     def record(plan: Any, target: Tensor) -> Tensor:
         filters = torch.empty(module.packed_filters(12, 5, module.isa()))
         module.pack_filters(weight.data_ptr(), 12, 5, False, filters.data_ptr(), module.isa())
-        field, shape = (x.data_ptr(), 5, x.stride(0), x.stride(1), 0, 0), (1, 5, 16, 32)
+        field, shape = (x.data_ptr(), 5, x.stride(0), x.stride(1), 0), (1, 5, 16, 32)
         plan.convolution([field], 0, [1], shape, 0, 0, filters.data_ptr(), 12, "none", target.data_ptr(), 0)
         return filters
 
