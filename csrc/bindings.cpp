@@ -42,7 +42,7 @@ void channel_moments_forward(Address x, const std::string& dtype, const Sizes& s
 
 void channel_moments_backward(Address x, const std::string& dtype, const Sizes& shape, const Sizes& strides,
                               const std::vector<int64_t>& segments, Address mean, Address mean_gradient,
-                              Address var_gradient, Address gradient, const Sizes& gradient_strides, bool add, int threads) {
+                              Address var_gradient, Address gradient, const Sizes& gradient_strides, Address before, int threads) {
   MomentsBackward call{};
   call.x = reinterpret_cast<const void*>(x);
   call.dtype = dtype_of(dtype);
@@ -55,7 +55,7 @@ void channel_moments_backward(Address x, const std::string& dtype, const Sizes& 
   call.var_gradient = reinterpret_cast<const float*>(var_gradient);
   call.gradient = reinterpret_cast<void*>(gradient);
   std::copy(gradient_strides.begin(), gradient_strides.end(), call.gradient_strides);
-  call.add = add;
+  call.before = reinterpret_cast<const void*>(before);
   call.threads = threads;
   py::gil_scoped_release release;
   if (!IFAN_PICK(channel_moments_backward)(call)) throw std::bad_alloc();

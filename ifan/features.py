@@ -14,7 +14,6 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ifan import ops
 from ifan.config import NetworkConfig
 from ifan.ops.repeats import first_occurrences
 
@@ -173,11 +172,6 @@ class Features:
 
     def _by_lane(self) -> list[Tensor]:
         return [s[self.lanes.rows] if p else s for s, p in zip(self.sources, self.per_sample, strict=True)]
-
-
-def lane_moments(x: Tensor, lanes: Lanes, reduce: MomentsReduce | None) -> Moments:
-    """Moments of ``x (N, C, H, W)`` over each task's lanes, joined over processes by ``reduce``."""
-    return joined_moments(x, ops.channel_moments(x, list(lanes.segments)), lanes, reduce)
 
 
 def joined_moments(x: Tensor, moments: Moments, lanes: Lanes, reduce: MomentsReduce | None) -> Moments:

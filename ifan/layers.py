@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ifan import ops
 from ifan.config import NetworkConfig, TaskConfig
-from ifan.features import Features, Lanes, Moments, MomentsReduce, joined_moments, lane_moments, pooled_moments
+from ifan.features import Features, Lanes, Moments, MomentsReduce, joined_moments, pooled_moments
 from ifan.graph import encoder_widths
 from ifan.ops.take_rows import take_rows
 
@@ -55,7 +55,9 @@ class Reading:
 
     def fresh(self, x: Tensor) -> Features:
         """A new tensor with a row a lane, and its moments where they will be needed."""
-        return Features.of(self.lanes, x, lane_moments(x, self.lanes, self.reduce) if self.training else None)
+        if not self.training:
+            return Features.of(self.lanes, x)
+        return self.with_moments(*ops.with_channel_moments(x, list(self.lanes.segments)))
 
     def with_moments(self, x: Tensor, mean: Tensor, var: Tensor) -> Features:
         """A new tensor with a row a lane whose moments in this process are known."""

@@ -181,10 +181,16 @@ struct Backward {
   int64_t* task;          // (N,): of each lane
 };
 
+// The gradients that a plane's or a pixel's are stored at, from that address on, and what is added to them.
 template <typename T, bool add>
-void store_gradient(T* p, float value) {
-  write(p, add ? read(p) + value : value);
-}
+struct Gradients {
+  T* to;
+  const T* before;
+
+  Gradients(const MomentsBackward& call, int64_t offset)
+      : to(static_cast<T*>(call.gradient) + offset), before(add ? static_cast<const T*>(call.before) + offset : nullptr) {}
+  void operator()(int64_t i, float value) const { write(to + i, add ? read(before + i) + value : value); }
+};
 
 template <typename T, bool add>
 void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (lane, channel)
@@ -196,12 +202,12 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
     const int64_t channel = index % shape[1], lane = index / shape[1], at = b.task[lane] * shape[1] + channel;
     const float mean = call.mean[at], offset = b.offset[at], slope = b.slope[at];
     const T* x = static_cast<const T*>(call.x) + lane * xs[0] + channel * xs[1];
-    T* g = static_cast<T*>(call.gradient) + lane * gs[0] + channel * gs[1];
+    const Gradients<T, add> store(call, lane * gs[0] + channel * gs[1]);
     if (direct)
-      for (int64_t p = 0; p < pixels; ++p) store_gradient<T, add>(g + p, offset + slope * (read(x + p) - mean));
+      for (int64_t p = 0; p < pixels; ++p) store(p, offset + slope * (read(x + p) - mean));
     else
       for (int64_t p = 0; p < pixels; ++p)
-        store_gradient<T, add>(g + pixel(shape, gs, p), offset + slope * (read(x + pixel(shape, xs, p)) - mean));
+        store(pixel(shape, gs, p), offset + slope * (read(x + pixel(shape, xs, p)) - mean));
   }
 }
 
@@ -214,8 +220,8 @@ void backward_rows(void* context, int64_t begin, int64_t end) {  // index: (lane
     const int64_t lane = index / pixels, p = index % pixels, at = b.task[lane] * channels;
     const float *mean = call.mean + at, *offset = b.offset + at, *slope = b.slope + at;
     const T* x = static_cast<const T*>(call.x) + lane * call.strides[0] + p * call.strides[3];
-    T* g = static_cast<T*>(call.gradient) + lane * call.gradient_strides[0] + p * call.gradient_strides[3];
-    for (int64_t c = 0; c < channels; ++c) store_gradient<T, add>(g + c, offset[c] + slope[c] * (read(x + c) - mean[c]));
+    const Gradients<T, add> store(call, lane * call.gradient_strides[0] + p * call.gradient_strides[3]);
+    for (int64_t c = 0; c < channels; ++c) store(c, offset[c] + slope[c] * (read(x + c) - mean[c]));
   }
 }
 
@@ -244,9 +250,9 @@ bool channel_moments_backward(const MomentsBackward& call) {
         parallel_for(shape[0] * shape[1], 1 + kThreadWork / 4 / pixels, threads, by_plane, &b);
     };
     if (call.dtype == Dtype::float32)
-      call.add ? run(backward_rows<float, true>, backward_planes<float, true>) : run(backward_rows<float, false>, backward_planes<float, false>);
+      call.before ? run(backward_rows<float, true>, backward_planes<float, true>) : run(backward_rows<float, false>, backward_planes<float, false>);
     else
-      call.add ? run(backward_rows<uint16_t, true>, backward_planes<uint16_t, true>)
+      call.before ? run(backward_rows<uint16_t, true>, backward_planes<uint16_t, true>)
                : run(backward_rows<uint16_t, false>, backward_planes<uint16_t, false>);
   }
   const bool enough = factors && task;

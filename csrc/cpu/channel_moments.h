@@ -36,7 +36,7 @@ struct MomentsBackward {
   const float *mean, *mean_gradient, *var_gradient;  // (tasks, C) contiguous
   void* gradient;                                    // of x's dtype and shape
   int64_t gradient_strides[4];
-  bool add;  // to what `gradient` holds, instead of writing it
+  const void* before;  // added to it: of its shape and strides, may be `gradient` itself; null: nothing
   int threads;
 };
 

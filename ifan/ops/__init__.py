@@ -1,6 +1,6 @@
 """The fused operations the network calls, and the switch between their backends."""
 
-from ifan.ops.channel_moments import channel_moments
+from ifan.ops.channel_moments import channel_moments, with_channel_moments
 from ifan.ops.dense_block import dense_block
 from ifan.ops.dispatch import BackendError, BackendStatus, current_backend, set_backend, use_backend
 from ifan.ops.dispatch import status as backends
@@ -25,4 +25,5 @@ __all__ = [
     "set_backend",
     "transition_up",
     "use_backend",
+    "with_channel_moments",
 ]

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ifan import reference
 from ifan.ops import checks, native
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
-from ifan.ops.operation import operation
+from ifan.ops.operation import is_plain_eager, operation
 from ifan.ops.recompute import gradients
 from ifan.ranges import ranged
 
@@ -36,15 +37,31 @@ def channel_moments(x: Tensor, segments: Sequence[int], *, backend: str | None =
     Raises:
         ValueError: a shape or dtype is wrong, or segments do not sum to N.
     """
+    counts, chosen = _checked(x, segments, backend)
+    return reference.channel_moments(x, counts) if chosen == "reference" else _forward(x, counts, chosen)
+
+
+def with_channel_moments(
+    x: Tensor, segments: Sequence[int], *, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``x`` for all who read it further, and its `channel_moments`.
+
+    In a backward by the native kernels the gradient of the moments is added to that of ``x`` as this one passes, in
+    place of a tensor of its own that autograd would add. Arguments and errors are those of `channel_moments`.
+    """
+    counts, chosen = _checked(x, segments, backend)
+    if chosen == "cpu" and x.dtype in NATIVE_DTYPES and x.requires_grad and is_plain_eager([x]):
+        found: tuple[Tensor, Tensor, Tensor] = _Passing.apply(x, counts)
+        return found
+    return x, *channel_moments(x, counts, backend=chosen)
+
+
+def _checked(x: Tensor, segments: Sequence[int], backend: str | None) -> tuple[list[int], str]:
     checks.dimensions(NAME, "x", x, "(N, C, H, W)")
     checks.floating(NAME, x.device, x=x)
     if min(x.shape[2:]) == 0:
         checks.fail(NAME, f"x must have H and W of at least 1; got {tuple(x.shape)}. Drop it.")
-    counts = checks.segments_of(NAME, segments, x.shape[0])
-    chosen = choose(NAME, backend, x)
-    if chosen == "reference":
-        return reference.channel_moments(x, counts)
-    return _forward(x, counts, chosen)
+    return checks.segments_of(NAME, segments, x.shape[0]), choose(NAME, backend, x)
 
 
 register_kernel(NAME, "cpu", native.input_refusal)
@@ -91,7 +108,7 @@ def _backward(
         return torch.empty_like(x).copy_(found)
     dtype, x = x.dtype, _readable(x)
     result = torch.empty_like(x)
-    differentiate(mean_gradient, var_gradient, x, mean, segments, result, add=False)
+    differentiate(mean_gradient, var_gradient, x, mean, segments, result)
     return result.to(dtype)
 
 
@@ -102,9 +119,10 @@ def differentiate(
     mean: Tensor,
     segments: Sequence[int],
     gradient: Tensor,
-    add: bool,
+    before: Tensor | None = None,
 ) -> None:
-    """Write the gradient of ``x``, float32 or bfloat16 on the CPU, to ``gradient`` of its dtype, or add it."""
+    """Write the gradient of ``x``, float32 or bfloat16 on the CPU, to ``gradient`` of its dtype, added to ``before`` of
+    the same layout, which may be ``gradient`` itself."""
     values = [value.contiguous() for value in (mean, mean_gradient, var_gradient)]
     native.cpu_module().channel_moments_backward(
         x.data_ptr(),
@@ -115,7 +133,7 @@ def differentiate(
         *[value.data_ptr() for value in values],
         gradient.data_ptr(),
         gradient.stride(),
-        add,
+        0 if before is None else before.data_ptr(),
         torch.get_num_threads(),
     )
 
@@ -138,6 +156,31 @@ def _differentiate(ctx: Any, mean_gradient: Tensor, var_gradient: Tensor) -> tup
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+class _Passing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = _forward(x, segments, "cpu")
+        ctx.segments = segments
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, mean)
+        return x.view_as(x), mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, passing: Tensor | None, mean_gradient: Tensor | None, var_gradient: Tensor | None
+    ) -> tuple[Tensor | None, None]:
+        if mean_gradient is None and var_gradient is None:
+            return passing, None
+        x, mean = ctx.saved_tensors
+        of_mean, of_var = (torch.zeros_like(mean) if g is None else g for g in (mean_gradient, var_gradient))
+        gradient = torch.empty_like(x)
+        if passing is not None and passing.stride() != gradient.stride():
+            passing = torch.empty_like(x).copy_(passing)
+        differentiate(of_mean, of_var, x, mean, ctx.segments, gradient, passing)
+        return gradient, None
 
 
 def _readable(x: Tensor) -> Tensor:

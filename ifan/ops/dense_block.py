@@ -282,7 +282,7 @@ def _cpu_backward(
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
         if len(means) == 1:  # what later layers, and the caller, want of this layer's moments
             told = to_mean[:, here], to_var[:, here], grown[:, here], mean[:, here]
-            differentiate_moments(*told, segments, to_grown[:, here], add=True)
+            differentiate_moments(*told, segments, to_grown[:, here], before=to_grown[:, here])
         norm = Normalisation(
             gammas[layer],
             betas[layer],

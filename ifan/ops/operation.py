@@ -38,6 +38,11 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     return all(type(x) in _PLAIN for x in tensors)
 
 
+def is_plain_eager(tensors: Sequence[Tensor]) -> bool:
+    """Whether nothing has to see an operation on these tensors."""
+    return not torch.compiler.is_compiling() and not is_watched() and is_plain(tensors)
+
+
 class Operation:
     """The operation ``name``, whose value is ``function(*arguments)``.
 

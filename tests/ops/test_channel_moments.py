@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from ifan import reference
-from ifan.ops import channel_moments, native
+from ifan.ops import channel_moments, native, with_channel_moments
 from ifan.ops.channel_moments import _backward, _forward
 
 SHAPES = ((5, 3, 7, 9), (5, 1, 1, 1), (5, 70, 2, 2), (5, 2, 65, 67))
@@ -80,6 +80,28 @@ def test_gradient_of_random_upstream(backend: str, layout: str) -> None:
     for segments in SEGMENTS:
         assert_same_gradients(
             lambda v, s=segments: channel_moments(v, s, backend=backend), lambda v, s=segments: formula(v, s), [x]
+        )
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_what_passes_and_of_the_moments_arrive_as_one(
+    layout: str, dtype: torch.dtype, backend: str
+) -> None:
+    x = arrange(torch.randn(5, 33, 6, 11).to(dtype), layout).requires_grad_()
+    weight = torch.randn(5, 33, 6, 11).to(dtype)
+    uses: tuple[Callable[..., Any], ...] = (
+        lambda x, mean, var: ((x * weight.to(x.dtype)).flatten(2).transpose(1, 2), mean, var),
+        lambda x, mean, var: (x.sum() + x.square().sum(), var),
+        lambda x, mean, var: mean,
+        lambda x, mean, var: x * 2,
+    )
+    for use in uses:
+        assert_same_gradients(
+            lambda v, use=use: use(*with_channel_moments(v, [2, 0, 3], backend=backend)),
+            lambda v, use=use: use(v, *formula(v, [2, 0, 3])),
+            [x],
         )
 
 
@@ -159,6 +181,7 @@ def test_compiles_with_inductor() -> None:
 def test_double_backward_raises() -> None:
     x = torch.randn(4, 3, 2, 5, requires_grad=True)
     assert_double_backward_raises(lambda v: channel_moments(v, [4], backend="cpu"), x)
+    assert_double_backward_raises(lambda v: with_channel_moments(v, [4], backend="cpu"), x)
 
 
 @needs_cpu
@@ -184,7 +207,7 @@ def test_native_writes_every_element(layout: str) -> None:
     assert not var.isnan().any()
     gradient = torch.full_like(x, torch.nan)
     values = (mean.data_ptr(), mean.data_ptr(), var.data_ptr(), gradient.data_ptr(), gradient.stride())
-    module.channel_moments_backward(*arguments, *values, False, 2)
+    module.channel_moments_backward(*arguments, *values, 0, 2)
     assert not gradient.isnan().any()
 
 
