@@ -131,10 +131,10 @@ int64_t packed_filters(int64_t outputs, int64_t inputs, const std::string& isa) 
 }
 
 void pack_filters(Address weight, int64_t outputs, int64_t inputs, bool transposed, Address filters, const std::string& isa,
-                  int threads) {
+                  int threads, int64_t stride) {
   const Isa wanted = isa_of(isa);
   const FilterPacking call{reinterpret_cast<const float*>(weight), outputs, inputs, transposed, reinterpret_cast<float*>(filters),
-                           threads};
+                           threads, stride};
   py::gil_scoped_release release;
   IFAN_PICK_FOR(wanted, pack_filters)(call);
 }
@@ -202,6 +202,34 @@ void normalisation(const std::vector<std::array<std::pair<Address, int64_t>, 4>>
     }
 }
 
+// Gradients of a norm's weight, bias, mean and var, (tasks, channels) each. `sums` (lanes, channels, 2), float or double: for each lane and
+// channel the sum of the gradients behind the norm, and that of their products with x - mean; `var_stride`: from one task's to the next.
+template <typename Sum>
+void add_up_normalisation(const Sum* sums, const std::vector<int64_t>& segments, int64_t channels, const float* scale, const float* var,
+                          int64_t var_stride, float eps, const std::array<Address, 4>& gradients) {
+  std::vector<double> total(2 * channels);
+  for (size_t t = 0, at = 0; t < segments.size(); ++t, var += var_stride) {
+    std::fill(total.begin(), total.end(), 0.0);
+    for (int64_t lane = 0; lane < segments[t]; ++lane, sums += 2 * channels)
+      for (int64_t i = 0; i < 2 * channels; ++i) total[i] += sums[i];
+    for (int64_t c = 0; c < channels; ++c, ++at) {
+      const float inverse = 1 / std::sqrt(var[c] + eps);
+      const double first = total[2 * c], second = total[2 * c + 1];
+      const double found[4] = {second * inverse, first, -first * scale[at], second * scale[at] * (inverse * inverse) * -0.5};
+      for (int i = 0; i < 4; ++i) reinterpret_cast<float*>(gradients[i])[at] = static_cast<float>(found[i]);
+    }
+  }
+}
+
+void normalisation_backward(Address sums, bool doubles, const std::vector<int64_t>& segments, int64_t channels, Address scale, Address var,
+                            int64_t var_stride, float eps, const std::array<Address, 4>& gradients) {
+  const auto run = [&](auto* values) {
+    add_up_normalisation(values, segments, channels, reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(var), var_stride,
+                         eps, gradients);
+  };
+  doubles ? run(reinterpret_cast<const double*>(sums)) : run(reinterpret_cast<const float*>(sums));
+}
+
 // Bytes that are compared sooner than another thread wakes up.
 constexpr int64_t kWorthWaking = 1 << 19;
 
@@ -252,9 +280,10 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("integrate_with_moments_backward", &integrate_with_moments_backward);
   module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for an instruction set.");
   module.def("pack_filters", &pack_filters, py::arg("weight"), py::arg("outputs"), py::arg("inputs"), py::arg("transposed"),
-             py::arg("filters"), py::arg("isa"), py::arg("threads") = 1,
+             py::arg("filters"), py::arg("isa"), py::arg("threads") = 1, py::arg("stride") = 0,
              "A weight as the convolutions of that instruction set read it; they are told which it was.");
   module.def("normalisation", &normalisation, "Scale and shift of normalisations by task and channel.");
+  module.def("normalisation_backward", &normalisation_backward, "Gradients of a normalisation's values from sums by lane and channel.");
   module.def("same_bits", &same_bits, "Whether two pieces of memory hold the same bytes.");
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);

@@ -124,9 +124,9 @@ class TaskNorm(nn.Module):
         The tensors are replaced, not changed: an earlier iteration that records its gradient holds the old ones.
         """
         present = mean.new_tensor([[1.0 if n else 0.0] for n in segments])
+        step = MOMENTUM * present
         for name, value in zip(self._running(later), (mean, var), strict=True):
             old: Tensor = getattr(self, name)
-            step = MOMENTUM * present
             if self.averaged is not None:
                 count = self.averaged[name] = self.averaged.get(name, 0) + present
                 step = present / count.clamp_min(1)

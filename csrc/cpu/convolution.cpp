@@ -144,7 +144,8 @@ void pack_inputs(void* argument, int64_t begin, int64_t end) {  // index: (group
   const FilterPacking& call = *static_cast<const FilterPacking*>(argument);
   double g[6][3];
   filter_matrix(g);
-  const int64_t out_stride = call.transposed ? 9 : 9 * call.inputs, in_stride = call.transposed ? 9 * call.outputs : 9;
+  const int64_t row = call.stride ? call.stride : 9 * (call.transposed ? call.outputs : call.inputs);
+  const int64_t out_stride = call.transposed ? 9 : row, in_stride = call.transposed ? row : 9;
   const int64_t blocks = groups(call.outputs);
   for (int64_t index = begin; index < end; ++index) {
     const int64_t block = index / call.inputs, c = index % call.inputs;

@@ -34,6 +34,7 @@ struct FilterPacking {
   bool transposed;
   float* filters;
   int threads = 1;
+  int64_t stride = 0;  // floats from one row of the weight to the next where they do not follow each other; for `pack_filters` alone
 };
 
 // Gradients of the convolution, and of its prologue where there is one, for the gradient of its output before the epilogue.

@@ -99,21 +99,25 @@ class Normalisation:
         self.scale, self.shift = affine([(weight, bias, mean, var)], eps)[:, 0]
         self.mean, self._var, self._eps = _in_rows(mean).contiguous(), _in_rows(var), eps
 
-    @property
-    def inverse(self) -> Tensor:
-        """``1 / sqrt(var + eps)``."""
-        return torch.rsqrt(self._var + self._eps)
-
-    def gradients(self, sums: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def gradients(self, sums: Tensor, segments: Sequence[int]) -> list[Tensor]:
         """Gradients of weight, bias, mean and variance.
 
-        ``sums (N, C, 2)``: for each lane and channel the sum of the gradients behind the normalisation, and that of
-        their products with ``x - mean``.
+        ``sums (N, C, 2)``, float32 or float64: for each lane and channel the sum of the gradients behind the
+        normalisation, and that of their products with ``x - mean``.
         """
-        parts = sums.double().split(list(segments))
-        first, second = torch.stack([part.sum(0) for part in parts]).unbind(2)
-        norms = second * self.inverse, first, -first * self.scale, second * self.scale * self.inverse.square() * -0.5
-        return tuple(value.float() for value in norms)  # type: ignore[return-value]
+        found = [torch.empty_like(self.scale) for _ in range(4)]
+        cpu_module().normalisation_backward(
+            sums.data_ptr(),
+            sums.dtype == torch.float64,
+            segments,
+            sums.shape[1],
+            self.scale.data_ptr(),
+            self._var.data_ptr(),
+            self._var.stride(0),
+            self._eps,
+            [value.data_ptr() for value in found],
+        )
+        return found
 
 
 def _in_rows(x: Tensor) -> Tensor:

@@ -136,17 +136,19 @@ class _Filters:
 
     def __init__(self, version: int) -> None:
         self.version = version
-        self.kept: dict[tuple[Any, ...], tuple[list[Tensor], _Packed]] = {}
+        self.kept: dict[tuple[Any, ...], tuple[list[Tensor], _Packed | None]] = {}
 
     @classmethod
     def of(cls, weights: Sequence[Tensor], part: slice) -> _Packed:
         """The packed filters of these input channels of each weight, one behind the other."""
         version, found = _version(weights), cls.known.get(weights[0])
         if found is None or found.version != version:
-            cls.known[weights[0]] = cls(version)
-            return _packed(weights, part)
+            found = cls.known[weights[0]] = cls(version)
         key = (cpu_module().isa(), part.start, part.stop, len(weights))
-        copies, packed = found.kept.get(key, ([], None))
+        if key not in found.kept:
+            found.kept[key] = [], None
+            return _packed(weights, part)
+        copies, packed = found.kept[key]
         if packed is None or not all(map(_same, copies, weights)):
             packed = _packed(weights, part)
             found.kept[key] = [weight.clone() for weight in weights], packed
@@ -166,14 +168,15 @@ def _version(weights: Sequence[Tensor]) -> int:
 
 def _packed(weights: Sequence[Tensor], part: slice = slice(None), transposed: bool = False) -> _Packed:
     """The transformed filters of each weight, for the gradient of the inputs if ``transposed``, in one tensor."""
-    module, packed = cpu_module(), []
+    module = cpu_module()
     isa = module.isa()
-    for weight in weights:
-        whole = weight[:, part].float().contiguous()
-        outputs, inputs = (whole.shape[1], whole.shape[0]) if transposed else whole.shape[:2]
-        filters = whole.new_empty(module.packed_filters(outputs, inputs, isa))
+    # Rows of a weight's part lie apart; what is inside of them must not.
+    parts = [x if x.stride()[1:] == (9, 3, 1) else x.contiguous() for x in (w[:, part].float() for w in weights)]
+    shapes = [(x.shape[1], x.shape[0]) if transposed else tuple(x.shape[:2]) for x in parts]
+    sizes = [module.packed_filters(*shape, isa) for shape in shapes]
+    filters = parts[0].new_empty(sum(sizes))
+    for x, shape, place in zip(parts, shapes, filters.split(sizes), strict=True):
         module.pack_filters(
-            whole.data_ptr(), outputs, inputs, transposed, filters.data_ptr(), isa, torch.get_num_threads()
+            x.data_ptr(), *shape, transposed, place.data_ptr(), isa, torch.get_num_threads(), x.stride(0)
         )
-        packed.append(filters)
-    return _Packed(isa, packed[0] if len(packed) == 1 else torch.cat(packed))
+    return _Packed(isa, filters)
