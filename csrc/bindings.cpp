@@ -185,9 +185,12 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
   if (!IFAN_PICK_FOR(packed_for, convolution_backward)(call)) throw std::bad_alloc();
 }
 
+// An address of (tasks, channels) and the floats from one task's to the next.
+using Rows = std::pair<Address, int64_t>;
+
 // Scale and shift of (x - mean) / sqrt(var + eps) weight + bias, (2, norms, tasks, channels); a norm's values: weight, bias, mean, var, with
 // the floats from one task's to the next.
-void normalisation(const std::vector<std::array<std::pair<Address, int64_t>, 4>>& norms, int64_t tasks, int64_t channels, float eps,
+void normalisation(const std::vector<std::array<Rows, 4>>& norms, int64_t tasks, int64_t channels, float eps,
                    Address affine) {
   float* scale = reinterpret_cast<float*>(affine);
   float* shift = scale + static_cast<int64_t>(norms.size()) * tasks * channels;
@@ -202,31 +205,34 @@ void normalisation(const std::vector<std::array<std::pair<Address, int64_t>, 4>>
     }
 }
 
-// Gradients of a norm's weight, bias, mean and var, (tasks, channels) each. `sums` (lanes, channels, 2), float or double: for each lane and
-// channel the sum of the gradients behind the norm, and that of their products with x - mean; `var_stride`: from one task's to the next.
+// Gradients of a norm's weight and bias, which are written, and of mean and var, which are added to what is there. `sums` (lanes, channels,
+// 2), float or double: for each lane and channel the sum of the gradients behind the norm, and that of their products with x - mean.
 template <typename Sum>
-void add_up_normalisation(const Sum* sums, const std::vector<int64_t>& segments, int64_t channels, const float* scale, const float* var,
-                          int64_t var_stride, float eps, const std::array<Address, 4>& gradients) {
+void add_up_normalisation(const Sum* sums, const std::vector<int64_t>& segments, int64_t channels, Address scale_at, Rows var_at, float eps,
+                          const std::array<Rows, 4>& gradients) {
   std::vector<double> total(2 * channels);
-  for (size_t t = 0, at = 0; t < segments.size(); ++t, var += var_stride) {
+  const float* scale = reinterpret_cast<const float*>(scale_at);
+  for (size_t t = 0; t < segments.size(); ++t, scale += channels) {
+    const auto row = [&](Rows rows) { return reinterpret_cast<float*>(rows.first) + t * rows.second; };
+    const float* var = row(var_at);
+    float *weight = row(gradients[0]), *bias = row(gradients[1]), *of_mean = row(gradients[2]), *of_var = row(gradients[3]);
     std::fill(total.begin(), total.end(), 0.0);
     for (int64_t lane = 0; lane < segments[t]; ++lane, sums += 2 * channels)
       for (int64_t i = 0; i < 2 * channels; ++i) total[i] += sums[i];
-    for (int64_t c = 0; c < channels; ++c, ++at) {
+    for (int64_t c = 0; c < channels; ++c) {
       const float inverse = 1 / std::sqrt(var[c] + eps);
       const double first = total[2 * c], second = total[2 * c + 1];
-      const double found[4] = {second * inverse, first, -first * scale[at], second * scale[at] * (inverse * inverse) * -0.5};
-      for (int i = 0; i < 4; ++i) reinterpret_cast<float*>(gradients[i])[at] = static_cast<float>(found[i]);
+      weight[c] = static_cast<float>(second * inverse);
+      bias[c] = static_cast<float>(first);
+      of_mean[c] += static_cast<float>(-first * scale[c]);
+      of_var[c] += static_cast<float>(second * scale[c] * (inverse * inverse) * -0.5);
     }
   }
 }
 
-void normalisation_backward(Address sums, bool doubles, const std::vector<int64_t>& segments, int64_t channels, Address scale, Address var,
-                            int64_t var_stride, float eps, const std::array<Address, 4>& gradients) {
-  const auto run = [&](auto* values) {
-    add_up_normalisation(values, segments, channels, reinterpret_cast<const float*>(scale), reinterpret_cast<const float*>(var), var_stride,
-                         eps, gradients);
-  };
+void normalisation_backward(Address sums, bool doubles, const std::vector<int64_t>& segments, int64_t channels, Address scale, Rows var,
+                            float eps, const std::array<Rows, 4>& gradients) {
+  const auto run = [&](auto* values) { add_up_normalisation(values, segments, channels, scale, var, eps, gradients); };
   doubles ? run(reinterpret_cast<const double*>(sums)) : run(reinterpret_cast<const float*>(sums));
 }
 

@@ -99,23 +99,23 @@ class Normalisation:
         self.scale, self.shift = affine([(weight, bias, mean, var)], eps)[:, 0]
         self.mean, self._var, self._eps = _in_rows(mean).contiguous(), _in_rows(var), eps
 
-    def gradients(self, sums: Tensor, segments: Sequence[int]) -> list[Tensor]:
-        """Gradients of weight, bias, mean and variance.
+    def gradients(self, sums: Tensor, segments: Sequence[int], of_mean: Tensor, of_var: Tensor) -> list[Tensor]:
+        """Gradients of weight and bias; those of mean and variance are added to the first channels of ``of_mean`` and
+        ``of_var``.
 
         ``sums (N, C, 2)``, float32 or float64: for each lane and channel the sum of the gradients behind the
         normalisation, and that of their products with ``x - mean``.
         """
-        found = [torch.empty_like(self.scale) for _ in range(4)]
+        found = [torch.empty_like(self.scale), torch.empty_like(self.scale)]
         cpu_module().normalisation_backward(
             sums.data_ptr(),
             sums.dtype == torch.float64,
             segments,
             sums.shape[1],
             self.scale.data_ptr(),
-            self._var.data_ptr(),
-            self._var.stride(0),
+            (self._var.data_ptr(), self._var.stride(0)),
             self._eps,
-            [value.data_ptr() for value in found],
+            [(value.data_ptr(), value.stride(0)) for value in (*found, of_mean, of_var)],
         )
         return found
 

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ifan import reference
@@ -186,15 +187,6 @@ def _cpu_forward(
     return grown.to(checks.promoted(sources)), new_mean, new_var
 
 
-def _statistics(
-    layer: int, means: Sequence[Tensor], variances: Sequence[Tensor], grown_mean: Tensor, grown_var: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What a layer normalises with: its running statistics, or those of the sources and of the channels before it."""
-    if len(means) > 1:
-        return means[layer], variances[layer]
-    return torch.cat([means[0], grown_mean], 1), torch.cat([variances[0], grown_var], 1)
-
-
 def _cuda_refusal(*tensors: Tensor) -> str | None:
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "its kernel is for inference: call it under torch.no_grad(), or train with another backend"
@@ -272,34 +264,34 @@ def _cpu_backward(
 ) -> list[Tensor]:
     sources, weights, gammas, betas, means, variances = inputs
     grown, mean, var = (value.float() for value in outputs)
-    to_grown, to_mean, to_var = (value.float().clone(memory_format=torch.contiguous_format) for value in upstream)
-    found: list[list[Tensor]] = [[], *([torch.empty(0)] * len(weights) for _ in range(3))]
-    found += [[torch.zeros_like(value, dtype=torch.float32) for value in group] for group in (means, variances)]
-    growth, width = weights[0].shape[0], means[0].shape[1]
+    to_grown = upstream[0].float().clone(memory_format=torch.contiguous_format)
+    found: list[list[Tensor]] = [[], *([torch.empty(0)] * len(weights) for _ in range(3)), [], []]
+    growth, width, batch_statistics = weights[0].shape[0], means[0].shape[1], len(means) == 1
+    if batch_statistics:
+        # Moments of all channels, and what later layers and, of grown channels, the caller want of them.
+        means, variances = [torch.cat([means[0].float(), mean], 1)], [torch.cat([variances[0].float(), var], 1)]
+        to_means, to_variances = ([F.pad(value.float(), (width, 0))] for value in upstream[1:])
+    else:
+        to_means, to_variances = (
+            [torch.zeros_like(x, dtype=torch.float32) for x in group] for group in (means, variances)
+        )
     # The last layer's gradients of the sources are written, those of the others added to them.
     of_sources: Sequence[Tensor | None] = [None] * len(sources)
     for layer in reversed(range(len(weights))):
         before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
-        if len(means) == 1:  # what later layers, and the caller, want of this layer's moments
-            told = to_mean[:, here], to_var[:, here], grown[:, here], mean[:, here]
+        place, channels = 0 if batch_statistics else layer, weights[layer].shape[1]
+        if batch_statistics:
+            new = slice(channels, channels + growth)
+            told = to_means[0][:, new], to_variances[0][:, new], grown[:, here], means[0][:, new]
             differentiate_moments(*told, segments, to_grown[:, here], before=to_grown[:, here])
-        norm = Normalisation(
-            gammas[layer],
-            betas[layer],
-            *_statistics(layer, means, variances, mean[:, before], var[:, before]),
-            eps,
-        )
+        values = gammas[layer], betas[layer], means[place][:, :channels], variances[place][:, :channels]
+        norm = Normalisation(*values, eps)
         flags, given = [*per_sample, False], [*of_sources, to_grown[:, before]]
         x = Concatenation([*sources, grown[:, before]], segments, rows, flags, given, [*firsts, len(sources)])
         found[1][layer], sums = convolution.differentiate(x, weights[layer], to_grown[:, here], norm)
-        found[2][layer], found[3][layer], of_mean, of_var = norm.gradients(sums, segments)
+        found[2][layer], found[3][layer] = norm.gradients(sums, segments, to_means[place], to_variances[place])
         of_sources = x.gradients[:-1]
-        place = 0 if len(means) == 1 else layer
-        found[4][place] += of_mean[:, : means[place].shape[1]]
-        found[5][place] += of_var[:, : means[place].shape[1]]
-        if len(means) == 1:
-            to_mean[:, before] += of_mean[:, width:]
-            to_var[:, before] += of_var[:, width:]
+    found[4:] = [[x[:, :width].contiguous() if batch_statistics else x for x in g] for g in (to_means, to_variances)]
     found[0] = x.source_gradients()[:-1]
     flat = [[value for group in groups for value in group] for groups in (inputs, found)]
     return native.in_dtypes_of(repeats.distinct(flat[0], firsts), flat[1])

@@ -203,7 +203,8 @@ def _cpu_backward(
         sums.data_ptr(),
         torch.get_num_threads(),
     )
-    found = [*x.source_gradients(), *norm.gradients(sums, segments)]
+    of_moments = [torch.zeros_like(norm.scale), torch.zeros_like(norm.scale)]
+    found = [*x.source_gradients(), *norm.gradients(sums, segments, *of_moments), *of_moments]
     return native.in_dtypes_of(repeats.distinct(inputs, firsts), found)
 
 
