@@ -76,8 +76,8 @@ void integrate_forward(const std::vector<SourceFields>& sources, Address rows, c
 }
 
 void integrate_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                        const Sizes& shape, const std::vector<TargetFields>& targets, int pool, Address scale, Address shift, Address mean, Address gradient,
-                        Address sums, int threads) {
+                        const Sizes& shape, const std::vector<TargetFields>& targets, int pool, Address scale, Address shift,
+                        Address mean, Address gradient, Address sums, int threads) {
   const Inputs inputs(sources, rows, segments, shape, targets);
   IntegrateCall call{};
   call.x = inputs.x;
@@ -110,8 +110,8 @@ void integrate_with_moments_forward(const std::vector<SourceFields>& sources, Ad
 
 // `known`: mean, var, and the gradients of out, mean and var; `results`: those of weight and bias.
 void integrate_with_moments_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                                     const Sizes& shape, const std::vector<TargetFields>& targets, int pool, const Pair& affine, float eps,
-                                     const std::array<Address, 5>& known, const Pair& results, int threads) {
+                                     const Sizes& shape, const std::vector<TargetFields>& targets, int pool, const Pair& affine,
+                                     float eps, const std::array<Address, 5>& known, const Pair& results, int threads) {
   const Inputs inputs(sources, rows, segments, shape, targets);
   IntegrateWithMomentsBackward call{};
   call.shared = {inputs.x, pool, reinterpret_cast<const float*>(affine[0]), reinterpret_cast<const float*>(affine[1]), eps, threads};
@@ -162,9 +162,9 @@ void convolution_forward(const std::vector<SourceFields>& sources, Address rows,
 }
 
 void convolution_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                          const Sizes& shape, const std::vector<TargetFields>& targets, Address scale, Address shift, Address mean, const std::string& isa, Address filters,
-                          int64_t outputs, Address gradient, int64_t gradient_lane_stride, Address shares, int64_t parts,
-                          Address weight_gradient, Address sums, int threads) {
+                          const Sizes& shape, const std::vector<TargetFields>& targets, Address scale, Address shift, Address mean,
+                          const std::string& isa, Address filters, int64_t outputs, Address gradient, int64_t gradient_lane_stride,
+                          Address shares, int64_t parts, Address weight_gradient, Address sums, int threads) {
   const Inputs inputs(sources, rows, segments, shape, targets);
   ConvolutionBackward call{};
   call.x = inputs.x;
@@ -188,10 +188,8 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
 // An address of (tasks, channels) and the floats from one task's to the next.
 using Rows = std::pair<Address, int64_t>;
 
-// Scale and shift of (x - mean) / sqrt(var + eps) weight + bias, (2, norms, tasks, channels); a norm's values: weight, bias, mean, var, with
-// the floats from one task's to the next.
-void normalisation(const std::vector<std::array<Rows, 4>>& norms, int64_t tasks, int64_t channels, float eps,
-                   Address affine) {
+// Scale and shift of (x - mean) / sqrt(var + eps) weight + bias, (2, norms, tasks, channels); a norm's values: weight, bias, mean, var.
+void normalisation(const std::vector<std::array<Rows, 4>>& norms, int64_t tasks, int64_t channels, float eps, Address affine) {
   float* scale = reinterpret_cast<float*>(affine);
   float* shift = scale + static_cast<int64_t>(norms.size()) * tasks * channels;
   for (const auto& values : norms)

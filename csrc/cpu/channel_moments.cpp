@@ -250,10 +250,11 @@ bool channel_moments_backward(const MomentsBackward& call) {
         parallel_for(shape[0] * shape[1], 1 + kThreadWork / 4 / pixels, threads, by_plane, &b);
     };
     if (call.dtype == Dtype::float32)
-      call.before ? run(backward_rows<float, true>, backward_planes<float, true>) : run(backward_rows<float, false>, backward_planes<float, false>);
+      call.before ? run(backward_rows<float, true>, backward_planes<float, true>)
+                  : run(backward_rows<float, false>, backward_planes<float, false>);
     else
       call.before ? run(backward_rows<uint16_t, true>, backward_planes<uint16_t, true>)
-               : run(backward_rows<uint16_t, false>, backward_planes<uint16_t, false>);
+                  : run(backward_rows<uint16_t, false>, backward_planes<uint16_t, false>);
   }
   const bool enough = factors && task;
   free(factors);

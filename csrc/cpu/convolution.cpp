@@ -138,6 +138,7 @@ void run(Context& context) {
   parallel_for(blocks * context.pieces, 1, context.call.threads, body, &context);
 }
 
+// Inputs whose filters' memory is asked for before it is written: a point each, too many streams for the processor to foresee.
 constexpr int64_t kUnitsAhead = 12;
 
 void pack_inputs(void* argument, int64_t begin, int64_t end) {  // index: (group of outputs, input)

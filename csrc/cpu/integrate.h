@@ -15,7 +15,7 @@
 namespace ifan {
 
 struct IntegrateCall {
-  Concatenation x;
+  Concatenation x;  // backward: a target adds only where its source stands a second time, to the gradient of the first
   int pool;                           // 1 or 2
   const float *scale, *shift, *mean;  // (tasks, channels) contiguous; mean in backward only
   float* out;                         // forward: (N, channels, H / pool, W / pool) contiguous
