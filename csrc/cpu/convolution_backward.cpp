@@ -102,20 +102,21 @@ void turn_gradients(const float* in, float* out, int64_t wide, int64_t stride) {
     }
 }
 
-// The tiles of a batch, by block.
+// The tiles of a batch, by block; whether those before it have left sums to add to.
 struct Batch {
   int64_t tiles;
+  bool add;
   int64_t blocks() const { return (tiles + kTiles - 1) / kTiles; }
   int64_t in_block(int64_t i) const { return ceil_to(least(tiles - i * kTiles, kTiles), kWidth); }  // whole vectors
 };
 
-// sums [M][wide] += v [M][tile] g [tile][wide] over the tiles of a batch, for N vectors of outputs; `v_step`, `g_step`: from block to
+// sums [M][wide] (+)= v [M][tile] g [tile][wide] over the tiles of a batch, for N vectors of outputs; `v_step`, `g_step`: from block to
 // block.
 template <int M, int N>
 void correlate(const Batch& batch, const float* v, int64_t v_step, const float* g, int64_t g_step, int64_t wide, float* sums) {
   Vec sum[M][N];
   for (int i = 0; i < M; ++i)
-    for (int n = 0; n < N; ++n) sum[i][n] = load(sums + i * wide + n * kWidth);
+    for (int n = 0; n < N; ++n) sum[i][n] = batch.add ? load(sums + i * wide + n * kWidth) : Vec{};
   for (int64_t b = 0; b < batch.blocks(); ++b, v += v_step, g += g_step) {
     const int64_t tiles = batch.in_block(b);
     const float* row = g;
@@ -172,7 +173,7 @@ void transform_chunk(const Context& context, const Tiles& block, int64_t first, 
   }
 }
 
-// Adds the products of the chunk's inputs and the outputs' gradients to the gradient of the transformed filters.
+// The products of the chunk's inputs and the outputs' gradients, to the gradient of the transformed filters.
 void add_filters(const Context& context, const Batch& batch, int64_t first, int64_t channels, const Buffers& b) {
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t c = 0; c < channels;) {
@@ -238,9 +239,9 @@ void differentiate_prologue(const Context& context, const Region& region, float*
 }
 
 template <bool normalise>
-void work_on_batch(const Context& context, int64_t begin, int64_t end, const Buffers& b) {
+void work_on_batch(const Context& context, int64_t begin, int64_t end, bool add, const Buffers& b) {
   const int64_t columns = context.tiling.columns, from = begin * columns, last = end * columns, channels = context.call.x.channels;
-  const Batch batch{last - from};
+  const Batch batch{last - from, add};
   const auto each_block = [&](auto work) {
     for (int64_t i = 0; i < batch.blocks(); ++i) work(Tiles(context.tiling, from + i * kTiles, last), i);
   };
@@ -292,15 +293,14 @@ void work_on_parts(void* argument, int64_t begin, int64_t end) {
     return;
   }
   Buffers::layout(context, memory, &b);
-  const int64_t lanes = call.x.lanes, size = kPoints * call.x.channels * context.wide;
+  const int64_t lanes = call.x.lanes;
   memset(b.turned, 0, kPoints * kWidth * kTiles * sizeof(float));  // outputs beyond the last have no gradient
   for (int64_t part = begin; part < end; ++part) {
-    memset(b.filters, 0, size * sizeof(float));
-    const int64_t first = part * lanes / call.parts, last = (part + 1) * lanes / call.parts;
+    const int64_t first = part * lanes / call.parts, last = (part + 1) * lanes / call.parts, first_row = first * context.tiling.rows;
     if (normalise) memset(call.sums + 2 * first * call.x.channels, 0, 2 * (last - first) * call.x.channels * sizeof(double));
     const int64_t end_row = last * context.tiling.rows;
-    for (int64_t row = first * context.tiling.rows; row < end_row; row += context.rows)
-      work_on_batch<normalise>(context, row, least(row + context.rows, end_row), b);
+    for (int64_t row = first_row; row < end_row; row += context.rows)
+      work_on_batch<normalise>(context, row, least(row + context.rows, end_row), row > first_row, b);
     weight_gradient(context, b.filters, call.shares + part * call.outputs * call.x.channels * 9);
   }
 }
@@ -320,7 +320,7 @@ bool convolution_backward(const ConvolutionBackward& call) {
   if (!plan.made()) return false;
   const Tiling tiling(call.x.lanes, call.x.height, call.x.width);
   const int64_t rows = kBatch > tiling.columns ? kBatch / tiling.columns : 1;
-  const int64_t blocks = Batch{rows * tiling.columns}.blocks(), wide = ceil_to(call.outputs, kWidth);
+  const int64_t blocks = Batch{rows * tiling.columns, false}.blocks(), wide = ceil_to(call.outputs, kWidth);
   // Gradients of many outputs do not stay in the second-level cache: they are read for more channels at a time.
   Context context{call, plan, tiling, rows, blocks, wide, wide > 2 * kWidth ? 48 : 24};
   parallel_for(call.parts, 1, call.threads, call.scale ? work_on_parts<true> : work_on_parts<false>, &context);
