@@ -14,6 +14,7 @@ constexpr int kVectors = 2;
 using Tiles = Block<kVectors>;
 constexpr int64_t kTiles = Tiles::size;
 constexpr int64_t kSharesWorthWaking = 1 << 15;  // values of a weight's gradient that are added up sooner than another thread wakes
+constexpr int64_t kOutputPixels = 16 * kTiles + kWidth;  // from one output's pixels of a block to the next's; no power of two
 constexpr int64_t kBatch = 64;  // tiles, about, whose output gradients are transformed at a time
 
 int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -33,10 +34,10 @@ struct Context {
 };
 
 // This thread's buffers. The first two hold a batch's gradients, `chunk` its inputs of some channels and then the gradients of these,
-// [block][point][channel][tile]; `gradients` these as planes, behind the prologue, [channel][row of tiles][pixel]; `turned` and `pixels`
-// hold a block, `filters` a part of the lanes.
+// [block][point][channel][tile]; `gradients` these as planes, behind the prologue, [channel][row of tiles][pixel]; `pixels` holds kWidth
+// outputs of a block, `filters` a part of the lanes.
 struct Buffers {
-  float *to_inputs, *to_weights, *chunk, *gradients, *turned, *pixels, *filters;
+  float *to_inputs, *to_weights, *chunk, *gradients, *pixels, *filters;
 
   static int64_t layout(const Context& c, float* memory, Buffers* b) {
     int64_t used = 0;
@@ -49,8 +50,7 @@ struct Buffers {
     b->to_weights = take(c.blocks * kPoints * c.to_weights());
     b->chunk = take(c.blocks * kPoints * c.inputs());
     b->gradients = take(c.call.scale ? c.chunk * c.rows * 4 * c.tiling.width : 0);
-    b->turned = take(kPoints * kWidth * kTiles);
-    b->pixels = take(16 * kTiles);
+    b->pixels = take(kWidth * kOutputPixels);
     b->filters = take(kPoints * c.call.x.channels * c.wide);
     return used;
   }
@@ -73,33 +73,32 @@ void gather_pixels(const Tiles& block, const Plane<false>* planes, float* y) {
   }
 }
 
-// A y A^T of one output, to out [point][tile], points kWidth outputs apart.
-void transform_gradient(const float* y, float* out) {
-  for (int n = 0; n < kVectors; ++n) {
-    Vec half[4][6];
-    for (int r = 0; r < 4; ++r) {
-      Vec x[4];
-      for (int q = 0; q < 4; ++q) x[q] = load(y + (4 * r + q) * kTiles + n * kWidth);
-      gradient_transform(x, half[r]);
+// A y A^T of kWidth outputs, y [output][pixel][tile], to out [point][tile][wide outputs]: the tiles' rows for the product with the inputs.
+// They are turned, in place, while they are 16 pixels and not yet 36 points.
+void transform_gradients(float* y, float* out, int64_t wide, int64_t stride) {
+  for (int64_t t = 0; t < kTiles; t += kWidth) {
+    for (int64_t p = 0; p < 16; ++p) {
+      Vec v[kWidth];
+      for (int o = 0; o < kWidth; ++o) v[o] = load(y + o * kOutputPixels + p * kTiles + t);
+      transpose(v);
+      for (int i = 0; i < kWidth; ++i) store(y + i * kOutputPixels + p * kTiles + t, v[i]);
     }
-    for (int j = 0; j < 6; ++j) {
-      Vec x[4], m[6];
-      for (int r = 0; r < 4; ++r) x[r] = half[r][j];
-      gradient_transform(x, m);
-      for (int k = 0; k < 6; ++k) store(out + (6 * k + j) * kWidth * kTiles + n * kWidth, m[k]);
+    for (int64_t i = 0; i < kWidth; ++i) {
+      const float* tile = y + i * kOutputPixels + t;
+      Vec half[4][6];
+      for (int r = 0; r < 4; ++r) {
+        Vec x[4];
+        for (int q = 0; q < 4; ++q) x[q] = load(tile + (4 * r + q) * kTiles);
+        gradient_transform(x, half[r]);
+      }
+      for (int j = 0; j < 6; ++j) {
+        Vec x[4], m[6];
+        for (int r = 0; r < 4; ++r) x[r] = half[r][j];
+        gradient_transform(x, m);
+        for (int k = 0; k < 6; ++k) store(out + (6 * k + j) * stride + (t + i) * wide, m[k]);
+      }
     }
   }
-}
-
-// in [point][kWidth outputs][tile] to out [point][tile][wide outputs]: the tiles' rows for the product with the inputs.
-void turn_gradients(const float* in, float* out, int64_t wide, int64_t stride) {
-  for (int64_t p = 0; p < kPoints; ++p)
-    for (int64_t t = 0; t < kTiles; t += kWidth) {
-      Vec v[kWidth];
-      for (int o = 0; o < kWidth; ++o) v[o] = load(in + (p * kWidth + o) * kTiles + t);
-      transpose(v);
-      for (int i = 0; i < kWidth; ++i) store(out + p * stride + (t + i) * wide, v[i]);
-    }
 }
 
 // The tiles of a batch, by block; whether those before it have left sums to add to.
@@ -151,9 +150,10 @@ void transform_gradients(const Context& context, const Tiles& block, int64_t ind
       next[r] = planes[r].data + (o + 1 < call.outputs ? pixels : 0);
     }
     transform_inputs(block, planes, next, to_inputs + o * kTiles, context.to_inputs());
-    gather_pixels(block, planes, b.pixels);
-    transform_gradient(b.pixels, b.turned + o % kWidth * kTiles);
-    if (o % kWidth == kWidth - 1 || o == call.outputs - 1) turn_gradients(b.turned, to_weights + o / kWidth * kWidth, context.wide, context.to_weights());
+    gather_pixels(block, planes, b.pixels + o % kWidth * kOutputPixels);
+    const int64_t beyond = o == call.outputs - 1 ? kWidth - 1 - o % kWidth : 0;  // outputs of the last vector, which have no gradient
+    memset(b.pixels + (o % kWidth + 1) * kOutputPixels, 0, beyond * kOutputPixels * sizeof(float));
+    if (o % kWidth + beyond == kWidth - 1) transform_gradients(b.pixels, to_weights + o / kWidth * kWidth, context.wide, context.to_weights());
   }
 }
 
@@ -294,7 +294,6 @@ void work_on_parts(void* argument, int64_t begin, int64_t end) {
   }
   Buffers::layout(context, memory, &b);
   const int64_t lanes = call.x.lanes;
-  memset(b.turned, 0, kPoints * kWidth * kTiles * sizeof(float));  // outputs beyond the last have no gradient
   for (int64_t part = begin; part < end; ++part) {
     const int64_t first = part * lanes / call.parts, last = (part + 1) * lanes / call.parts, first_row = first * context.tiling.rows;
     if (normalise) memset(call.sums + 2 * first * call.x.channels, 0, 2 * (last - first) * call.x.channels * sizeof(double));
