@@ -59,7 +59,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 def planned(kind: str, x: Tensor, out: Tensor, *arguments: Any, threads: int = 1, **options: Any) -> Tensor:
     """A plan of one convolution of ``x``, run on ``threads``; ``arguments`` are those after the shape."""
     lanes, channels, height, width = x.shape
-    plan, field = cpu_module().Plan(bf16=True), (x.data_ptr(), channels, x.stride(0), x.stride(1), 0, 0)
+    plan, field = cpu_module().Plan(bf16=True), (x.data_ptr(), channels, x.stride(0), x.stride(1), 0)
     shape = (lanes, channels, *options.pop("size", (height, width)))
     getattr(plan, kind)([field], 0, [lanes], shape, *arguments, **options)
     cpu_module().run_plans([plan], threads)
