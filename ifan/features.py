@@ -127,7 +127,7 @@ class Features:
         index, lanes = self.lanes.keep(tasks)
         kept = [s if p else s[index] for s, p in zip(self.sources, self.per_sample, strict=True)]
         moments = [m and (m[0][list(tasks)], m[1][list(tasks)]) for m in self.moments]
-        firsts = first_occurrences(self.sources)  # a doubled source stays one tensor
+        firsts = first_occurrences(self.sources, self.per_sample)  # a doubled source stays one tensor
         return Features(lanes, tuple(kept[i] for i in firsts), self.per_sample, tuple(moments[i] for i in firsts))
 
     def tail(self, start: int) -> Features:
@@ -139,7 +139,7 @@ class Features:
 
         Exact for a convolution that reads the raw concatenation (a skip holds its block's input twice).
         """
-        firsts = first_occurrences(self.sources)
+        firsts = first_occurrences(self.sources, self.per_sample)
         columns: dict[int, Tensor] = {}
         for at, part in zip(firsts, weight.split([s.shape[1] for s in self.sources], 1), strict=True):
             columns[at] = columns[at] + part if at in columns else part

@@ -37,23 +37,33 @@ def channel_moments(x: Tensor, segments: Sequence[int], *, backend: str | None =
     Raises:
         ValueError: a shape or dtype is wrong, or segments do not sum to N.
     """
-    counts, chosen = _checked(x, segments, backend)
-    return reference.channel_moments(x, counts) if chosen == "reference" else _forward(x, counts, chosen)
+    return _moments(x, *_checked(x, segments, backend))
 
 
+@ranged(f"ifan.{NAME}")
 def with_channel_moments(
     x: Tensor, segments: Sequence[int], *, backend: str | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``x`` for all who read it further, and its `channel_moments`.
 
     In a backward by the native kernels the gradient of the moments is added to that of ``x`` as this one passes, in
-    place of a tensor of its own that autograd would add. Arguments and errors are those of `channel_moments`.
+    place of a tensor of its own that autograd would add.
+
+    Args:
+        x, segments, backend: as for `channel_moments`.
+
+    Returns:
+        ``(N, C, H, W)``, ``x`` or a view of it; mean and biased variance, ``(T, C)`` each, as `channel_moments` gives
+        them.
+
+    Raises:
+        ValueError: as `channel_moments`.
     """
     counts, chosen = _checked(x, segments, backend)
     if chosen == "cpu" and x.dtype in NATIVE_DTYPES and x.requires_grad and is_plain_eager([x]):
         found: tuple[Tensor, Tensor, Tensor] = _Passing.apply(x, counts)
         return found
-    return x, *channel_moments(x, counts, backend=chosen)
+    return x, *_moments(x, counts, chosen)
 
 
 def _checked(x: Tensor, segments: Sequence[int], backend: str | None) -> tuple[list[int], str]:
@@ -62,6 +72,10 @@ def _checked(x: Tensor, segments: Sequence[int], backend: str | None) -> tuple[l
     if min(x.shape[2:]) == 0:
         checks.fail(NAME, f"x must have H and W of at least 1; got {tuple(x.shape)}. Drop it.")
     return checks.segments_of(NAME, segments, x.shape[0]), choose(NAME, backend, x)
+
+
+def _moments(x: Tensor, counts: list[int], chosen: str) -> tuple[Tensor, Tensor]:
+    return reference.channel_moments(x, counts) if chosen == "reference" else _forward(x, counts, chosen)
 
 
 register_kernel(NAME, "cpu", native.input_refusal)
@@ -121,8 +135,9 @@ def differentiate(
     gradient: Tensor,
     before: Tensor | None = None,
 ) -> None:
-    """Write the gradient of ``x``, float32 or bfloat16 on the CPU, to ``gradient`` of its dtype, added to ``before`` of
-    the same layout, which may be ``gradient`` itself."""
+    """Write the gradient of ``x (N, C, H, W)``, float32 or bfloat16 on the CPU, for those of its moments, float32
+    ``(T, C)``, to ``gradient`` of its shape and dtype; added to ``before`` of the same layout, which may be
+    ``gradient`` itself."""
     values = [value.contiguous() for value in (mean, mean_gradient, var_gradient)]
     native.cpu_module().channel_moments_backward(
         x.data_ptr(),
@@ -159,6 +174,8 @@ _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 class _Passing(torch.autograd.Function):
+    """`with_channel_moments` by the native kernels."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = _forward(x, segments, "cpu")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ifan.ops.native import cpu_module
-from ifan.ops.repeats import first_occurrences
 
 
 class Concatenation:
@@ -33,16 +32,13 @@ class Concatenation:
         self.rows = None if rows is None else rows.contiguous()
         self.planes = [_with_whole_planes(source.float()) for source in sources]
         self.shape = (sum(segments), sum(x.shape[1] for x in sources), *sources[0].shape[2:])
+        self.firsts = range(len(sources)) if firsts is None else firsts
         self.gradients: list[Tensor] = []
         self.adds: list[bool] = []
-        for i, given in enumerate(gradients):
-            first = i if firsts is None else firsts[i]
-            new = first == i and given is None
-            self.adds.append(not new)
-            if first < i:
-                self.gradients.append(self.gradients[first])
-            else:
-                self.gradients.append(self._empty_gradient(i) if given is None else given)
+        for i, (x, first, given) in enumerate(zip(self.planes, self.firsts, gradients, strict=False)):
+            there = self.gradients[first] if first < i else given
+            self.adds.append(there is not None)
+            self.gradients.append(x.new_empty((self.shape[0], *x.shape[1:])) if there is None else there)
 
     @property
     def arguments(self) -> tuple[list[tuple[int, ...]], int, list[int], tuple[int, ...]]:
@@ -61,15 +57,13 @@ class Concatenation:
     def source_gradients(self) -> list[Tensor]:
         """The gradient of each source that is not a repeated one, float32: with a row a sample it collects those of its
         lanes, in their order."""
-        found = zip(self.sources, self.gradients, self.per_sample, first_occurrences(self.gradients), strict=True)
-        return [
-            g.new_zeros(x.shape).index_add_(0, self.rows, g) if flag and self.rows is not None else g
-            for i, (x, g, flag, first) in enumerate(found)
-            if first == i
-        ]
-
-    def _empty_gradient(self, source: int) -> Tensor:
-        return self.planes[source].new_empty((self.shape[0], *self.planes[source].shape[1:]))
+        found = []
+        for i in dict.fromkeys(self.firsts):
+            g = self.gradients[i]
+            if self.per_sample[i] and self.rows is not None:
+                g = g.new_zeros(self.sources[i].shape).index_add_(0, self.rows, g)
+            found.append(g)
+        return found
 
 
 Norm = tuple[Tensor, Tensor, Tensor, Tensor]

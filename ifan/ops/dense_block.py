@@ -317,7 +317,7 @@ def _groups(values: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tenso
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     groups, (ctx.segments, rows, *ctx.rest) = inputs[:6], inputs[6:]
-    ctx.firsts = repeats.first_occurrences(groups[0])
+    ctx.firsts = repeats.first_occurrences(groups[0], ctx.rest[0])
     ctx.lengths = [len(group) for group in groups]
     ctx.save_for_backward(rows, *output, *[tensor for group in groups for tensor in group])
 

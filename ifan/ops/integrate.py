@@ -215,7 +215,7 @@ def _(gradient: Tensor, inputs: Sequence[Tensor], firsts: Sequence[int], *_: Any
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     sources, weight, bias, mean, var, ctx.segments, rows, *ctx.rest = inputs
-    ctx.firsts = repeats.first_occurrences(sources)
+    ctx.firsts = repeats.first_occurrences(sources, ctx.rest[0])
     ctx.save_for_backward(rows, *sources, weight, bias, mean, var)
 
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def first_occurrences(tensors: Sequence[Tensor]) -> list[int]:
-    """For each tensor the position at which the same tensor stands first."""
-    return [next(j for j, other in enumerate(tensors) if other is tensor) for tensor in tensors]
+def first_occurrences(sources: Sequence[Tensor], per_sample: Sequence[bool]) -> list[int]:
+    """For each source the position at which the same tensor stands first, read in the same way: a row a lane or a row a
+    sample."""
+    read = list(zip(map(id, sources), per_sample, strict=True))
+    return [read.index(one) for one in read]
 
 
 def distinct(inputs: Sequence[Tensor], firsts: Sequence[int]) -> list[Tensor]:

@@ -42,6 +42,20 @@ def test_integrate(size: int, pool: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", NATIVE)
+def test_a_tensor_read_by_lane_and_by_sample(backend: str) -> None:
+    """Its places find their rows in two ways, so that their gradients cannot be added before they are collected."""
+    values = [leaf(3, 9, dtype=torch.float32, positive=i in (0, 3)) for i in range(4)]
+
+    def run(x: Tensor, *norm: Tensor) -> Tensor:
+        return integrate_op([x, x, x], *norm, SEGMENTS, ROWS, [False, True, True], 2, 1e-3, backend)
+
+    def oracle(x: Tensor, *norm: Tensor) -> Tensor:
+        return integrate([x, x, x], *norm, SEGMENTS, ROWS, [False, True, True], 2, 1e-3, backend="reference")
+
+    assert_same_gradients(run, oracle, [leaf(5, 3, 6, 6, dtype=torch.float32), *values], 144)
+
+
+@pytest.mark.parametrize("backend", NATIVE)
 @pytest.mark.parametrize("batch_statistics", [False, True])
 def test_dense_block(batch_statistics: bool, backend: str) -> None:
     weights = [(torch.randn(2, width, 3, 3) / 8).requires_grad_() for width in WIDTHS]
