@@ -139,10 +139,11 @@ void pack_filters(Address weight, int64_t outputs, int64_t inputs, bool transpos
   IFAN_PICK_FOR(wanted, pack_filters)(call);
 }
 
-void convolution_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+// `same`: pairs of pieces of memory and their bytes; whether all of them are equal is returned.
+bool convolution_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
                          const Sizes& shape, Address scale, Address shift, const std::string& isa, Address filters, int64_t outputs,
                          const std::string& epilogue, Address out, int64_t out_lane_stride, int threads, int64_t prologues,
-                         bool add) {
+                         bool add, const std::vector<std::tuple<Address, Address, int64_t>>& same) {
   const Inputs inputs(sources, rows, segments, shape);
   ConvolutionForward call{};
   call.x = inputs.x;
@@ -156,9 +157,16 @@ void convolution_forward(const std::vector<SourceFields>& sources, Address rows,
   call.threads = threads;
   call.prologues = prologues;
   call.add = add;
+  std::vector<Comparison> comparisons;
+  for (const auto& [a, b, bytes] : same) comparisons.push_back({reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b), bytes});
+  bool equal = true;
+  call.comparisons = comparisons.data();
+  call.comparison_count = static_cast<int64_t>(comparisons.size());
+  call.equal = &equal;
   const Isa packed_for = isa_of(isa);
   py::gil_scoped_release release;
   if (!IFAN_PICK_FOR(packed_for, convolution_forward)(call)) throw std::bad_alloc();
+  return equal;
 }
 
 void convolution_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
@@ -234,20 +242,8 @@ void normalisation_backward(Address sums, bool doubles, const std::vector<int64_
   doubles ? run(reinterpret_cast<const double*>(sums)) : run(reinterpret_cast<const float*>(sums));
 }
 
-// Bytes that are compared sooner than another thread wakes up.
-constexpr int64_t kWorthWaking = 1 << 19;
-
-bool same_bits(Address a, Address b, int64_t bytes, int threads) {
-  struct Comparison {
-    const char *a, *b;
-    std::atomic<bool> same{true};
-  } both{reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b)};
-  py::gil_scoped_release release;
-  parallel_for(bytes, kWorthWaking, threads, [](void* context, int64_t begin, int64_t end) {
-    Comparison& c = *static_cast<Comparison*>(context);
-    if (std::memcmp(c.a + begin, c.b + begin, end - begin) != 0) c.same = false;
-  }, &both);
-  return both.same;
+bool same_bits(Address a, Address b, int64_t bytes) {
+  return std::memcmp(reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), bytes) == 0;
 }
 
 py::dict features() {

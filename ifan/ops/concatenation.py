@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ifan.ops.native import cpu_module
+from ifan.ops.native import cpu_module, in_dtype
 
 
 class Concatenation:
@@ -28,10 +28,18 @@ class Concatenation:
         gradients: Sequence[Tensor | None] = (),
         firsts: Sequence[int] | None = None,
     ) -> None:
-        self.sources, self.per_sample, self.segments = sources, list(per_sample), list(segments)
+        self.sources, self.per_sample = sources, per_sample
         self.rows = None if rows is None else rows.contiguous()
-        self.planes = [_with_whole_planes(source.float()) for source in sources]
-        self.shape = (sum(segments), sum(x.shape[1] for x in sources), *sources[0].shape[2:])
+        self.planes, fields, channels = [], [], 0
+        for source, flag in zip(sources, per_sample, strict=True):
+            x = _with_whole_planes(in_dtype(source, torch.float32))
+            shape, strides = x.shape, x.stride()
+            self.planes.append(x)
+            fields.append((x.data_ptr(), shape[1], strides[0], strides[1], int(flag)))
+            channels += shape[1]
+        self.shape = (sum(segments), channels, *sources[0].shape[2:])
+        self.arguments = fields, 0 if self.rows is None else self.rows.data_ptr(), segments, self.shape
+        """The first four arguments of a kernel: sources, rows, segments and the shape of the concatenation."""
         self.firsts = range(len(sources)) if firsts is None else firsts
         self.gradients: list[Tensor] = []
         self.adds: list[bool] = []
@@ -39,15 +47,6 @@ class Concatenation:
             there = self.gradients[first] if first < i else given
             self.adds.append(there is not None)
             self.gradients.append(x.new_empty((self.shape[0], *x.shape[1:])) if there is None else there)
-
-    @property
-    def arguments(self) -> tuple[list[tuple[int, ...]], int, list[int], tuple[int, ...]]:
-        """The first four arguments of a kernel: sources, rows, segments and the shape of the concatenation."""
-        fields: list[tuple[int, ...]] = [
-            (x.data_ptr(), x.shape[1], x.stride(0), x.stride(1), int(flag))
-            for x, flag in zip(self.planes, self.per_sample, strict=True)
-        ]
-        return fields, 0 if self.rows is None else self.rows.data_ptr(), self.segments, self.shape
 
     @property
     def targets(self) -> list[tuple[int, int, int]]:
@@ -116,11 +115,13 @@ class Normalisation:
 
 def _in_rows(x: Tensor) -> Tensor:
     """float32 whose rows lie in one piece each."""
-    x = x.float()
-    return x if x.shape[1] < 2 or x.stride(1) == 1 else x.contiguous()
+    x = in_dtype(x, torch.float32)
+    return x if x.is_contiguous() or x.shape[1] < 2 or x.stride(1) == 1 else x.contiguous()
 
 
 def _with_whole_planes(x: Tensor) -> Tensor:
+    if x.is_contiguous():
+        return x
     height, width = x.shape[2:]
     whole = (width == 1 or x.stride(3) == 1) and (height == 1 or x.stride(2) == width)
     return x if whole else x.contiguous()

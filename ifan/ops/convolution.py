@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ifan.ops.concatenation import Concatenation, Normalisation
 from ifan.ops.native import cpu_module
@@ -56,7 +56,8 @@ def prepared(
         return out.zero_
     if not out.numel() or not channels:
         return lambda: None
-    isa, filters = _Filters.of(weights, slice(first, first + channels))
+    part = slice(first, first + channels)
+    (isa, filters), same = _Filters.of(weights, part, later=not add)
     scale = 0 if affine is None else affine.data_ptr()
     arguments = (
         *x.arguments,
@@ -71,11 +72,14 @@ def prepared(
         torch.get_num_threads(),
         len(weights),
         add,
+        _addresses(same),
     )
     kernel = cpu_module().convolution_forward
 
-    def run(_alive: Any = (x, out, filters, affine)) -> None:  # what the addresses are of
-        kernel(*arguments)
+    def run(_alive: Any = (x, out, filters, affine, same)) -> None:  # what the addresses are of
+        if not kernel(*arguments):
+            _Filters.forget(weights, part)
+            prepared(x, weights, out, epilogue, affine, first)()
 
     return run
 
@@ -125,6 +129,10 @@ class _Packed(NamedTuple):
     filters: Tensor
 
 
+_Same = list[tuple[Tensor, Tensor]]
+"""Copies of weights, and weights that have to equal them."""
+
+
 class _Filters:
     """The packed filters of weights that were read before and have not changed since, with copies of those weights.
 
@@ -132,38 +140,61 @@ class _Filters:
     weights still equal the copies bit for bit: there are ways to change a tensor that leave its version as it was.
     """
 
-    known: ClassVar[MutableMapping[Tensor, _Filters]] = WeakIdKeyDictionary()
+    known: ClassVar[dict[int, _Filters]] = {}
+    """By the first weight's id, as long as it lives."""
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, weight: Tensor, version: int) -> None:
         self.version = version
+        known, key = self.known, id(weight)
+        self.weight = weakref.ref(weight, lambda _: known.pop(key, None))
         self.kept: dict[tuple[Any, ...], tuple[list[Tensor], _Packed | None]] = {}
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor], part: slice) -> _Packed:
-        """The packed filters of these input channels of each weight, one behind the other."""
-        version, found = _version(weights), cls.known.get(weights[0])
-        if found is None or found.version != version:
-            found = cls.known[weights[0]] = cls(version)
+    def of(cls, weights: Sequence[Tensor], part: slice, later: bool) -> tuple[_Packed, _Same]:
+        """The packed filters of these input channels of each weight, one behind the other.
+
+        ``later``: the kernel compares the weights with their copies, beside its work; it is told what. If it finds that
+        they differ, `forget` them.
+        """
+        version, found = _version(weights), cls.known.get(id(weights[0]))
+        if found is None or found.weight() is not weights[0] or found.version != version:
+            found = cls.known[id(weights[0])] = cls(weights[0], version)
         key = (cpu_module().isa(), part.start, part.stop, len(weights))
         if key not in found.kept:
             found.kept[key] = [], None
-            return _packed(weights, part)
+            return _packed(weights, part), []
         copies, packed = found.kept[key]
-        if packed is None or not all(map(_same, copies, weights)):
-            packed = _packed(weights, part)
-            found.kept[key] = [weight.clone() for weight in weights], packed
-        return packed
+        if packed is not None and all(map(_alike, copies, weights)):
+            same = list(zip(copies, weights, strict=True))
+            if later:
+                return packed, same
+            if all(cpu_module().same_bits(*pieces) for pieces in _addresses(same)):
+                return packed, []
+        packed = _packed(weights, part)
+        found.kept[key] = [weight.clone() for weight in weights], packed
+        return packed, []
+
+    @classmethod
+    def forget(cls, weights: Sequence[Tensor], part: slice) -> None:
+        """Pack these filters anew when they are asked for."""
+        if (found := cls.known.get(id(weights[0]))) is not None:
+            found.kept = {key: ([], None) for key in found.kept if key[1:] == (part.start, part.stop, len(weights))}
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    if a.dtype != b.dtype or a.shape != b.shape or a.stride() != b.stride() or not a.is_contiguous():
-        return False
-    return bool(cpu_module().same_bits(a.data_ptr(), b.data_ptr(), a.nbytes, torch.get_num_threads()))
+def _addresses(same: _Same) -> list[tuple[int, int, int]]:
+    return [(a.data_ptr(), b.data_ptr(), a.nbytes) for a, b in same]
+
+
+def _alike(copy: Tensor, weight: Tensor) -> bool:
+    return copy.dtype == weight.dtype and copy.shape == weight.shape and weight.is_contiguous()
 
 
 def _version(weights: Sequence[Tensor]) -> int:
     """Rises with every change that PyTorch counts; it does not for tensors made in inference mode."""
-    return sum(0 if weight.is_inference() else weight._version for weight in weights)
+    try:
+        return sum([weight._version for weight in weights])
+    except RuntimeError:  # one of them was made in inference mode
+        return 0
 
 
 def _packed(weights: Sequence[Tensor], part: slice = slice(None), transposed: bool = False) -> _Packed:

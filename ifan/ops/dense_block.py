@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,15 +15,14 @@ from ifan.ops import checks, convolution, native, repeats
 from ifan.ops.channel_moments import _forward as channel_moments
 from ifan.ops.channel_moments import differentiate as differentiate_moments
 from ifan.ops.concatenation import Concatenation, Normalisation, affine
-from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.dispatch import Kinds, choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
-from ifan.ops.operation import is_watched, operation
+from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
 NAME = "dense_block"
-_CHECKED: dict[Hashable, tuple[list[int], list[bool]]] = {}
-"""Calls of these shapes, dtypes and devices were found to be right: their segments and flags."""
+_KINDS = Kinds[tuple[list[int], list[bool]]]()
 
 
 @ranged(f"ifan.{NAME}")
@@ -70,17 +69,16 @@ def dense_block(
     Source: dense blocks with task-wise normalisation, iFAN (arXiv 1711.06055).
     """
     groups = (weights, gammas, betas, means, variances)
-    if rows is not None or torch.compiler.is_compiling() or is_watched():
-        counts, flags = _check(sources, *groups, segments, rows, per_sample)
-    else:  # looking once at a kind of call is enough; rows would be looked at for their values
-        told = (tuple(map(len, groups)), tuple(segments), None if per_sample is None else tuple(per_sample))
-        seen = checks.signature([*sources, *(tensor for group in groups for tensor in group)], told)
-        if (found := _CHECKED.get(seen)) is None:
-            found = _check(sources, *groups, segments, rows, per_sample)
-            if len(_CHECKED) < checks.MOST_KINDS:
-                _CHECKED[seen] = found
-        counts, flags = found
-    chosen = choose(NAME, backend, *sources, *weights, *gammas, *betas, *means, *variances)
+    tensors = (*sources, *chain.from_iterable(groups))
+
+    def look() -> tuple[tuple[list[int], list[bool]], str]:
+        return _check(sources, *groups, segments, rows, per_sample), choose(NAME, backend, *tensors)
+
+    if per_sample is not None and any(per_sample):  # rows are looked at for their values
+        (counts, flags), chosen = look()
+    else:
+        told = (tuple(map(len, groups)), tuple(segments), None if per_sample is None else len(per_sample))
+        (counts, flags), chosen = _KINDS(tensors, told, backend, look)
     arguments = (sources, weights, gammas, betas, means, variances, counts, rows, flags, eps)
     return reference.dense_block(*arguments) if chosen == "reference" else _forward(*arguments, chosen)
 
@@ -184,7 +182,7 @@ def _cpu_forward(
         if batch_statistics:
             here = slice(growth * layer, growth * (layer + 1))
             new_mean[:, here], new_var[:, here] = channel_moments(grown[:, here], segments, "cpu")
-    return grown.to(checks.promoted(sources)), new_mean, new_var
+    return native.in_dtype(grown, checks.promoted(sources)), new_mean, new_var
 
 
 def _cuda_refusal(*tensors: Tensor) -> str | None:

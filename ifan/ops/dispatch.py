@@ -11,16 +11,20 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ifan.ops import gpu, native
+from ifan.ops.operation import is_watched
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "IFAN_BACKEND"
+MOST_KINDS = 256
+"""Kinds of call that an operation remembers."""
 
 _Refusal = Callable[..., "str | None"]
 _KERNELS: dict[tuple[str, str], tuple[_Refusal, Callable[..., bool]]] = {}
@@ -28,6 +32,7 @@ _FASTEST_FIRST = (("cuda", "cuda"), ("triton", "cuda"), ("cpu", "cpu"))
 _FIXES = {"cpu": native.FIX, "triton": gpu.TRITON_FIX, "cuda": native.CUDA_FIX}
 _UNCHECKED = "its kernels have not run on a GPU yet"
 _warned: set[str] = set()
+_Found = TypeVar("_Found")
 
 
 class BackendError(ValueError):
@@ -133,6 +138,40 @@ def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         warnings.warn(message, RuntimeWarning, stacklevel=6)
+
+
+class Kinds(Generic[_Found]):
+    """What the checks of an operation found and the backend it chose, by kind of call: looking once at each is enough.
+
+    A kind is told by what checks and choice depend on, values of tensors excepted. Kept are calls of the native CPU
+    kernels, `MOST_KINDS` at most: where memory is cold, checks cost as much as small kernels take.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[Hashable, tuple[_Found, str]] = {}
+
+    def __call__(
+        self,
+        tensors: Sequence[Tensor],
+        told: tuple[Hashable, ...],
+        backend: str | None,
+        look: Callable[[], tuple[_Found, str]],
+    ) -> tuple[_Found, str]:
+        """``look()`` gives both: what the checks found and the backend. ``told``: what the call depends on beside its
+        tensors and the backend it names."""
+        if torch.compiler.is_compiling() or is_watched():
+            return look()
+        seen = (backend or _current, torch.is_grad_enabled(), told, *map(_kind, tensors))
+        found = self.known.get(seen)
+        if found is None:
+            found = look()
+            if found[1] == "cpu" and len(self.known) < MOST_KINDS:
+                self.known[seen] = found
+        return found
+
+
+def _kind(x: Tensor) -> Hashable:
+    return type(x), x.shape, x.dtype, x.device, x.requires_grad
 
 
 def status() -> list[BackendStatus]:

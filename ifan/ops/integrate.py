@@ -123,7 +123,7 @@ def _forward(
         out.data_ptr(),
         torch.get_num_threads(),
     )
-    return out.to(checks.promoted(sources))
+    return native.in_dtype(out, checks.promoted(sources))
 
 
 register_kernel(NAME, "cpu", native.input_refusal)

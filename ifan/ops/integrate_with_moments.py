@@ -81,7 +81,7 @@ def _forward(
         [value.data_ptr() for value in (out, mean, var)],
         torch.get_num_threads(),
     )
-    return out.to(checks.promoted(sources)), mean, var
+    return native.in_dtype(out, checks.promoted(sources)), mean, var
 
 
 @_forward.register_fake

@@ -95,9 +95,14 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)`` without a call of PyTorch where nothing is to be done, which most often is so."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def in_dtypes_of(inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     """Each input's gradient, which the kernels make in float32, in the input's own dtype."""
-    return [gradient.to(value.dtype) for value, gradient in zip(inputs, gradients, strict=True)]
+    return [in_dtype(gradient, value.dtype) for value, gradient in zip(inputs, gradients, strict=True)]
 
 
 def build_note() -> dict[str, str]:

@@ -11,13 +11,14 @@ from torch import Tensor
 from ifan import reference
 from ifan.ops import checks, convolution, native
 from ifan.ops.concatenation import Concatenation
-from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.dispatch import Kinds, choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
 NAME = "transition_up"
+_KINDS = Kinds[list[bool]]()
 
 
 @ranged(f"ifan.{NAME}")
@@ -50,8 +51,15 @@ def transition_up(
 
     Source: transition up of iFAN (arXiv 1711.06055) and its release.
     """
-    flags = _check(sources, weight_a, weight_b, rows, per_sample)
-    chosen = choose(NAME, backend, *sources, weight_a, weight_b)
+    tensors = (*sources, weight_a, weight_b)
+
+    def look() -> tuple[list[bool], str]:
+        return _check(sources, weight_a, weight_b, rows, per_sample), choose(NAME, backend, *tensors)
+
+    if per_sample is not None and any(per_sample):  # rows are looked at for their values
+        flags, chosen = look()
+    else:
+        flags, chosen = _KINDS(tensors, (None if per_sample is None else len(per_sample),), backend, look)
     if chosen == "reference":
         return reference.transition_up(sources, weight_a, weight_b, rows, flags)
     return _forward(sources, weight_a, weight_b, rows, flags, chosen)[0]
@@ -89,12 +97,12 @@ def _forward(
     """The result, and for the backward of the native kernel the phase-shifted maps between the two convolutions."""
     out, shifted = _empty(sources, weight_a, weight_b, rows, per_sample, backend)
     if backend == "cpu":
-        x, made = Concatenation(sources, [out.shape[0]], rows, per_sample), out.float()
+        x, made = Concatenation(sources, [out.shape[0]], rows, per_sample), native.in_dtype(out, torch.float32)
         first = convolution.prepared(x, [weight_a], shifted, "relu_phase_shift")
         second = convolution.prepared(_alone(shifted), [weight_b], made, "relu")
         first()
         second()
-        return made.to(out.dtype), shifted
+        return native.in_dtype(made, out.dtype), shifted
     if backend == "triton":
         found: Tensor = kernels(backend, NAME).forward(sources, weight_a, weight_b, rows, per_sample)
         return found, shifted

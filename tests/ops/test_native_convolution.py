@@ -239,12 +239,27 @@ def test_kept_filters_follow_every_change_of_the_weight() -> None:
             assert error(transition_up([x], weight, second, backend="cpu"), exact) < ERROR
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("changed", [0, 1], ids=["first", "last"])
+def test_a_change_of_one_value_is_found_wherever_it_is(changed: int) -> None:
+    inputs = up_inputs((8, 16), channels=(90, 60), outputs=32)  # a weight in two pieces of memory that are compared
+    blocks = block_inputs((8, 16), layers=2)
+    for run, values, weights in ((up, inputs, inputs[2:4]), (block, blocks, blocks[2:4])):
+        for weight in weights:
+            for _ in range(3):
+                run(values, "cpu")
+            weight.data.view(-1)[-changed] += 10
+            expected = run([value.clone() for value in values], "cpu")
+            found = run(values, "cpu")
+            assert all(torch.equal(a, b) for a, b in zip([*found], [*expected], strict=True))
+
+
 def test_filters_are_kept_for_weights_read_again_and_only_as_long_as_they_live() -> None:
     known = convolution_module._Filters.known
     weights = [torch.randn(4, 6, 3, 3), torch.randn(3, 1, 3, 3)]
     before = len(known)
     found = [transition_up([torch.ones(1, 6, 8, 8)], *weights, backend="cpu") for _ in range(3)]
-    assert len(known[weights[0]].kept) == 1
+    assert len(known[id(weights[0])].kept) == 1
     assert torch.equal(found[0], found[2])
     weights.clear()
     assert len(known) == before
