@@ -74,11 +74,8 @@ def dense_block(
     def look() -> tuple[tuple[list[int], list[bool]], str]:
         return _check(sources, *groups, segments, rows, per_sample), choose(NAME, backend, *tensors)
 
-    if per_sample is not None and any(per_sample):  # rows are looked at for their values
-        (counts, flags), chosen = look()
-    else:
-        told = (tuple(map(len, groups)), tuple(segments), None if per_sample is None else len(per_sample))
-        (counts, flags), chosen = _KINDS(tensors, told, backend, look)
+    told = tuple(map(len, groups)), tuple(segments)
+    (counts, flags), chosen = _KINDS(tensors, told, per_sample, backend, look)
     arguments = (sources, weights, gammas, betas, means, variances, counts, rows, flags, eps)
     return reference.dense_block(*arguments) if chosen == "reference" else _forward(*arguments, chosen)
 

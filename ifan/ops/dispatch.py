@@ -143,8 +143,9 @@ def _warn_once(message: str) -> None:
 class Kinds(Generic[_Found]):
     """What the checks of an operation found and the backend it chose, by kind of call: looking once at each is enough.
 
-    A kind is told by what checks and choice depend on, values of tensors excepted. Kept are calls of the native CPU
-    kernels, `MOST_KINDS` at most: where memory is cold, checks cost as much as small kernels take.
+    A kind is all that checks and choice depend on; where they read values, of ``rows`` if a source has a row a sample,
+    each call is looked at. Kept are calls of the native CPU kernels, `MOST_KINDS` at most: where memory is cold, checks
+    cost as much as small kernels take.
     """
 
     def __init__(self) -> None:
@@ -154,14 +155,15 @@ class Kinds(Generic[_Found]):
         self,
         tensors: Sequence[Tensor],
         told: tuple[Hashable, ...],
+        per_sample: Sequence[bool] | None,
         backend: str | None,
         look: Callable[[], tuple[_Found, str]],
     ) -> tuple[_Found, str]:
-        """``look()`` gives both: what the checks found and the backend. ``told``: what the call depends on beside its
-        tensors and the backend it names."""
-        if torch.compiler.is_compiling() or is_watched():
+        """``look()``: what the checks find, and the backend. ``told``: what they depend on beside the other arguments."""
+        if torch.compiler.is_compiling() or is_watched() or (per_sample is not None and any(per_sample)):
             return look()
-        seen = (backend or _current, torch.is_grad_enabled(), told, *map(_kind, tensors))
+        flags = None if per_sample is None else len(per_sample)
+        seen = (backend or _current, torch.is_grad_enabled(), told, flags, *map(_kind, tensors))
         found = self.known.get(seen)
         if found is None:
             found = look()

@@ -11,13 +11,14 @@ from torch import Tensor
 from ifan import reference
 from ifan.ops import checks, native, repeats
 from ifan.ops.concatenation import Concatenation, Normalisation
-from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.dispatch import Kinds, choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
 NAME = "integrate"
+_KINDS = Kinds[tuple[list[int], list[bool]]]()
 
 
 @ranged(f"ifan.{NAME}")
@@ -59,8 +60,12 @@ def integrate(
     are linear.
     """
     values = {"weight": weight, "bias": bias, "mean": mean, "var": var}
-    counts, flags = check(NAME, sources, values, segments, rows, per_sample, pool)
-    chosen = choose(NAME, backend, *sources, weight, bias, mean, var)
+    tensors = (*sources, *values.values())
+
+    def look() -> tuple[tuple[list[int], list[bool]], str]:
+        return check(NAME, sources, values, segments, rows, per_sample, pool), choose(NAME, backend, *tensors)
+
+    (counts, flags), chosen = _KINDS(tensors, (tuple(segments), pool), per_sample, backend, look)
     if chosen == "reference":
         return reference.integrate(sources, weight, bias, mean, var, counts, rows, flags, pool, eps)
     return _forward(sources, weight, bias, mean, var, counts, rows, flags, pool, eps, chosen)

@@ -56,10 +56,7 @@ def transition_up(
     def look() -> tuple[list[bool], str]:
         return _check(sources, weight_a, weight_b, rows, per_sample), choose(NAME, backend, *tensors)
 
-    if per_sample is not None and any(per_sample):  # rows are looked at for their values
-        flags, chosen = look()
-    else:
-        flags, chosen = _KINDS(tensors, (None if per_sample is None else len(per_sample),), backend, look)
+    flags, chosen = _KINDS(tensors, (), per_sample, backend, look)
     if chosen == "reference":
         return reference.transition_up(sources, weight_a, weight_b, rows, flags)
     return _forward(sources, weight_a, weight_b, rows, flags, chosen)[0]
