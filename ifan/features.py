@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ifan.config import NetworkConfig
+from ifan.ops.channel_moments import Parts
 from ifan.ops.repeats import first_occurrences
 
 Moments = tuple[Tensor, Tensor]
@@ -83,18 +84,26 @@ class Features:
 
     ``sources`` are ``(N, C_i, H, W)`` with a row a lane or, where ``per_sample`` is true, ``(B, C_i, H, W)`` with a
     row a sample. ``moments`` hold each source's statistics when the network normalises with those of the batch, else
-    ``None``.
+    ``None``. ``by_task`` holds for each source the lanes of each task, whose gradients have a shorter way back than
+    those of lanes that are cut out here (`ifan.ops.by_task`), or ``None``.
     """
 
     lanes: Lanes
     sources: tuple[Tensor, ...]
     per_sample: tuple[bool, ...]
     moments: tuple[Moments | None, ...]
+    by_task: tuple[Parts, ...]
 
     @staticmethod
-    def of(lanes: Lanes, source: Tensor, moments: Moments | None = None, per_sample: bool = False) -> Features:
+    def of(
+        lanes: Lanes,
+        source: Tensor,
+        moments: Moments | None = None,
+        per_sample: bool = False,
+        by_task: Parts = None,
+    ) -> Features:
         """A list of one tensor."""
-        return Features(lanes, (source,), (per_sample,), (moments,))
+        return Features(lanes, (source,), (per_sample,), (moments,), (by_task,))
 
     def __add__(self, other: Features) -> Features:
         """Concatenation: the tensors of ``self``, then those of ``other``."""
@@ -103,6 +112,7 @@ class Features:
             self.sources + other.sources,
             self.per_sample + other.per_sample,
             self.moments + other.moments,
+            self.by_task + other.by_task,
         )
 
     @property
@@ -125,14 +135,21 @@ class Features:
     def keep(self, tasks: Sequence[int]) -> Features:
         """The lanes, and moments, of the tasks at these positions."""
         index, lanes = self.lanes.keep(tasks)
-        kept = [s if p else s[index] for s, p in zip(self.sources, self.per_sample, strict=True)]
+        kept = []
+        for source, per_sample, by_task in zip(self.sources, self.per_sample, self.by_task, strict=True):
+            if per_sample:
+                kept.append(source)
+            else:
+                kept.append(by_task[tasks[0]] if by_task and len(tasks) == 1 else source[index])
         moments = [m and (m[0][list(tasks)], m[1][list(tasks)]) for m in self.moments]
         firsts = first_occurrences(self.sources, self.per_sample)  # a doubled source stays one tensor
-        return Features(lanes, tuple(kept[i] for i in firsts), self.per_sample, tuple(moments[i] for i in firsts))
+        sources, nothing = tuple(kept[i] for i in firsts), (None,) * len(firsts)
+        return Features(lanes, sources, self.per_sample, tuple(moments[i] for i in firsts), nothing)
 
     def tail(self, start: int) -> Features:
         """The tensors from position ``start`` on."""
-        return Features(self.lanes, self.sources[start:], self.per_sample[start:], self.moments[start:])
+        rest = slice(start, None)
+        return Features(self.lanes, self.sources[rest], self.per_sample[rest], self.moments[rest], self.by_task[rest])
 
     def unique(self, weight: Tensor) -> tuple[Features, Tensor]:
         """Read doubled sources once: the distinct tensors, and ``weight (O, C, k, k)`` with the copies' columns added.
@@ -148,6 +165,7 @@ class Features:
             tuple(self.sources[i] for i in columns),
             tuple(self.per_sample[i] for i in columns),
             tuple(self.moments[i] for i in columns),
+            tuple(self.by_task[i] for i in columns),
         )
         parts = list(columns.values())
         return picked, parts[0] if len(parts) == 1 else torch.cat(parts, 1)

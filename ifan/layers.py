@@ -17,6 +17,7 @@ from ifan import ops
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.features import Features, Lanes, Moments, MomentsReduce, joined_moments, pooled_moments
 from ifan.graph import encoder_widths
+from ifan.ops.channel_moments import Parts
 from ifan.ops.take_rows import take_rows
 
 EPSILON = 1e-3
@@ -57,11 +58,17 @@ class Reading:
         """A new tensor with a row a lane, and its moments where they will be needed."""
         if not self.training:
             return Features.of(self.lanes, x)
-        return self.with_moments(*ops.with_channel_moments(x, list(self.lanes.segments)))
+        x, mean, var, by_task = ops.with_channel_moments(x, list(self.lanes.segments))
+        return self._described(x, mean, var, by_task)
 
     def with_moments(self, x: Tensor, mean: Tensor, var: Tensor) -> Features:
         """A new tensor with a row a lane whose moments in this process are known."""
-        return Features.of(self.lanes, x, joined_moments(x, (mean, var), self.lanes, self.reduce))
+        x, by_task = ops.by_task(x, list(self.lanes.segments))
+        return self._described(x, mean, var, by_task)
+
+    def _described(self, x: Tensor, mean: Tensor, var: Tensor, by_task: Parts) -> Features:
+        moments = joined_moments(x, (mean, var), self.lanes, self.reduce)
+        return Features.of(self.lanes, x, moments, by_task=by_task)
 
 
 class TaskNorm(nn.Module):

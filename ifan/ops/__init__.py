@@ -1,6 +1,6 @@
 """The fused operations the network calls, and the switch between their backends."""
 
-from ifan.ops.channel_moments import channel_moments, with_channel_moments
+from ifan.ops.channel_moments import by_task, channel_moments, with_channel_moments
 from ifan.ops.dense_block import dense_block
 from ifan.ops.dispatch import BackendError, BackendStatus, current_backend, set_backend, use_backend
 from ifan.ops.dispatch import status as backends
@@ -15,6 +15,7 @@ __all__ = [
     "BackendStatus",
     "HybridLoss",
     "backends",
+    "by_task",
     "channel_moments",
     "current_backend",
     "dense_block",

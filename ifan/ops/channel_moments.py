@@ -18,6 +18,8 @@ from ifan.ops.recompute import gradients
 from ifan.ranges import ranged
 
 NAME = "channel_moments"
+Parts = tuple[Tensor, ...] | None
+"""The lanes of each task, views of the whole, or ``None``: see `by_task`."""
 NATIVE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -43,27 +45,28 @@ def channel_moments(x: Tensor, segments: Sequence[int], *, backend: str | None =
 @ranged(f"ifan.{NAME}")
 def with_channel_moments(
     x: Tensor, segments: Sequence[int], *, backend: str | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``x`` for all who read it further, and its `channel_moments`.
+) -> tuple[Tensor, Tensor, Tensor, Parts]:
+    """``x`` for all who read it further, its `channel_moments`, and its lanes `by_task`.
 
-    In a backward by the native kernels the gradient of the moments is added to that of ``x`` as this one passes, in
-    place of a tensor of its own that autograd would add.
+    In a backward by the native kernels the gradients of the moments and of a task's lanes are added to that of ``x`` as
+    this one passes, in place of tensors of their own that autograd would add.
 
     Args:
         x, segments, backend: as for `channel_moments`.
 
     Returns:
         ``(N, C, H, W)``, ``x`` or a view of it; mean and biased variance, ``(T, C)`` each, as `channel_moments` gives
-        them.
+        them; what `by_task` gives.
 
     Raises:
         ValueError: as `channel_moments`.
     """
     counts, chosen = _checked(x, segments, backend)
-    if chosen == "cpu" and x.dtype in NATIVE_DTYPES and x.requires_grad and is_plain_eager([x]):
-        found: tuple[Tensor, Tensor, Tensor] = _Passing.apply(x, counts)
-        return found
-    return x, *_moments(x, counts, chosen)
+    recorded = x.requires_grad and torch.is_grad_enabled() and is_plain_eager([x])
+    if chosen == "cpu" and x.dtype in NATIVE_DTYPES and recorded:
+        passing, mean, var, *lanes = _Passing.apply(x, counts)
+        return passing, mean, var, tuple(lanes)
+    return x, *_moments(x, counts, chosen), None
 
 
 def _checked(x: Tensor, segments: Sequence[int], backend: str | None) -> tuple[list[int], str]:
@@ -177,27 +180,74 @@ class _Passing(torch.autograd.Function):
     """`with_channel_moments` by the native kernels."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, segments: Sequence[int]) -> tuple[Tensor, ...]:
         mean, var = _forward(x, segments, "cpu")
         ctx.segments = segments
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, mean)
-        return x.view_as(x), mean, var
+        return x.view_as(x), mean, var, *x.split(segments)
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, passing: Tensor | None, mean_gradient: Tensor | None, var_gradient: Tensor | None
+        ctx: Any,
+        passing: Tensor | None,
+        mean_gradient: Tensor | None,
+        var_gradient: Tensor | None,
+        *lanes: Tensor | None,
     ) -> tuple[Tensor | None, None]:
-        if mean_gradient is None and var_gradient is None:
-            return passing, None
         x, mean = ctx.saved_tensors
+        if mean_gradient is None and var_gradient is None:
+            return _joined(x, passing, lanes, ctx.segments), None
         of_mean, of_var = (torch.zeros_like(mean) if g is None else g for g in (mean_gradient, var_gradient))
         gradient = torch.empty_like(x)
         if passing is not None and passing.stride() != gradient.stride():
             passing = torch.empty_like(x).copy_(passing)
         differentiate(of_mean, of_var, x, mean, ctx.segments, gradient, passing)
+        _add_lanes(gradient, lanes, ctx.segments)
         return gradient, None
+
+
+def by_task(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Parts]:
+    """``x (N, ...)`` for all who read all of it, and the lanes of each task for those who read these alone.
+
+    The gradients of the parts are added to that of the whole, where autograd would add tensors of its size that it
+    fills with zeros. ``None`` where there is nothing to save: no gradient is recorded, or not in eager mode.
+    """
+    if x.requires_grad and torch.is_grad_enabled() and is_plain_eager([x]):
+        whole, *lanes = _Parted.apply(x, segments)
+        return whole, tuple(lanes)
+    return x, None
+
+
+class _Parted(torch.autograd.Function):
+    """`by_task` where gradients are recorded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, segments: Sequence[int]) -> tuple[Tensor, ...]:
+        ctx.segments = segments
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x)
+        return x.view_as(x), *x.split(segments)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, whole: Tensor | None, *lanes: Tensor | None) -> tuple[Tensor | None, None]:
+        return _joined(ctx.saved_tensors[0], whole, lanes, ctx.segments), None
+
+
+def _joined(x: Tensor, whole: Tensor | None, lanes: Sequence[Tensor | None], segments: Sequence[int]) -> Tensor | None:
+    if all(g is None for g in lanes):
+        return whole
+    gradient = torch.zeros_like(x) if whole is None else whole.clone()
+    _add_lanes(gradient, lanes, segments)
+    return gradient
+
+
+def _add_lanes(gradient: Tensor, lanes: Sequence[Tensor | None], segments: Sequence[int]) -> None:
+    for part, g in zip(gradient.split(segments), lanes, strict=True):
+        if g is not None:
+            part.add_(g)
 
 
 def _readable(x: Tensor) -> Tensor:

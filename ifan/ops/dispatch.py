@@ -159,7 +159,7 @@ class Kinds(Generic[_Found]):
         backend: str | None,
         look: Callable[[], tuple[_Found, str]],
     ) -> tuple[_Found, str]:
-        """``look()``: what the checks find, and the backend. ``told``: what they depend on beside the other arguments."""
+        """``look()``: what the checks find, and the backend; ``told``: what else they depend on."""
         if torch.compiler.is_compiling() or is_watched() or (per_sample is not None and any(per_sample)):
             return look()
         flags = None if per_sample is None else len(per_sample)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from ifan import reference
-from ifan.ops import channel_moments, native, with_channel_moments
+from ifan.ops import by_task, channel_moments, native, with_channel_moments
 from ifan.ops.channel_moments import _backward, _forward
 
 SHAPES = ((5, 3, 7, 9), (5, 1, 1, 1), (5, 70, 2, 2), (5, 2, 65, 67))
@@ -92,17 +92,42 @@ def test_gradients_of_what_passes_and_of_the_moments_arrive_as_one(
     x = arrange(torch.randn(5, 33, 6, 11).to(dtype), layout).requires_grad_()
     weight = torch.randn(5, 33, 6, 11).to(dtype)
     uses: tuple[Callable[..., Any], ...] = (
-        lambda x, mean, var: ((x * weight.to(x.dtype)).flatten(2).transpose(1, 2), mean, var),
-        lambda x, mean, var: (x.sum() + x.square().sum(), var),
-        lambda x, mean, var: mean,
-        lambda x, mean, var: x * 2,
+        lambda x, mean, var, _: ((x * weight.to(x.dtype)).flatten(2).transpose(1, 2), mean, var),
+        lambda x, mean, var, _: (x.sum() + x.square().sum(), var),
+        lambda x, mean, var, _: mean,
+        lambda x, mean, var, _: x * 2,
+        lambda x, mean, var, parts: (x / 4, var, parts[0] / 4, parts[2] / 8),
+        lambda x, mean, var, parts: (mean, parts[2] / 4),
+        lambda x, mean, var, parts: (x / 4, parts[0] / 8),
+        lambda x, mean, var, parts: parts[2].square(),
     )
+    segments = [2, 0, 3]
+
+    def found(x: Tensor, use: Callable[..., Any]) -> Any:
+        *values, parts = with_channel_moments(x, segments, backend=backend)
+        return use(*values, parts or x.split(segments))
+
+    def expected(x: Tensor, use: Callable[..., Any]) -> Any:
+        return use(x, *formula(x, segments), x.split(segments))
+
     for use in uses:
+        assert_same_gradients(lambda v, use=use: found(v, use), lambda v, use=use: expected(v, use), [x])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_of_a_whole_and_of_the_lanes_of_tasks_arrive_as_one(layout: str) -> None:
+    x, segments = arrange(torch.randn(5, 3, 6, 11), layout).requires_grad_(), [2, 0, 3]
+    weight = torch.randn(5, 3, 6, 11)
+    for use in (
+        lambda x, parts: (x * weight, parts[2].square()),
+        lambda x, parts: x.square(),
+        lambda x, parts: (parts[0] * 2, parts[2] * 3),
+        lambda x, parts: (x.sum(), x.sum() * 2, parts[0].sum()),
+    ):
         assert_same_gradients(
-            lambda v, use=use: use(*with_channel_moments(v, [2, 0, 3], backend=backend)),
-            lambda v, use=use: use(v, *formula(v, [2, 0, 3])),
-            [x],
+            lambda v, use=use: use(*by_task(v, segments)), lambda v, use=use: use(v, v.split(segments)), [x]
         )
+    assert by_task(x.detach(), segments)[1] is None
 
 
 @needs_cpu
@@ -181,7 +206,8 @@ def test_compiles_with_inductor() -> None:
 def test_double_backward_raises() -> None:
     x = torch.randn(4, 3, 2, 5, requires_grad=True)
     assert_double_backward_raises(lambda v: channel_moments(v, [4], backend="cpu"), x)
-    assert_double_backward_raises(lambda v: with_channel_moments(v, [4], backend="cpu"), x)
+    assert_double_backward_raises(lambda v: with_channel_moments(v, [4], backend="cpu")[:3], x)
+    assert_double_backward_raises(lambda v: by_task(v * 1, [4])[0].square(), x)
 
 
 @needs_cpu
