@@ -3,15 +3,12 @@
 #include "bindings.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstring>
 #include <new>
 
 #include "cpu/channel_moments.h"
 #include "cpu/integrate.h"
 #include "cpu/integrate_with_moments.h"
-#include "cpu/runtime/thread_pool.h"
+#include "normalisation.h"
 
 namespace py = pybind11;
 using namespace ifan;
@@ -55,7 +52,7 @@ void channel_moments_backward(Address x, const std::string& dtype, const Sizes& 
   call.var_gradient = reinterpret_cast<const float*>(var_gradient);
   call.gradient = reinterpret_cast<void*>(gradient);
   std::copy(gradient_strides.begin(), gradient_strides.end(), call.gradient_strides);
-  call.before = reinterpret_cast<const void*>(before);
+  call.before[0] = reinterpret_cast<const void*>(before);
   call.threads = threads;
   py::gil_scoped_release release;
   if (!IFAN_PICK(channel_moments_backward)(call)) throw std::bad_alloc();
@@ -126,59 +123,52 @@ void integrate_with_moments_backward(const std::vector<SourceFields>& sources, A
   if (!IFAN_PICK(integrate_with_moments_backward)(call)) throw std::bad_alloc();
 }
 
+// A weight (outputs, inputs, 3, 3) to be packed, with the floats from one row of it to the next.
+using WeightFields = std::tuple<Address, int64_t, int64_t, int64_t>;
+
 int64_t packed_filters(int64_t outputs, int64_t inputs, const std::string& isa) {
   return IFAN_PICK_FOR(isa_of(isa), packed_filters)(outputs, inputs);
 }
 
-void pack_filters(Address weight, int64_t outputs, int64_t inputs, bool transposed, Address filters, const std::string& isa,
-                  int threads, int64_t stride) {
+// Several weights, one behind the other.
+void pack_filters(const std::vector<WeightFields>& weights, bool transposed, Address filters, const std::string& isa, int threads) {
   const Isa wanted = isa_of(isa);
-  const FilterPacking call{reinterpret_cast<const float*>(weight), outputs, inputs, transposed, reinterpret_cast<float*>(filters),
-                           threads, stride};
+  float* to = reinterpret_cast<float*>(filters);
   py::gil_scoped_release release;
-  IFAN_PICK_FOR(wanted, pack_filters)(call);
+  for (const auto& [weight, outputs, inputs, stride] : weights) {
+    IFAN_PICK_FOR(wanted, pack_filters)({reinterpret_cast<const float*>(weight), outputs, inputs, transposed, to, threads, stride});
+    to += IFAN_PICK_FOR(wanted, packed_filters)(outputs, inputs);
+  }
 }
 
-// `same`: pairs of pieces of memory and their bytes; whether all of them are equal is returned.
+// `same`: pairs of pieces of memory; whether all of them are equal is returned.
 bool convolution_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                         const Sizes& shape, Address scale, Address shift, const std::string& isa, Address filters, int64_t outputs,
-                         const std::string& epilogue, Address out, int64_t out_lane_stride, int threads, int64_t prologues,
-                         bool add, const std::vector<std::tuple<Address, Address, int64_t>>& same) {
+                         const Sizes& shape, const std::string& isa, Address filters, int64_t outputs, const std::string& epilogue,
+                         Address out, int64_t out_lane_stride, int threads, const std::vector<Piece>& same) {
   const Inputs inputs(sources, rows, segments, shape);
+  const Comparisons comparisons(same);
   ConvolutionForward call{};
   call.x = inputs.x;
-  call.scale = reinterpret_cast<const float*>(scale);
-  call.shift = reinterpret_cast<const float*>(shift);
   call.filters = reinterpret_cast<const float*>(filters);
   call.outputs = outputs;
   call.epilogue = epilogue_of(epilogue);
   call.out = reinterpret_cast<float*>(out);
   call.out_lane_stride = out_lane_stride;
   call.threads = threads;
-  call.prologues = prologues;
-  call.add = add;
-  std::vector<Comparison> comparisons;
-  for (const auto& [a, b, bytes] : same) comparisons.push_back({reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b), bytes});
-  bool equal = true;
-  call.comparisons = comparisons.data();
-  call.comparison_count = static_cast<int64_t>(comparisons.size());
-  call.equal = &equal;
+  comparisons.tell(call);
   const Isa packed_for = isa_of(isa);
   py::gil_scoped_release release;
   if (!IFAN_PICK_FOR(packed_for, convolution_forward)(call)) throw std::bad_alloc();
-  return equal;
+  return comparisons.equal;
 }
 
 void convolution_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                          const Sizes& shape, const std::vector<TargetFields>& targets, Address scale, Address shift, Address mean,
-                          const std::string& isa, Address filters, int64_t outputs, Address gradient, int64_t gradient_lane_stride,
-                          Address shares, int64_t parts, Address weight_gradient, Address sums, int threads) {
+                          const Sizes& shape, const std::vector<TargetFields>& targets, const std::string& isa, Address filters,
+                          int64_t outputs, Address gradient, int64_t gradient_lane_stride, Address shares, int64_t parts,
+                          Address weight_gradient, int threads) {
   const Inputs inputs(sources, rows, segments, shape, targets);
   ConvolutionBackward call{};
   call.x = inputs.x;
-  call.scale = reinterpret_cast<const float*>(scale);
-  call.shift = reinterpret_cast<const float*>(shift);
-  call.mean = reinterpret_cast<const float*>(mean);
   call.filters = reinterpret_cast<const float*>(filters);
   call.outputs = outputs;
   call.gradient = reinterpret_cast<const float*>(gradient);
@@ -186,64 +176,22 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
   call.shares = reinterpret_cast<float*>(shares);
   call.parts = parts;
   call.weight_gradient = reinterpret_cast<float*>(weight_gradient);
-  call.sums = reinterpret_cast<double*>(sums);
   call.threads = threads;
   const Isa packed_for = isa_of(isa);
   py::gil_scoped_release release;
   if (!IFAN_PICK_FOR(packed_for, convolution_backward)(call)) throw std::bad_alloc();
 }
 
-// An address of (tasks, channels) and the floats from one task's to the next.
-using Rows = std::pair<Address, int64_t>;
-
-// Scale and shift of (x - mean) / sqrt(var + eps) weight + bias, (2, norms, tasks, channels); a norm's values: weight, bias, mean, var.
-void normalisation(const std::vector<std::array<Rows, 4>>& norms, int64_t tasks, int64_t channels, float eps, Address affine) {
+// Scale and shift of (x - mean) / sqrt(var + eps) weight + bias, (2, tasks, channels).
+void normalisation(const Norm& norm, int64_t tasks, int64_t channels, float eps, Address affine) {
   float* scale = reinterpret_cast<float*>(affine);
-  float* shift = scale + static_cast<int64_t>(norms.size()) * tasks * channels;
-  for (const auto& values : norms)
-    for (int64_t t = 0; t < tasks; ++t, scale += channels, shift += channels) {
-      const auto row = [&](int i) { return reinterpret_cast<const float*>(values[i].first) + t * values[i].second; };
-      const float *weight = row(0), *bias = row(1), *mean = row(2), *var = row(3);
-      for (int64_t c = 0; c < channels; ++c) {
-        scale[c] = weight[c] * (1 / std::sqrt(var[c] + eps));
-        shift[c] = bias[c] - mean[c] * scale[c];
-      }
-    }
+  scale_and_shift(norm, tasks, channels, eps, scale, scale + tasks * channels);
 }
 
-// Gradients of a norm's weight and bias, which are written, and of mean and var, which are added to what is there. `sums` (lanes, channels,
-// 2), float or double: for each lane and channel the sum of the gradients behind the norm, and that of their products with x - mean.
-template <typename Sum>
-void add_up_normalisation(const Sum* sums, const std::vector<int64_t>& segments, int64_t channels, Address scale_at, Rows var_at, float eps,
-                          const std::array<Rows, 4>& gradients) {
-  std::vector<double> total(2 * channels);
-  const float* scale = reinterpret_cast<const float*>(scale_at);
-  for (size_t t = 0; t < segments.size(); ++t, scale += channels) {
-    const auto row = [&](Rows rows) { return reinterpret_cast<float*>(rows.first) + t * rows.second; };
-    const float* var = row(var_at);
-    float *weight = row(gradients[0]), *bias = row(gradients[1]), *of_mean = row(gradients[2]), *of_var = row(gradients[3]);
-    std::fill(total.begin(), total.end(), 0.0);
-    for (int64_t lane = 0; lane < segments[t]; ++lane, sums += 2 * channels)
-      for (int64_t i = 0; i < 2 * channels; ++i) total[i] += sums[i];
-    for (int64_t c = 0; c < channels; ++c) {
-      const float inverse = 1 / std::sqrt(var[c] + eps);
-      const double first = total[2 * c], second = total[2 * c + 1];
-      weight[c] = static_cast<float>(second * inverse);
-      bias[c] = static_cast<float>(first);
-      of_mean[c] += static_cast<float>(-first * scale[c]);
-      of_var[c] += static_cast<float>(second * scale[c] * (inverse * inverse) * -0.5);
-    }
-  }
-}
-
-void normalisation_backward(Address sums, bool doubles, const std::vector<int64_t>& segments, int64_t channels, Address scale, Rows var,
-                            float eps, const std::array<Rows, 4>& gradients) {
-  const auto run = [&](auto* values) { add_up_normalisation(values, segments, channels, scale, var, eps, gradients); };
-  doubles ? run(reinterpret_cast<const double*>(sums)) : run(reinterpret_cast<const float*>(sums));
-}
-
-bool same_bits(Address a, Address b, int64_t bytes) {
-  return std::memcmp(reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), bytes) == 0;
+// See add_up_normalisation; float `sums`.
+void normalisation_backward(Address sums, const std::vector<int64_t>& segments, int64_t channels, Address scale, Rows var, float eps,
+                            const Norm& gradients) {
+  add_up_normalisation(reinterpret_cast<const float*>(sums), segments, channels, reinterpret_cast<const float*>(scale), var, eps, gradients);
 }
 
 py::dict features() {
@@ -279,14 +227,12 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("integrate_with_moments_forward", &integrate_with_moments_forward);
   module.def("integrate_with_moments_backward", &integrate_with_moments_backward);
   module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for an instruction set.");
-  module.def("pack_filters", &pack_filters, py::arg("weight"), py::arg("outputs"), py::arg("inputs"), py::arg("transposed"),
-             py::arg("filters"), py::arg("isa"), py::arg("threads") = 1, py::arg("stride") = 0,
-             "A weight as the convolutions of that instruction set read it; they are told which it was.");
-  module.def("normalisation", &normalisation, "Scale and shift of normalisations by task and channel.");
+  module.def("pack_filters", &pack_filters, "Weights as the convolutions of that instruction set read them; they are told which it was.");
+  module.def("normalisation", &normalisation, "Scale and shift of a normalisation by task and channel.");
   module.def("normalisation_backward", &normalisation_backward, "Gradients of a normalisation's values from sums by lane and channel.");
-  module.def("same_bits", &same_bits, "Whether two pieces of memory hold the same bytes.");
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);
+  bind_dense_block(module);
   bind_plan(module);
   bind_predictions(module);
 }

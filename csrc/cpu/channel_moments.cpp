@@ -181,18 +181,22 @@ struct Backward {
   int64_t* task;          // (N,): of each lane
 };
 
-// The gradients that a plane's or a pixel's are stored at, from that address on, and what is added to them.
-template <typename T, bool add>
+// The gradients that a plane's or a pixel's are stored at, from that address on, and what is added to them: none, one or two.
+template <typename T, int added>
 struct Gradients {
   T* to;
-  const T* before;
+  const T* before[2];
 
-  Gradients(const MomentsBackward& call, int64_t offset)
-      : to(static_cast<T*>(call.gradient) + offset), before(add ? static_cast<const T*>(call.before) + offset : nullptr) {}
-  void operator()(int64_t i, float value) const { write(to + i, add ? read(before + i) + value : value); }
+  Gradients(const MomentsBackward& call, int64_t offset) : to(static_cast<T*>(call.gradient) + offset) {
+    for (int i = 0; i < added; ++i) before[i] = static_cast<const T*>(call.before[i]) + offset;
+  }
+  void operator()(int64_t i, float value) const {
+    for (int k = added - 1; k >= 0; --k) value += read(before[k] + i);
+    write(to + i, value);
+  }
 };
 
-template <typename T, bool add>
+template <typename T, int added>
 void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (lane, channel)
   const Backward& b = *static_cast<const Backward*>(context);
   const MomentsBackward& call = *b.call;
@@ -202,7 +206,7 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
     const int64_t channel = index % shape[1], lane = index / shape[1], at = b.task[lane] * shape[1] + channel;
     const float mean = call.mean[at], offset = b.offset[at], slope = b.slope[at];
     const T* x = static_cast<const T*>(call.x) + lane * xs[0] + channel * xs[1];
-    const Gradients<T, add> store(call, lane * gs[0] + channel * gs[1]);
+    const Gradients<T, added> store(call, lane * gs[0] + channel * gs[1]);
     if (direct)
       for (int64_t p = 0; p < pixels; ++p) store(p, offset + slope * (read(x + p) - mean));
     else
@@ -211,7 +215,7 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
   }
 }
 
-template <typename T, bool add>
+template <typename T, int added>
 void backward_rows(void* context, int64_t begin, int64_t end) {  // index: (lane, pixel), all channels
   const Backward& b = *static_cast<const Backward*>(context);
   const MomentsBackward& call = *b.call;
@@ -220,7 +224,7 @@ void backward_rows(void* context, int64_t begin, int64_t end) {  // index: (lane
     const int64_t lane = index / pixels, p = index % pixels, at = b.task[lane] * channels;
     const float *mean = call.mean + at, *offset = b.offset + at, *slope = b.slope + at;
     const T* x = static_cast<const T*>(call.x) + lane * call.strides[0] + p * call.strides[3];
-    const Gradients<T, add> store(call, lane * call.gradient_strides[0] + p * call.gradient_strides[3]);
+    const Gradients<T, added> store(call, lane * call.gradient_strides[0] + p * call.gradient_strides[3]);
     for (int64_t c = 0; c < channels; ++c) store(c, offset[c] + slope[c] * (read(x + c) - mean[c]));
   }
 }
@@ -249,12 +253,16 @@ bool channel_moments_backward(const MomentsBackward& call) {
       else
         parallel_for(shape[0] * shape[1], 1 + kThreadWork / 4 / pixels, threads, by_plane, &b);
     };
-    if (call.dtype == Dtype::float32)
-      call.before ? run(backward_rows<float, true>, backward_planes<float, true>)
-                  : run(backward_rows<float, false>, backward_planes<float, false>);
-    else
-      call.before ? run(backward_rows<uint16_t, true>, backward_planes<uint16_t, true>)
-                  : run(backward_rows<uint16_t, false>, backward_planes<uint16_t, false>);
+    const auto run_for = [&](auto type) {
+      using T = decltype(type);
+      if (call.before[0] && call.before[1])
+        run(backward_rows<T, 2>, backward_planes<T, 2>);
+      else if (call.before[0])
+        run(backward_rows<T, 1>, backward_planes<T, 1>);
+      else
+        run(backward_rows<T, 0>, backward_planes<T, 0>);
+    };
+    call.dtype == Dtype::float32 ? run_for(float{}) : run_for(uint16_t{});
   }
   const bool enough = factors && task;
   free(factors);

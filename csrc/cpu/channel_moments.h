@@ -36,7 +36,7 @@ struct MomentsBackward {
   const float *mean, *mean_gradient, *var_gradient;  // (tasks, C) contiguous
   void* gradient;                                    // of x's dtype and shape
   int64_t gradient_strides[4];
-  const void* before;  // added to it: of its shape and strides, may be `gradient` itself; null: nothing
+  const void* before[2];  // added to it: of its shape and strides, may be `gradient` itself; null: nothing, and then the second as well
   int threads;
 };
 

@@ -47,7 +47,7 @@ class PackedWeights:
                 module.pack_filters_bf16(whole.data_ptr(), outputs, inputs, packed.data_ptr())
             else:
                 packed = torch.empty(module.packed_filters(outputs, inputs, isa := module.isa()))
-                module.pack_filters(whole.data_ptr(), outputs, inputs, False, packed.data_ptr(), isa)
+                module.pack_filters([(whole.data_ptr(), outputs, inputs, 0)], False, packed.data_ptr(), isa, 1)
             return packed
 
         return self.address((key, small), pack)

@@ -65,55 +65,46 @@ class Concatenation:
         return found
 
 
-Norm = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Weight, bias, mean and variance of a task-wise normalisation, ``(T, C)`` each."""
+Rows = tuple[int, int]
+"""Address of ``(T, C)`` and floats from one task's to the next, as the kernels are told of a normalisation's values."""
 
 
-def affine(norms: Sequence[Norm], eps: float, part: slice = slice(None)) -> Tensor:
-    """``(x - mean) / sqrt(var + eps) * weight + bias`` as one scale and one shift a task and channel, ``(2, L, T, C)``
-    for L norms.
-
-    With a ``part`` those of these channels only; means and variances may hold them alone.
-    """
-    first, end, _ = part.indices(norms[0][0].shape[1])
-    values = [[_in_rows(x) for x in norm] for norm in norms]
-    found = values[0][0].new_empty((2, len(norms), values[0][0].shape[0], end - first))
-    addresses = [
-        [(x.data_ptr() + 4 * first * (x.shape[1] == norm[0].shape[1]), x.stride(0)) for x in norm] for norm in values
-    ]
-    cpu_module().normalisation(addresses, found.shape[2], end - first, eps, found.data_ptr())
-    return found
+def rows_of(x: Tensor) -> Rows:
+    """The rows of what `in_rows` gave."""
+    return x.data_ptr(), x.stride(0)
 
 
 class Normalisation:
-    """A normalisation ``(T, C)`` as `affine` gives it, and its gradients."""
+    """A normalisation ``(T, C)`` as one scale and one shift a task and channel, ``(x - mean) / sqrt(var + eps) * weight
+    + bias``, and its gradients."""
 
     def __init__(self, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float) -> None:
-        self.scale, self.shift = affine([(weight, bias, mean, var)], eps)[:, 0]
-        self.mean, self._var, self._eps = _in_rows(mean).contiguous(), _in_rows(var), eps
+        values = [in_rows(x) for x in (weight, bias, mean, var)]
+        self.scale, self.shift = values[0].new_empty((2, *weight.shape))
+        module, (tasks, channels) = cpu_module(), weight.shape
+        module.normalisation([rows_of(x) for x in values], tasks, channels, eps, self.scale.data_ptr())
+        self.mean, self._var, self._eps = values[2].contiguous(), values[3], eps
 
     def gradients(self, sums: Tensor, segments: Sequence[int], of_mean: Tensor, of_var: Tensor) -> list[Tensor]:
-        """Gradients of weight and bias; those of mean and variance are added to the first channels of ``of_mean`` and
-        ``of_var``.
+        """Gradients of weight and bias; those of mean and variance are added to ``of_mean`` and ``of_var``.
 
-        ``sums (N, C, 2)``, float32 or float64: for each lane and channel the sum of the gradients behind the
-        normalisation, and that of their products with ``x - mean``.
+        float32 ``sums (N, C, 2)``: for each lane and channel the sum of the gradients behind the normalisation, and
+        that of their products with ``x - mean``.
         """
         found = [torch.empty_like(self.scale), torch.empty_like(self.scale)]
         cpu_module().normalisation_backward(
             sums.data_ptr(),
-            sums.dtype == torch.float64,
             segments,
             sums.shape[1],
             self.scale.data_ptr(),
-            (self._var.data_ptr(), self._var.stride(0)),
+            rows_of(self._var),
             self._eps,
-            [(value.data_ptr(), value.stride(0)) for value in (*found, of_mean, of_var)],
+            [rows_of(value) for value in (*found, of_mean, of_var)],
         )
         return found
 
 
-def _in_rows(x: Tensor) -> Tensor:
+def in_rows(x: Tensor) -> Tensor:
     """float32 whose rows lie in one piece each."""
     x = in_dtype(x, torch.float32)
     return x if x.is_contiguous() or x.shape[1] < 2 or x.stride(1) == 1 else x.contiguous()

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ifan.ops.concatenation import Concatenation, Normalisation
+from ifan.ops import native
+from ifan.ops.concatenation import Concatenation
 from ifan.ops.native import cpu_module
 
 
-def _parts(lanes: int, pixels: int) -> int:
+def parts(lanes: int, pixels: int) -> int:
     """Groups of lanes whose weight gradients are added up at the end.
 
     Each costs as much as some dozens of tiles, so small maps get few; no number of threads changes a bit.
@@ -32,82 +33,54 @@ def slower_than_pytorch(first: Tensor, *others: Tensor) -> bool:
     return few and torch.is_grad_enabled() and any(x.requires_grad for x in (first, *others))
 
 
-def prepared(
-    x: Concatenation,
-    weights: Sequence[Tensor],
-    out: Tensor,
-    epilogue: str = "none",
-    affine: Tensor | None = None,
-    first: int = 0,
-    add: bool = False,
-) -> Callable[[], Any]:
-    """A call that writes ``epilogue(conv3x3(relu(x * scale + shift)))`` to ``out``, without ``affine`` that of ``x``.
+def prepared(x: Concatenation, weight: Tensor, out: Tensor, epilogue: str) -> Callable[[], Any]:
+    """A call that writes ``epilogue(conv3x3(x))`` to ``out``.
 
     All but the kernel's work is done: Python code behind a kernel that has filled the caches takes several times as
     long, so calls that follow each other are prepared together.
 
-    ``affine (2, L, T, C)`` holds scale and shift for each of the L ``weights``, which read ``x`` in one pass; their
-    outputs follow each other in ``out``. Of each weight ``(O, C', 3, 3)`` those channels count that begin at ``first``,
-    as many as ``x`` has. float32 ``out (N, O's sum, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``,
-    with planes in one piece; ``add``: the convolution is added to it.
+    ``weight (O, C, 3, 3)``; float32 ``out (N, O, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``, with
+    planes in one piece.
     """
-    channels = x.shape[1]
-    if not channels and not add:
+    if not out.numel() or not x.shape[1]:
         return out.zero_
-    if not out.numel() or not channels:
-        return lambda: None
-    part = slice(first, first + channels)
-    (isa, filters), same = _Filters.of(weights, part, later=not add)
-    scale = 0 if affine is None else affine.data_ptr()
+    packed, same = Filters.of([weight], lambda: pack([(weight, slice(None))]))
     arguments = (
         *x.arguments,
-        scale,
-        0 if affine is None else scale + 2 * affine.numel(),  # half as many floats further on
-        isa,
-        filters.data_ptr(),
-        sum(weight.shape[0] for weight in weights),
+        packed.isa,
+        packed.filters.data_ptr(),
+        weight.shape[0],
         epilogue,
         out.data_ptr(),
         out.stride(0),
         torch.get_num_threads(),
-        len(weights),
-        add,
-        _addresses(same),
+        addresses(same),
     )
     kernel = cpu_module().convolution_forward
 
-    def run(_alive: Any = (x, out, filters, affine, same)) -> None:  # what the addresses are of
+    def run(_alive: Any = (x, out, packed, same)) -> None:  # what the addresses are of
         if not kernel(*arguments):
-            _Filters.forget(weights, part)
-            prepared(x, weights, out, epilogue, affine, first)()
+            Filters.forget(weight)
+            prepared(x, weight, out, epilogue)()
 
     return run
 
 
-def differentiate(
-    x: Concatenation, weight: Tensor, gradient: Tensor, norm: Normalisation | None = None
-) -> tuple[Tensor, Tensor]:
+def differentiate(x: Concatenation, weight: Tensor, gradient: Tensor) -> Tensor:
     """Write, or add to, ``x.gradients`` for the float32 ``gradient (N, O, H, W)`` of the convolution, planes in one
-    piece.
-
-    Returns the weight's gradient and, with ``norm``, the sums ``(N, C, 2)`` that `Normalisation.gradients` reads.
-    """
+    piece; returns the weight's gradient."""
     lanes, channels, outputs = x.shape[0], x.shape[1], weight.shape[0]
-    sums = gradient.new_zeros((lanes, channels, 2) if norm else (0,), dtype=torch.float64)
     if not gradient.numel() or not channels:
         for source, add in zip(x.gradients, x.adds, strict=True):
             if not add:
                 source.zero_()
-        return torch.zeros_like(weight, memory_format=torch.contiguous_format), sums
+        return torch.zeros_like(weight, memory_format=torch.contiguous_format)
     found = gradient.new_empty((outputs, channels, 3, 3))
-    shares = gradient.new_empty((_parts(lanes, x.shape[2] * x.shape[3]), *found.shape))
-    isa, filters = _packed([weight], transposed=True)
+    shares = gradient.new_empty((parts(lanes, x.shape[2] * x.shape[3]), *found.shape))
+    isa, filters = pack([(weight, slice(None))], transposed=True)
     cpu_module().convolution_backward(
         *x.arguments,
         x.targets,
-        norm.scale.data_ptr() if norm else 0,
-        norm.shift.data_ptr() if norm else 0,
-        norm.mean.data_ptr() if norm else 0,
         isa,
         filters.data_ptr(),
         outputs,
@@ -116,73 +89,65 @@ def differentiate(
         shares.data_ptr(),
         shares.shape[0],
         found.data_ptr(),
-        sums.data_ptr() if norm else 0,
         torch.get_num_threads(),
     )
-    return found, sums
+    return found
 
 
-class _Packed(NamedTuple):
+class Packed(NamedTuple):
     """Filters as the kernels of one instruction set read them, and its name: those run, whatever is in use by then."""
 
     isa: str
     filters: Tensor
 
 
-_Same = list[tuple[Tensor, Tensor]]
+Same = list[tuple[Tensor, Tensor]]
 """Copies of weights, and weights that have to equal them."""
 
 
-class _Filters:
+def addresses(same: Same) -> list[tuple[int, int, int]]:
+    """What a kernel is told to compare."""
+    return [(a.data_ptr(), b.data_ptr(), a.nbytes) for a, b in same]
+
+
+class Filters:
     """The packed filters of weights that were read before and have not changed since, with copies of those weights.
 
     A training step reads a weight once between two changes, so nothing is kept. What is kept is used only where the
     weights still equal the copies bit for bit: there are ways to change a tensor that leave its version as it was.
     """
 
-    known: ClassVar[dict[int, _Filters]] = {}
+    known: ClassVar[dict[int, Filters]] = {}
     """By the first weight's id, as long as it lives."""
 
-    def __init__(self, weight: Tensor, version: int) -> None:
-        self.version = version
-        known, key = self.known, id(weight)
-        self.weight = weakref.ref(weight, lambda _: known.pop(key, None))
-        self.kept: dict[tuple[Any, ...], tuple[list[Tensor], _Packed | None]] = {}
+    def __init__(self, weights: Sequence[Tensor], version: int) -> None:
+        known, key = self.known, id(weights[0])
+        self.first = weakref.ref(weights[0], lambda _: known.pop(key, None))
+        self.version, self.copies = version, list[Tensor]()
+        self.packed: dict[str, Packed] = {}
+        """By instruction set."""
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor], part: slice, later: bool) -> tuple[_Packed, _Same]:
-        """The packed filters of these input channels of each weight, one behind the other.
-
-        ``later``: the kernel compares the weights with their copies, beside its work; it is told what. If it finds that
-        they differ, `forget` them.
-        """
+    def of(cls, weights: Sequence[Tensor], packing: Callable[[], Packed]) -> tuple[Packed, Same]:
+        """The weights' filters, by ``packing`` if there are none, and what the kernel has to compare beside its work:
+        if it finds a difference, `forget` them."""
         version, found = _version(weights), cls.known.get(id(weights[0]))
-        if found is None or found.weight() is not weights[0] or found.version != version:
-            found = cls.known[id(weights[0])] = cls(weights[0], version)
-        key = (cpu_module().isa(), part.start, part.stop, len(weights))
-        if key not in found.kept:
-            found.kept[key] = [], None
-            return _packed(weights, part), []
-        copies, packed = found.kept[key]
-        if packed is not None and all(map(_alike, copies, weights)):
-            same = list(zip(copies, weights, strict=True))
-            if later:
-                return packed, same
-            if all(cpu_module().same_bits(*pieces) for pieces in _addresses(same)):
-                return packed, []
-        packed = _packed(weights, part)
-        found.kept[key] = [weight.clone() for weight in weights], packed
-        return packed, []
+        if found is None or found.first() is not weights[0] or found.version != version:
+            cls.known[id(weights[0])] = cls(weights, version)
+            return packing(), []
+        same = list(zip(found.copies, weights, strict=False))
+        packed = found.packed.get(cpu_module().isa())
+        if packed is None or len(found.copies) != len(weights) or not all(_alike(*pair) for pair in same):
+            packed = packing()
+            found.copies, found.packed = [weight.clone() for weight in weights], {packed.isa: packed}
+            return packed, []
+        return packed, same
 
     @classmethod
-    def forget(cls, weights: Sequence[Tensor], part: slice) -> None:
-        """Pack these filters anew when they are asked for."""
-        if (found := cls.known.get(id(weights[0]))) is not None:
-            found.kept = {key: ([], None) for key in found.kept if key[1:] == (part.start, part.stop, len(weights))}
-
-
-def _addresses(same: _Same) -> list[tuple[int, int, int]]:
-    return [(a.data_ptr(), b.data_ptr(), a.nbytes) for a, b in same]
+    def forget(cls, weight: Tensor) -> None:
+        """Pack the filters of which this was the first weight anew when they are asked for."""
+        if (found := cls.known.get(id(weight))) is not None:
+            found.copies, found.packed = [], {}
 
 
 def _alike(copy: Tensor, weight: Tensor) -> bool:
@@ -197,17 +162,16 @@ def _version(weights: Sequence[Tensor]) -> int:
         return 0
 
 
-def _packed(weights: Sequence[Tensor], part: slice = slice(None), transposed: bool = False) -> _Packed:
-    """The transformed filters of each weight, for the gradient of the inputs if ``transposed``, in one tensor."""
+def pack(parts: Sequence[tuple[Tensor, slice]], transposed: bool = False) -> Packed:
+    """The transformed filters of some input channels of each weight, for the gradient of the inputs if ``transposed``,
+    one behind the other."""
     module = cpu_module()
     isa = module.isa()
     # Rows of a weight's part lie apart; what is inside of them must not.
-    parts = [x if x.stride()[1:] == (9, 3, 1) else x.contiguous() for x in (w[:, part].float() for w in weights)]
-    shapes = [(x.shape[1], x.shape[0]) if transposed else tuple(x.shape[:2]) for x in parts]
-    sizes = [module.packed_filters(*shape, isa) for shape in shapes]
-    filters = parts[0].new_empty(sum(sizes))
-    for x, shape, place in zip(parts, shapes, filters.split(sizes), strict=True):
-        module.pack_filters(
-            x.data_ptr(), *shape, transposed, place.data_ptr(), isa, torch.get_num_threads(), x.stride(0)
-        )
-    return _Packed(isa, filters)
+    read = [native.in_dtype(weight, torch.float32)[:, part] for weight, part in parts]
+    read = [x if x.stride()[1:] == (9, 3, 1) else x.contiguous() for x in read]
+    shapes = [(x.shape[1], x.shape[0]) if transposed else (x.shape[0], x.shape[1]) for x in read]
+    filters = read[0].new_empty(sum(module.packed_filters(*shape, isa) for shape in shapes))
+    fields = [(x.data_ptr(), *shape, x.stride(0)) for x, shape in zip(read, shapes, strict=True)]
+    module.pack_filters(fields, transposed, filters.data_ptr(), isa, torch.get_num_threads())
+    return Packed(isa, filters)

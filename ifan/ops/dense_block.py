@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, convolution, native, repeats
-from ifan.ops.channel_moments import _forward as channel_moments
-from ifan.ops.channel_moments import differentiate as differentiate_moments
-from ifan.ops.concatenation import Concatenation, Normalisation, affine
+from ifan.ops.concatenation import Concatenation, Rows, in_rows, rows_of
 from ifan.ops.dispatch import Kinds, choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
+from ifan.ops.native import cpu_module, in_dtype
 from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
@@ -153,33 +151,55 @@ def _cpu_forward(
     per_sample: Sequence[bool],
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    growth = weights[0].shape[0]
-    batch_statistics = len(means) == 1
-    shape = sum(segments), growth * len(weights), *sources[0].shape[2:]
-    grown = sources[0].new_empty(shape, dtype=torch.float32)
+    growth, batch_statistics = weights[0].shape[0], len(means) == 1
+    grown = sources[0].new_empty((sum(segments), growth * len(weights), *sources[0].shape[2:]), dtype=torch.float32)
     new_mean = grown.new_empty((len(segments), grown.shape[1] if batch_statistics else 0))
-    new_var = grown.new_empty(new_mean.shape)
-    x = Concatenation(sources, segments, rows, per_sample)
-    channels = x.shape[1]
+    new_var = torch.empty_like(new_mean)
+    x, norms, module = (
+        Concatenation(sources, segments, rows, per_sample),
+        _norms(gammas, betas, means, variances),
+        cpu_module(),
+    )
 
-    def layer_of_grown(layer: int) -> Callable[[], Any]:
-        before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
-        mean, var = (new_mean[:, before], new_var[:, before]) if batch_statistics else (means[layer], variances[layer])
-        y = Concatenation([grown[:, before]], segments, None, [False])
-        scales = affine([(gammas[layer], betas[layer], mean, var)], eps, slice(channels, channels + growth * layer))
-        return convolution.prepared(y, [weights[layer]], grown[:, here], affine=scales, first=channels, add=True)
+    def run() -> bool:
+        (isa, filters), same = convolution.Filters.of(weights, lambda: _packed(weights, x.shape[1]))
+        moments = [value.data_ptr() if batch_statistics else 0 for value in (new_mean, new_var)]
+        return bool(
+            module.dense_block_forward(
+                *x.arguments,
+                _addresses(norms),
+                eps,
+                isa,
+                filters.data_ptr(),
+                grown.data_ptr(),
+                growth,
+                *moments,
+                torch.get_num_threads(),
+                convolution.addresses(same),
+            )
+        )
 
-    norms = [(gammas[i], betas[i], means[i % len(means)], variances[i % len(means)]) for i in range(len(weights))]
-    scales = affine(norms, eps, slice(0, channels))
-    of_sources = convolution.prepared(x, weights, grown, affine=scales)  # they are read once for all layers
-    later = map(layer_of_grown, range(1, len(weights)))
-    # Running statistics are known beforehand; those of the batch only once the layer before has run.
-    for layer, call in enumerate(chain([of_sources], later if batch_statistics else list(later))):
-        call()
-        if batch_statistics:
-            here = slice(growth * layer, growth * (layer + 1))
-            new_mean[:, here], new_var[:, here] = channel_moments(grown[:, here], segments, "cpu")
+    if not run():
+        convolution.Filters.forget(weights[0])
+        run()
     return native.in_dtype(grown, checks.promoted(sources)), new_mean, new_var
+
+
+def _packed(weights: Sequence[Tensor], channels: int) -> convolution.Packed:
+    """Filters of all layers for the ``channels`` of the sources, which are read once for all, then those of each layer
+    for the channels grown before it."""
+    later = [(weight, slice(channels, None)) for weight in weights[1:]]
+    return convolution.pack([*((weight, slice(0, channels)) for weight in weights), *later])
+
+
+def _norms(*groups: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Weight, bias, mean and variance of each layer's normalisation; one tensor of a kind stands for all layers."""
+    layers = len(groups[0])
+    return [[in_rows(group[layer % len(group)]) for group in groups] for layer in range(layers)]
+
+
+def _addresses(norms: Sequence[Sequence[Tensor]]) -> list[list[Rows]]:
+    return [[rows_of(value) for value in norm] for norm in norms]
 
 
 def _cuda_refusal(*tensors: Tensor) -> str | None:
@@ -257,39 +277,36 @@ def _cpu_backward(
     per_sample: Sequence[bool],
     eps: float,
 ) -> list[Tensor]:
-    sources, weights, gammas, betas, means, variances = inputs
-    grown, mean, var = (value.float() for value in outputs)
-    to_grown = upstream[0].float().clone(memory_format=torch.contiguous_format)
-    found: list[list[Tensor]] = [[], *([torch.empty(0)] * len(weights) for _ in range(3)), [], []]
-    growth, width, batch_statistics = weights[0].shape[0], means[0].shape[1], len(means) == 1
-    if batch_statistics:
-        # Moments of all channels, and what later layers and, of grown channels, the caller want of them.
-        means, variances = [torch.cat([means[0].float(), mean], 1)], [torch.cat([variances[0].float(), var], 1)]
-        to_means, to_variances = ([F.pad(value.float(), (width, 0))] for value in upstream[1:])
-    else:
-        to_means, to_variances = (
-            [torch.zeros_like(x, dtype=torch.float32) for x in group] for group in (means, variances)
-        )
-    # The last layer's gradients of the sources are written, those of the others added to them.
-    of_sources: Sequence[Tensor | None] = [None] * len(sources)
-    for layer in reversed(range(len(weights))):
-        before, here = slice(0, growth * layer), slice(growth * layer, growth * (layer + 1))
-        place, channels = 0 if batch_statistics else layer, weights[layer].shape[1]
-        if batch_statistics:
-            new = slice(channels, channels + growth)
-            told = to_means[0][:, new], to_variances[0][:, new], grown[:, here], means[0][:, new]
-            differentiate_moments(*told, segments, to_grown[:, here], before=to_grown[:, here])
-        values = gammas[layer], betas[layer], means[place][:, :channels], variances[place][:, :channels]
-        norm = Normalisation(*values, eps)
-        flags, given = [*per_sample, False], [*of_sources, to_grown[:, before]]
-        x = Concatenation([*sources, grown[:, before]], segments, rows, flags, given, [*firsts, len(sources)])
-        found[1][layer], sums = convolution.differentiate(x, weights[layer], to_grown[:, here], norm)
-        found[2][layer], found[3][layer] = norm.gradients(sums, segments, to_means[place], to_variances[place])
-        of_sources = x.gradients[:-1]
-    found[4:] = [[x[:, :width].contiguous() if batch_statistics else x for x in g] for g in (to_means, to_variances)]
-    found[0] = x.source_gradients()[:-1]
-    flat = [[value for group in groups for value in group] for groups in (inputs, found)]
-    return native.in_dtypes_of(repeats.distinct(flat[0], firsts), flat[1])
+    sources, weights, *norm_values = inputs
+    grown, *moments = (in_dtype(value, torch.float32) for value in outputs)
+    arriving = [in_dtype(value, torch.float32).contiguous() for value in upstream]
+    distinct = repeats.distinct([value for group in inputs for value in group], firsts)
+    if not grown.numel():
+        return [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in distinct]
+    batch_statistics = len(norm_values[2]) == 1
+    to_grown = torch.empty_like(grown) if batch_statistics else arriving[0].clone()
+    x = Concatenation(sources, segments, rows, per_sample, [None] * len(sources), firsts)
+    of_weights, *of_values = ([grown.new_empty(value.shape) for value in group] for group in inputs[1:])
+    of_norms, norms = _addresses(_norms(*of_values)), _norms(*norm_values)
+    isa, filters = convolution.pack([(weight, slice(None)) for weight in weights], transposed=True)
+    cpu_module().dense_block_backward(
+        *x.arguments,
+        x.targets,
+        _addresses(norms),
+        eps,
+        isa,
+        filters.data_ptr(),
+        grown.data_ptr(),
+        weights[0].shape[0],
+        [value.data_ptr() if batch_statistics else 0 for value in moments],
+        [value.data_ptr() for value in arriving],
+        to_grown.data_ptr(),
+        [(weight.data_ptr(), norm) for weight, norm in zip(of_weights, of_norms, strict=True)],
+        convolution.parts(x.shape[0], x.shape[2] * x.shape[3]),
+        torch.get_num_threads(),
+    )
+    found = [*x.source_gradients(), *of_weights, *(value for group in of_values for value in group)]
+    return native.in_dtypes_of(distinct, found)
 
 
 @_backward.register_fake

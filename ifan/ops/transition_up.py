@@ -95,8 +95,8 @@ def _forward(
     out, shifted = _empty(sources, weight_a, weight_b, rows, per_sample, backend)
     if backend == "cpu":
         x, made = Concatenation(sources, [out.shape[0]], rows, per_sample), native.in_dtype(out, torch.float32)
-        first = convolution.prepared(x, [weight_a], shifted, "relu_phase_shift")
-        second = convolution.prepared(_alone(shifted), [weight_b], made, "relu")
+        first = convolution.prepared(x, weight_a, shifted, "relu_phase_shift")
+        second = convolution.prepared(_alone(shifted), weight_b, made, "relu")
         first()
         second()
         return native.in_dtype(made, out.dtype), shifted
@@ -165,10 +165,10 @@ def _cpu_backward(
     *sources, weight_a, weight_b = inputs
     out, shifted = outputs
     between = _alone(shifted, [None])
-    of_b, _ = convolution.differentiate(between, weight_b, _through_relu(gradient, out))
+    of_b = convolution.differentiate(between, weight_b, _through_relu(gradient, out))
     to_a = _phase_shift_backward(_through_relu(between.gradients[0], shifted))
     x = Concatenation(sources, [out.shape[0]], rows, per_sample, [None] * len(sources))
-    of_a, _ = convolution.differentiate(x, weight_a, to_a)
+    of_a = convolution.differentiate(x, weight_a, to_a)
     return native.in_dtypes_of(inputs, [*x.source_gradients(), of_a, of_b])
 
 

@@ -84,7 +84,7 @@ double moments_backward() {
   const Values mean(m.exact_mean.begin(), m.exact_mean.end()), of_mean = draw(m.count), of_var = draw(m.count);
   Values gradient = unwritten(m.x.size());
   MomentsBackward call{m.x.data(), Dtype::float32, {}, {}, m.segments, 3, mean.data(), of_mean.data(), of_var.data(),
-                       gradient.data(), {}, nullptr, threads};
+                       gradient.data(), {}, {}, threads};
   std::copy_n(m.shape, 4, call.shape), std::copy_n(m.strides, 4, call.strides), std::copy_n(m.strides, 4, call.gradient_strides);
   run([&] { return kernels::channel_moments_backward(call); });
   Exact exact;

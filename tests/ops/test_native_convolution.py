@@ -255,11 +255,11 @@ def test_a_change_of_one_value_is_found_wherever_it_is(changed: int) -> None:
 
 
 def test_filters_are_kept_for_weights_read_again_and_only_as_long_as_they_live() -> None:
-    known = convolution_module._Filters.known
+    known = convolution_module.Filters.known
     weights = [torch.randn(4, 6, 3, 3), torch.randn(3, 1, 3, 3)]
     before = len(known)
     found = [transition_up([torch.ones(1, 6, 8, 8)], *weights, backend="cpu") for _ in range(3)]
-    assert len(known[id(weights[0])].kept) == 1
+    assert len(known[id(weights[0])].packed) == 1
     assert torch.equal(found[0], found[2])
     weights.clear()
     assert len(known) == before
@@ -275,7 +275,7 @@ def other_isa() -> str:
 def test_packed_filters_are_run_by_the_kernels_they_were_packed_for(
     gradient: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, packed, asked = native.cpu_module(), convolution_module._packed, []
+    module, packed, asked = native.cpu_module(), convolution_module.pack, []
     before, slower = module.isa(), other_isa()
     x, weight = torch.randn(2, 20, 12, 32), torch.randn(8, 20, 3, 3)
 
@@ -296,7 +296,7 @@ def test_packed_filters_are_run_by_the_kernels_they_were_packed_for(
         module.use_isa(slower)
         expected = run()
         module.use_isa(before)
-        monkeypatch.setattr(convolution_module, "_packed", switch)
+        monkeypatch.setattr(convolution_module, "pack", switch)
         found = run()
     finally:
         module.use_isa(before)
@@ -313,7 +313,7 @@ def test_a_plan_runs_the_instruction_set_it_was_recorded_under() -> None:
 
     def record(plan: Any, target: Tensor) -> Tensor:
         filters = torch.empty(module.packed_filters(12, 5, module.isa()))
-        module.pack_filters(weight.data_ptr(), 12, 5, False, filters.data_ptr(), module.isa())
+        module.pack_filters([(weight.data_ptr(), 12, 5, 0)], False, filters.data_ptr(), module.isa(), 1)
         field, shape = (x.data_ptr(), 5, x.stride(0), x.stride(1), 0), (1, 5, 16, 32)
         plan.convolution([field], 0, [1], shape, 0, 0, filters.data_ptr(), 12, "none", target.data_ptr(), 0)
         return filters
@@ -349,5 +349,5 @@ def test_other_dtypes_are_refused_by_name_and_taken_by_the_reference() -> None:
 
 
 def test_few_parts_where_there_are_few_pixels() -> None:
-    assert [convolution_module._parts(44, pixels) for pixels in (4096, 64, 4)] == [8, 2, 2]
-    assert convolution_module._parts(1, 4096) == 1
+    assert [convolution_module.parts(44, pixels) for pixels in (4096, 64, 4)] == [8, 2, 2]
+    assert convolution_module.parts(1, 4096) == 1
