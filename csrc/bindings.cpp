@@ -3,6 +3,7 @@
 #include "bindings.h"
 
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 #include "cpu/channel_moments.h"
@@ -194,6 +195,12 @@ void normalisation_backward(Address sums, const std::vector<int64_t>& segments, 
   add_up_normalisation(reinterpret_cast<const float*>(sums), segments, channels, reinterpret_cast<const float*>(scale), var, eps, gradients);
 }
 
+bool same_bits(const std::vector<Piece>& pieces) {
+  for (const auto& [a, b, bytes] : pieces)
+    if (std::memcmp(reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), bytes) != 0) return false;
+  return true;
+}
+
 py::dict features() {
   std::vector<std::string> compiled, usable;
   for (Isa isa : compiled_isas()) {
@@ -230,6 +237,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("pack_filters", &pack_filters, "Weights as the convolutions of that instruction set read them; they are told which it was.");
   module.def("normalisation", &normalisation, "Scale and shift of a normalisation by task and channel.");
   module.def("normalisation_backward", &normalisation_backward, "Gradients of a normalisation's values from sums by lane and channel.");
+  module.def("same_bits", &same_bits, "Whether pairs of pieces of memory hold the same bytes.");
   module.def("convolution_forward", &convolution_forward);
   module.def("convolution_backward", &convolution_backward);
   bind_dense_block(module);

@@ -113,19 +113,24 @@ def addresses(same: Same) -> list[tuple[int, int, int]]:
 class Filters:
     """The packed filters of weights that were read before and have not changed since, with copies of those weights.
 
-    A training step reads a weight once between two changes, so nothing is kept. What is kept is used only where the
-    weights still equal the copies bit for bit: there are ways to change a tensor that leave its version as it was.
+    They are used only where the weights still equal the copies bit for bit: PyTorch's fused optimisers, and others,
+    change a tensor and leave its version as it was. Where steps of a training change the weights between two readings,
+    copying and comparing them is for nothing, so after each change that is found the filters of twice as many readings
+    as before, `MOST_UNKEPT` at most, are not kept.
     """
 
+    MOST_UNKEPT = 16
+    TRUSTED = 8
+    """Readings without a change after which the kernel compares beside its work, which is lost if there is one."""
     known: ClassVar[dict[int, Filters]] = {}
     """By the first weight's id, as long as it lives."""
 
     def __init__(self, weights: Sequence[Tensor], version: int) -> None:
         known, key = self.known, id(weights[0])
         self.first = weakref.ref(weights[0], lambda _: known.pop(key, None))
-        self.version, self.copies = version, list[Tensor]()
-        self.packed: dict[str, Packed] = {}
-        """By instruction set."""
+        self.version = version
+        self.kept: tuple[list[Tensor], Packed] | None = None
+        self.unchanged, self.pause, self.unkept = 0, 1, 1
 
     @classmethod
     def of(cls, weights: Sequence[Tensor], packing: Callable[[], Packed]) -> tuple[Packed, Same]:
@@ -133,21 +138,33 @@ class Filters:
         if it finds a difference, `forget` them."""
         version, found = _version(weights), cls.known.get(id(weights[0]))
         if found is None or found.first() is not weights[0] or found.version != version:
-            cls.known[id(weights[0])] = cls(weights, version)
-            return packing(), []
-        same = list(zip(found.copies, weights, strict=False))
-        packed = found.packed.get(cpu_module().isa())
-        if packed is None or len(found.copies) != len(weights) or not all(_alike(*pair) for pair in same):
-            packed = packing()
-            found.copies, found.packed = [weight.clone() for weight in weights], {packed.isa: packed}
-            return packed, []
-        return packed, same
+            found = cls.known[id(weights[0])] = cls(weights, version)
+        if found.kept is not None:
+            copies, packed = found.kept
+            same = list(zip(copies, weights, strict=False))
+            if len(copies) == len(weights) and packed.isa == cpu_module().isa() and all(_alike(*pair) for pair in same):
+                if found.unchanged >= cls.TRUSTED:
+                    return packed, same
+                if cpu_module().same_bits(addresses(same)):
+                    found.unchanged, found.pause = found.unchanged + 1, 1
+                    return packed, []
+            found._changed()
+        packed = packing()
+        if found.unkept:
+            found.unkept -= 1
+        else:
+            found.kept = [weight.clone() for weight in weights], packed
+        return packed, []
 
     @classmethod
     def forget(cls, weight: Tensor) -> None:
-        """Pack the filters of which this was the first weight anew when they are asked for."""
+        """The filters of which this was the first weight are not the weights' any more."""
         if (found := cls.known.get(id(weight))) is not None:
-            found.copies, found.packed = [], {}
+            found._changed()
+
+    def _changed(self) -> None:
+        self.kept, self.unchanged, self.unkept = None, 0, self.pause
+        self.pause = min(2 * self.pause, self.MOST_UNKEPT)
 
 
 def _alike(copy: Tensor, weight: Tensor) -> bool:

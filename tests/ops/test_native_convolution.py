@@ -240,13 +240,14 @@ def test_kept_filters_follow_every_change_of_the_weight() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("reads", [3, 12], ids=["before the kernel", "by the kernel"])
 @pytest.mark.parametrize("changed", [0, 1], ids=["first", "last"])
-def test_a_change_of_one_value_is_found_wherever_it_is(changed: int) -> None:
+def test_a_change_of_one_value_is_found_wherever_it_is(changed: int, reads: int) -> None:
     inputs = up_inputs((8, 16), channels=(90, 60), outputs=32)  # a weight in two pieces of memory that are compared
     blocks = block_inputs((8, 16), layers=2)
     for run, values, weights in ((up, inputs, inputs[2:4]), (block, blocks, blocks[2:4])):
         for weight in weights:
-            for _ in range(3):
+            for _ in range(reads):
                 run(values, "cpu")
             weight.data.view(-1)[-changed] += 10
             expected = run([value.clone() for value in values], "cpu")
@@ -259,10 +260,34 @@ def test_filters_are_kept_for_weights_read_again_and_only_as_long_as_they_live()
     weights = [torch.randn(4, 6, 3, 3), torch.randn(3, 1, 3, 3)]
     before = len(known)
     found = [transition_up([torch.ones(1, 6, 8, 8)], *weights, backend="cpu") for _ in range(3)]
-    assert len(known[id(weights[0])].packed) == 1
+    assert known[id(weights[0])].kept is not None
     assert torch.equal(found[0], found[2])
     weights.clear()
     assert len(known) == before
+
+
+@torch.no_grad()
+def test_filters_of_weights_that_every_reading_changes_are_packed_once_a_reading_and_seldom_kept() -> None:
+    values, packings, kept = up_inputs((8, 16)), 0, 0
+    pack = convolution_module.pack
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal packings
+        packings += 1
+        return pack(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution_module, "pack", counted)
+        for _ in range(60):
+            for weight in values[2:]:
+                weight.data.mul_(1.01)
+            up(values, "cpu")
+            kept += convolution_module.Filters.known[id(values[2])].kept is not None
+        assert packings == 2 * 60
+        assert kept < 10
+        for _ in range(40):
+            up(values, "cpu")
+    assert packings < 2 * 60 + 40
 
 
 def other_isa() -> str:
