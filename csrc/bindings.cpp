@@ -142,25 +142,29 @@ void pack_filters(const std::vector<WeightFields>& weights, bool transposed, Add
   }
 }
 
-// `same`: pairs of pieces of memory; whether all of them are equal is returned.
-bool convolution_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                         const Sizes& shape, const std::string& isa, Address filters, int64_t outputs, const std::string& epilogue,
-                         Address out, int64_t out_lane_stride, int threads, const std::vector<Piece>& same) {
+// Through ReLU and phase shift to `shifted` (N, outputs[0] / 4, 2H, 2W), from there through a ReLU to `out` (N, outputs[1], 2H, 2W).
+// `filters`: those of both, one behind the other. Returns whether the pairs of `same` are equal; else nothing of what was written counts.
+bool transition_up_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+                           const Sizes& shape, const std::string& isa, Address filters, const std::array<int64_t, 2>& outputs,
+                           Address shifted, Address out, int threads, const std::vector<Piece>& same) {
   const Inputs inputs(sources, rows, segments, shape);
   const Comparisons comparisons(same);
-  ConvolutionForward call{};
-  call.x = inputs.x;
-  call.filters = reinterpret_cast<const float*>(filters);
-  call.outputs = outputs;
-  call.epilogue = epilogue_of(epilogue);
-  call.out = reinterpret_cast<float*>(out);
-  call.out_lane_stride = out_lane_stride;
-  call.threads = threads;
-  comparisons.tell(call);
   const Isa packed_for = isa_of(isa);
+  const auto [lanes, channels, height, width] = shape;
+  const int64_t between = outputs[0] / 4, pixels = 4 * height * width;
+  ConvolutionForward first{inputs.x, nullptr, nullptr, reinterpret_cast<const float*>(filters), outputs[0], Epilogue::relu_phase_shift,
+                           reinterpret_cast<float*>(shifted), between * pixels, threads};
+  comparisons.tell(first);
+  const Inputs maps({{static_cast<int64_t>(shifted), between, between * pixels, pixels, 0}}, 0, {lanes},
+                    {lanes, between, 2 * height, 2 * width});
+  ConvolutionForward second{maps.x, nullptr, nullptr, first.filters + IFAN_PICK_FOR(packed_for, packed_filters)(outputs[0], channels),
+                            outputs[1], Epilogue::relu, reinterpret_cast<float*>(out), outputs[1] * pixels, threads};
+  const auto convolve = IFAN_PICK_FOR(packed_for, convolution_forward);
   py::gil_scoped_release release;
-  if (!IFAN_PICK_FOR(packed_for, convolution_forward)(call)) throw std::bad_alloc();
-  return comparisons.equal;
+  if (!convolve(first)) throw std::bad_alloc();
+  if (!comparisons.equal) return false;
+  if (!convolve(second)) throw std::bad_alloc();
+  return true;
 }
 
 void convolution_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
@@ -238,7 +242,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("normalisation", &normalisation, "Scale and shift of a normalisation by task and channel.");
   module.def("normalisation_backward", &normalisation_backward, "Gradients of a normalisation's values from sums by lane and channel.");
   module.def("same_bits", &same_bits, "Whether pairs of pieces of memory hold the same bytes.");
-  module.def("convolution_forward", &convolution_forward);
+  module.def("transition_up_forward", &transition_up_forward);
   module.def("convolution_backward", &convolution_backward);
   bind_dense_block(module);
   bind_plan(module);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,39 +31,6 @@ def slower_than_pytorch(first: Tensor, *others: Tensor) -> bool:
     lanes, _, height, width = first.shape
     few = lanes * height * width < 1024
     return few and torch.is_grad_enabled() and any(x.requires_grad for x in (first, *others))
-
-
-def prepared(x: Concatenation, weight: Tensor, out: Tensor, epilogue: str) -> Callable[[], Any]:
-    """A call that writes ``epilogue(conv3x3(x))`` to ``out``.
-
-    All but the kernel's work is done: Python code behind a kernel that has filled the caches takes several times as
-    long, so calls that follow each other are prepared together.
-
-    ``weight (O, C, 3, 3)``; float32 ``out (N, O, H, W)`` or, after ``relu_phase_shift``, ``(N, O / 4, 2H, 2W)``, with
-    planes in one piece.
-    """
-    if not out.numel() or not x.shape[1]:
-        return out.zero_
-    packed, same = Filters.of([weight], lambda: pack([(weight, slice(None))]))
-    arguments = (
-        *x.arguments,
-        packed.isa,
-        packed.filters.data_ptr(),
-        weight.shape[0],
-        epilogue,
-        out.data_ptr(),
-        out.stride(0),
-        torch.get_num_threads(),
-        addresses(same),
-    )
-    kernel = cpu_module().convolution_forward
-
-    def run(_alive: Any = (x, out, packed, same)) -> None:  # what the addresses are of
-        if not kernel(*arguments):
-            Filters.forget(weight)
-            prepared(x, weight, out, epilogue)()
-
-    return run
 
 
 def differentiate(x: Concatenation, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -101,13 +68,10 @@ class Packed(NamedTuple):
     filters: Tensor
 
 
-Same = list[tuple[Tensor, Tensor]]
+Pieces = list[tuple[int, int, int]]
+"""What has to hold the same bytes: pairs of addresses, and how many."""
+_Same = list[tuple[Tensor, Tensor]]
 """Copies of weights, and weights that have to equal them."""
-
-
-def addresses(same: Same) -> list[tuple[int, int, int]]:
-    """What a kernel is told to compare."""
-    return [(a.data_ptr(), b.data_ptr(), a.nbytes) for a, b in same]
 
 
 class Filters:
@@ -133,38 +97,47 @@ class Filters:
         self.unchanged, self.pause, self.unkept = 0, 1, 1
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor], packing: Callable[[], Packed]) -> tuple[Packed, Same]:
-        """The weights' filters, by ``packing`` if there are none, and what the kernel has to compare beside its work:
-        if it finds a difference, `forget` them."""
+    def use(
+        cls, weights: Sequence[Tensor], packing: Callable[[], Packed], kernel: Callable[[str, int, Pieces], bool]
+    ) -> None:
+        """Run ``kernel(isa, address, pieces)`` with the weights' filters, which ``packing`` gives where none are kept.
+
+        It compares the ``pieces`` of memory beside its work and runs again if it returns ``False`` as they differ.
+        """
         version, found = _version(weights), cls.known.get(id(weights[0]))
         if found is None or found.first() is not weights[0] or found.version != version:
             found = cls.known[id(weights[0])] = cls(weights, version)
-        if found.kept is not None:
-            copies, packed = found.kept
+        packed, same = found._filters(weights, packing)
+        if not kernel(packed.isa, packed.filters.data_ptr(), _pieces(same)):
+            found._changed()
+            packed, same = found._filters(weights, packing)
+            kernel(packed.isa, packed.filters.data_ptr(), _pieces(same))
+
+    def _filters(self, weights: Sequence[Tensor], packing: Callable[[], Packed]) -> tuple[Packed, _Same]:
+        if (kept := self.kept) is not None:  # another thread may change it meanwhile
+            copies, packed = kept
             same = list(zip(copies, weights, strict=False))
             if len(copies) == len(weights) and packed.isa == cpu_module().isa() and all(_alike(*pair) for pair in same):
-                if found.unchanged >= cls.TRUSTED:
+                if self.unchanged >= self.TRUSTED:
                     return packed, same
-                if cpu_module().same_bits(addresses(same)):
-                    found.unchanged, found.pause = found.unchanged + 1, 1
+                if cpu_module().same_bits(_pieces(same)):
+                    self.unchanged, self.pause = self.unchanged + 1, 1
                     return packed, []
-            found._changed()
+            self._changed()
         packed = packing()
-        if found.unkept:
-            found.unkept -= 1
+        if self.unkept:
+            self.unkept -= 1
         else:
-            found.kept = [weight.clone() for weight in weights], packed
+            self.kept = [weight.clone() for weight in weights], packed
         return packed, []
-
-    @classmethod
-    def forget(cls, weight: Tensor) -> None:
-        """The filters of which this was the first weight are not the weights' any more."""
-        if (found := cls.known.get(id(weight))) is not None:
-            found._changed()
 
     def _changed(self) -> None:
         self.kept, self.unchanged, self.unkept = None, 0, self.pause
         self.pause = min(2 * self.pause, self.MOST_UNKEPT)
+
+
+def _pieces(same: _Same) -> Pieces:
+    return [(a.data_ptr(), b.data_ptr(), a.nbytes) for a, b in same]
 
 
 def _alike(copy: Tensor, weight: Tensor) -> bool:

@@ -161,27 +161,12 @@ def _cpu_forward(
         cpu_module(),
     )
 
-    def run() -> bool:
-        (isa, filters), same = convolution.Filters.of(weights, lambda: _packed(weights, x.shape[1]))
+    def kernel(isa: str, filters: int, same: convolution.Pieces) -> bool:
         moments = [value.data_ptr() if batch_statistics else 0 for value in (new_mean, new_var)]
-        return bool(
-            module.dense_block_forward(
-                *x.arguments,
-                _addresses(norms),
-                eps,
-                isa,
-                filters.data_ptr(),
-                grown.data_ptr(),
-                growth,
-                *moments,
-                torch.get_num_threads(),
-                convolution.addresses(same),
-            )
-        )
+        told = (*x.arguments, _addresses(norms), eps, isa, filters, grown.data_ptr(), growth, *moments)
+        return bool(module.dense_block_forward(*told, torch.get_num_threads(), same))
 
-    if not run():
-        convolution.Filters.forget(weights[0])
-        run()
+    convolution.Filters.use(weights, lambda: _packed(weights, x.shape[1]), kernel)
     return native.in_dtype(grown, checks.promoted(sources)), new_mean, new_var
 
 

@@ -95,15 +95,29 @@ def _forward(
     out, shifted = _empty(sources, weight_a, weight_b, rows, per_sample, backend)
     if backend == "cpu":
         x, made = Concatenation(sources, [out.shape[0]], rows, per_sample), native.in_dtype(out, torch.float32)
-        first = convolution.prepared(x, weight_a, shifted, "relu_phase_shift")
-        second = convolution.prepared(_alone(shifted), weight_b, made, "relu")
-        first()
-        second()
+        _convolve(x, [weight_a, weight_b], shifted, made)
         return native.in_dtype(made, out.dtype), shifted
     if backend == "triton":
         found: Tensor = kernels(backend, NAME).forward(sources, weight_a, weight_b, rows, per_sample)
         return found, shifted
     return reference.transition_up(sources, weight_a, weight_b, rows, per_sample).contiguous(), shifted
+
+
+def _convolve(x: Concatenation, weights: Sequence[Tensor], shifted: Tensor, out: Tensor) -> None:
+    if not (x.shape[1] and shifted.numel() and out.numel()):
+        shifted.zero_()
+        out.zero_()
+        return
+    module, outputs = native.cpu_module(), [weight.shape[0] for weight in weights]
+
+    def kernel(isa: str, filters: int, same: convolution.Pieces) -> bool:
+        maps = shifted.data_ptr(), out.data_ptr()
+        return bool(
+            module.transition_up_forward(*x.arguments, isa, filters, outputs, *maps, torch.get_num_threads(), same)
+        )
+
+    whole = slice(None)
+    convolution.Filters.use(weights, lambda: convolution.pack([(weight, whole) for weight in weights]), kernel)
 
 
 def _empty(
