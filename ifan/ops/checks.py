@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 MOST_KINDS = 256
-"""Signatures that an operation remembers."""
+"""Kinds of call that an operation remembers."""
 
 
 def signature(tensors: Sequence[Tensor | None], told: Hashable) -> Hashable:

@@ -155,16 +155,12 @@ def _cpu_forward(
     grown = sources[0].new_empty((sum(segments), growth * len(weights), *sources[0].shape[2:]), dtype=torch.float32)
     new_mean = grown.new_empty((len(segments), grown.shape[1] if batch_statistics else 0))
     new_var = torch.empty_like(new_mean)
-    x, norms, module = (
-        Concatenation(sources, segments, rows, per_sample),
-        _norms(gammas, betas, means, variances),
-        cpu_module(),
-    )
+    x, norms = Concatenation(sources, segments, rows, per_sample), _norms(gammas, betas, means, variances)
 
     def kernel(isa: str, filters: int, same: convolution.Pieces) -> bool:
         moments = [value.data_ptr() if batch_statistics else 0 for value in (new_mean, new_var)]
         told = (*x.arguments, _addresses(norms), eps, isa, filters, grown.data_ptr(), growth, *moments)
-        return bool(module.dense_block_forward(*told, torch.get_num_threads(), same))
+        return bool(cpu_module().dense_block_forward(*told, torch.get_num_threads(), same))
 
     convolution.Filters.use(weights, lambda: _packed(weights, x.shape[1]), kernel)
     return native.in_dtype(grown, checks.promoted(sources)), new_mean, new_var

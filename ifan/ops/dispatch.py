@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from ifan.ops import gpu, native
+from ifan.ops.checks import MOST_KINDS
 from ifan.ops.operation import is_watched
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "IFAN_BACKEND"
-MOST_KINDS = 256
-"""Kinds of call that an operation remembers."""
 
 _Refusal = Callable[..., "str | None"]
 _KERNELS: dict[tuple[str, str], tuple[_Refusal, Callable[..., bool]]] = {}
