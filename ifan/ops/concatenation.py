@@ -14,9 +14,9 @@ class Concatenation:
     """Sources ``(N or R, C_i, H, W)`` on the CPU, as addresses and strides of float32.
 
     Keeps the tensors alive whose addresses it holds; those of another dtype and those whose planes do not lie in one
-    piece are copied. For a backward, ``gradients`` names for each source a float32 ``(N, C_i, H, W)``, planes in one
-    piece, to which its gradient is added, or ``None`` for a new one that is written; where ``firsts``, see
-    `ifan.ops.repeats`, says that a source stands a second time, its gradient is added to that of the first.
+    piece are copied. For a backward there are new float32 ``gradients (N, C_i, H, W)``, which are written; where
+    ``firsts``, see `ifan.ops.repeats`, says that a source stands a second time, its gradient is added to that of the
+    first.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Concatenation:
         segments: Sequence[int],
         rows: Tensor | None,
         per_sample: Sequence[bool],
-        gradients: Sequence[Tensor | None] = (),
+        backward: bool = False,
         firsts: Sequence[int] | None = None,
     ) -> None:
         self.sources, self.per_sample = sources, per_sample
@@ -43,10 +43,10 @@ class Concatenation:
         self.firsts = range(len(sources)) if firsts is None else firsts
         self.gradients: list[Tensor] = []
         self.adds: list[bool] = []
-        for i, (x, first, given) in enumerate(zip(self.planes, self.firsts, gradients, strict=False)):
-            there = self.gradients[first] if first < i else given
-            self.adds.append(there is not None)
-            self.gradients.append(x.new_empty((self.shape[0], *x.shape[1:])) if there is None else there)
+        for i, (x, first) in enumerate(zip(self.planes, self.firsts, strict=True) if backward else ()):
+            again = first < i
+            self.adds.append(again)
+            self.gradients.append(self.gradients[first] if again else x.new_empty((self.shape[0], *x.shape[1:])))
 
     @property
     def targets(self) -> list[tuple[int, int, int]]:

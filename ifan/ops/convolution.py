@@ -94,7 +94,10 @@ class Filters:
         self.first = weakref.ref(weights[0], lambda _: known.pop(key, None))
         self.version = version
         self.kept: tuple[list[Tensor], Packed] | None = None
-        self.unchanged, self.pause, self.unkept = 0, 1, 1
+        self.unchanged = 0
+        """Comparisons since the filters are kept, all of which found the weights unchanged."""
+        self.pause, self.unkept = 1, 1
+        """Readings whose filters are not kept: after the next change, and from now on."""
 
     @classmethod
     def use(

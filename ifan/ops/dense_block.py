@@ -266,7 +266,7 @@ def _cpu_backward(
         return [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in distinct]
     batch_statistics = len(norm_values[2]) == 1
     to_grown = torch.empty_like(grown) if batch_statistics else arriving[0].clone()
-    x = Concatenation(sources, segments, rows, per_sample, [None] * len(sources), firsts)
+    x = Concatenation(sources, segments, rows, per_sample, True, firsts)
     of_weights, *of_values = ([grown.new_empty(value.shape) for value in group] for group in inputs[1:])
     of_norms, norms = _addresses(_norms(*of_values)), _norms(*norm_values)
     isa, filters = convolution.pack([(weight, slice(None)) for weight in weights], transposed=True)

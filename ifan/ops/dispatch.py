@@ -18,8 +18,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ifan.ops import gpu, native
-from ifan.ops.checks import MOST_KINDS
+from ifan.ops import checks, gpu, native
 from ifan.ops.operation import is_watched
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -143,8 +142,8 @@ class Kinds(Generic[_Found]):
     """What the checks of an operation found and the backend it chose, by kind of call: looking once at each is enough.
 
     A kind is all that checks and choice depend on; where they read values, of ``rows`` if a source has a row a sample,
-    each call is looked at. Kept are calls of the native CPU kernels, `MOST_KINDS` at most: where memory is cold, checks
-    cost as much as small kernels take.
+    each call is looked at. Kept are calls of the native CPU kernels, `checks.MOST_KINDS` at most: where memory is cold,
+    checks cost as much as small kernels take.
     """
 
     def __init__(self) -> None:
@@ -162,17 +161,14 @@ class Kinds(Generic[_Found]):
         if torch.compiler.is_compiling() or is_watched() or (per_sample is not None and any(per_sample)):
             return look()
         flags = None if per_sample is None else len(per_sample)
-        seen = (backend or _current, torch.is_grad_enabled(), told, flags, *map(_kind, tensors))
+        recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        seen = checks.signature(tensors, (backend or _current, recorded, flags, *told))
         found = self.known.get(seen)
         if found is None:
             found = look()
-            if found[1] == "cpu" and len(self.known) < MOST_KINDS:
+            if found[1] == "cpu" and len(self.known) < checks.MOST_KINDS:
                 self.known[seen] = found
         return found
-
-
-def _kind(x: Tensor) -> Hashable:
-    return type(x), x.shape, x.dtype, x.device, x.requires_grad
 
 
 def status() -> list[BackendStatus]:

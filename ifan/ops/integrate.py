@@ -195,7 +195,7 @@ def _cpu_backward(
 ) -> list[Tensor]:
     *sources, weight, bias, mean, var = inputs
     gradient, norm = gradient.float().contiguous(), Normalisation(weight, bias, mean, var, eps)
-    x = Concatenation(sources, segments, rows, per_sample, [None] * len(sources), firsts)
+    x = Concatenation(sources, segments, rows, per_sample, True, firsts)
     sums = weight.new_empty((*x.shape[:2], 2), dtype=torch.float32)
     native.cpu_module().integrate_backward(
         *x.arguments,

@@ -124,7 +124,7 @@ def _backward(
     eps: float,
 ) -> list[Tensor]:
     *sources, weight, bias = inputs
-    x = Concatenation(sources, segments, rows, per_sample, [None] * len(sources))
+    x = Concatenation(sources, segments, rows, per_sample, True)
     affine, known = _affine(weight, bias), _affine(*moments, *upstream)
     found = [value.new_empty(value.shape) for value in affine]
     native.cpu_module().integrate_with_moments_backward(

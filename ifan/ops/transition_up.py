@@ -136,10 +136,6 @@ def _empty(
     return out, out.new_empty(between, dtype=torch.float32)
 
 
-def _alone(x: Tensor, gradients: Sequence[None] = ()) -> Concatenation:
-    return Concatenation([x], [x.shape[0]], None, [False], gradients)
-
-
 _forward.register_fake(_empty)
 register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytorch)
 register_kernel(NAME, "triton", triton_refusal)
@@ -178,10 +174,10 @@ def _cpu_backward(
 ) -> list[Tensor]:
     *sources, weight_a, weight_b = inputs
     out, shifted = outputs
-    between = _alone(shifted, [None])
+    between = Concatenation([shifted], [shifted.shape[0]], None, [False], True)
     of_b = convolution.differentiate(between, weight_b, _through_relu(gradient, out))
     to_a = _phase_shift_backward(_through_relu(between.gradients[0], shifted))
-    x = Concatenation(sources, [out.shape[0]], rows, per_sample, [None] * len(sources))
+    x = Concatenation(sources, [out.shape[0]], rows, per_sample, True)
     of_a = convolution.differentiate(x, weight_a, to_a)
     return native.in_dtypes_of(inputs, [*x.source_gradients(), of_a, of_b])
 
