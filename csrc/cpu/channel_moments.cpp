@@ -167,7 +167,7 @@ bool channel_moments_forward(const MomentsForward& call) {
   if (rows)
     parallel_for(shape[0] * f.chunks, 1, threads, wide ? forward_rows<float> : forward_rows<uint16_t>, &f);
   else
-    parallel_for(count, 1 + kThreadWork / 4 / pixels, threads, wide ? forward_planes<float> : forward_planes<uint16_t>, &f);
+    parallel_for(count, neighbours(count, f.size(0), threads), threads, wide ? forward_planes<float> : forward_planes<uint16_t>, &f);
   join(f, f.partial + count);
   free(f.partial);
   return true;
@@ -249,9 +249,9 @@ bool channel_moments_backward(const MomentsBackward& call) {
     const bool rows = channels_contiguous(shape, call.strides) && channels_contiguous(shape, call.gradient_strides);
     const auto run = [&](Body by_row, Body by_plane) {
       if (rows)
-        parallel_for(shape[0] * pixels, 1 + kThreadWork / 4 / shape[1], threads, by_row, &b);
+        parallel_for(shape[0] * pixels, neighbours(shape[0] * pixels, shape[1], threads), threads, by_row, &b);
       else
-        parallel_for(shape[0] * shape[1], 1 + kThreadWork / 4 / pixels, threads, by_plane, &b);
+        parallel_for(shape[0] * shape[1], neighbours(shape[0] * shape[1], pixels, threads), threads, by_plane, &b);
     };
     const auto run_for = [&](auto type) {
       using T = decltype(type);

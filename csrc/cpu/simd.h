@@ -49,6 +49,14 @@ using Vec = VecOf<kWidth>;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// The grain for `count` pieces of memory, `values` floats each, one behind the other: up to a megabyte, since behind a piece's end memory
+// is asked for in vain where another thread takes the next one.
+inline int64_t neighbours(int64_t count, int64_t values, int threads) {
+  constexpr int64_t few = 8192, many = 1 << 18;
+  const int64_t share = least(count * values / (16 * threads), many);
+  return 1 + (share < few ? few : share) / (values + 1);
+}
+
 template <int L = kWidth>
 inline VecOf<L> load(const float* p) {
   VecOf<L> v;
