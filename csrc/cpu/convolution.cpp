@@ -94,11 +94,12 @@ void multiply_part(const Context& context, const Block<N>& block, Part part, int
         transform_along<b.some>(block, strips + c * Strip<N>::size + k * Strip<N>::row, n, b.transformed + c * b.some * kWidth, b.point);
       for (int64_t j = 0; j < 6; ++j) {
         const int64_t p = 6 * k + j;
-        for (int64_t o = begin / kOutputs; o < groups(end); ++o)
-          products<b.some, b.tiles>(
-              context.call.filters + (((part.prologue * kPoints + p) * blocks + o) * inputs + part.first) * kOutputs,
-              b.transformed + j * b.point, part.channels,
-              b.sums_of(part.prologue) + p * b.stride + o * kOutputs * b.tiles + n * kWidth, part.first > 0, end - o * kOutputs, ahead);
+        for (int64_t o = begin / kOutputs; o < groups(end); ++o) {
+          const float* filters = context.call.filters + (((part.prologue * kPoints + p) * blocks + o) * inputs + part.first) * kOutputs;
+          products<b.some, b.tiles>(filters, b.transformed + j * b.point, part.channels,
+                                    b.sums_of(part.prologue) + p * b.stride + o * kOutputs * b.tiles + n * kWidth, part.first > 0,
+                                    end - o * kOutputs, filters + ahead);
+        }
         next.read_to(context.chunk * ++step * b.some / (kPoints * N));
       }
     }

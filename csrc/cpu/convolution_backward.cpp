@@ -15,6 +15,8 @@ using Tiles = Block<kVectors>;
 constexpr int64_t kTiles = Tiles::size;
 constexpr int64_t kSharesWorthWaking = 1 << 15;  // values of a weight's gradient that are added up sooner than another thread wakes
 constexpr int64_t kOutputPixels = 16 * kTiles + kWidth;  // from one output's pixels of a block to the next's; no power of two
+constexpr int64_t kLine = 16;       // floats of a line of the caches
+constexpr int64_t kTilesALine = 4;  // a line is asked for every so many tiles; a divisor of all vectors' lengths
 constexpr int64_t kBatch = 64;  // tiles, about, whose output gradients are transformed at a time
 
 int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -30,6 +32,11 @@ struct Context {
   int64_t to_inputs() const { return (call.outputs + 1) * kTiles; }
   int64_t to_weights() const { return kTiles * wide + kWidth; }
   int64_t inputs() const { return (chunk + 1) * kTiles; }
+  bool many() const { return wide > 2 * kWidth; }  // outputs: what belongs to them does not stay in the second-level cache
+  // Rows of outputs lie in panels of two vectors, or one at the end: floats of a row in the panel of output o, and the place of o among
+  // `count` rows.
+  int64_t panel(int64_t o) const { return least(2 * kWidth, wide - o / (2 * kWidth) * 2 * kWidth); }
+  int64_t place(int64_t o, int64_t count) const { return o % (2 * kWidth) + o / (2 * kWidth) * 2 * kWidth * count; }
   std::atomic<bool> failed{false};
 };
 
@@ -73,9 +80,9 @@ void gather_pixels(const Tiles& block, const Plane<false>* planes, float* y) {
   }
 }
 
-// A y A^T of kWidth outputs, y [output][pixel][tile], to out [point][tile][wide outputs]: the tiles' rows for the product with the inputs.
+// A y A^T of kWidth outputs, y [output][pixel][tile], to out [point][tile][row of a panel]: the tiles' rows for the product with the inputs.
 // They are turned, in place, while they are 16 pixels and not yet 36 points.
-void transform_gradients(float* y, float* out, int64_t wide, int64_t stride) {
+void transform_gradients(float* y, float* out, int64_t row, int64_t stride) {
   for (int64_t t = 0; t < kTiles; t += kWidth) {
     for (int64_t p = 0; p < 16; ++p) {
       Vec v[kWidth];
@@ -95,7 +102,7 @@ void transform_gradients(float* y, float* out, int64_t wide, int64_t stride) {
         Vec x[4], m[6];
         for (int r = 0; r < 4; ++r) x[r] = half[r][j];
         gradient_transform(x, m);
-        for (int k = 0; k < 6; ++k) store(out + (6 * k + j) * stride + (t + i) * wide, m[k]);
+        for (int k = 0; k < 6; ++k) store(out + (6 * k + j) * stride + (t + i) * row, m[k]);
       }
     }
   }
@@ -109,32 +116,74 @@ struct Batch {
   int64_t in_block(int64_t i) const { return ceil_to(least(tiles - i * kTiles, kTiles), kWidth); }  // whole vectors
 };
 
-// sums [M][wide] (+)= v [M][tile] g [tile][wide] over the tiles of a batch, for N vectors of outputs; `v_step`, `g_step`: from block to
-// block.
+// Rows of tiles [begin, end), of all lanes, and the chunk of channels that is worked on there.
+struct Region {
+  int64_t begin, end, first, channels;
+};
+
+// The memory that is needed behind a chunk's products, in pieces that are asked for during these: in turns a plane where gradients
+// belong and one of the next chunk's sources.
+class Upcoming {
+ public:
+  Upcoming(const Context& context, const Region& region) : context_(context), region_(region), lane_(region.begin / rows()) { find(); }
+
+  // At most so many floats; behind the last piece what is asked for is of no use.
+  const float* next(int64_t floats) {
+    if (at_ >= end_ && plane_ < 2 * region_.channels) {
+      if (++lane_ * rows() >= region_.end) lane_ = region_.begin / rows(), ++plane_;
+      if (plane_ < 2 * region_.channels) find();
+    }
+    at_ += floats;
+    return at_ - floats;
+  }
+
+ private:
+  int64_t rows() const { return context_.tiling.rows; }
+  void find() {
+    const Tiling& tiling = context_.tiling;
+    const int64_t c = region_.first + plane_ / 2, later = least(c + region_.channels, context_.call.x.channels - 1);
+    const int64_t first = region_.begin > lane_ * rows() ? 4 * (region_.begin - lane_ * rows()) : 0;
+    at_ = (plane_ % 2 ? context_.plan.plane(lane_, later) : context_.plan.gradient(lane_, c)) + first * tiling.width;
+    end_ = at_ + (least(4 * (region_.end - lane_ * rows()), tiling.height) - first) * tiling.width;
+  }
+
+  const Context& context_;
+  const Region region_;
+  int64_t lane_, plane_ = 0;
+  const float *at_, *end_;
+};
+
+// sums [M][output] (+)= v [M][tile] g [tile][output] over the tiles of a batch, for a panel of N vectors of outputs; `v_step`, `g_step`: from
+// block to block. Memory from `next` on is asked for, a line for some tiles.
 template <int M, int N>
-void correlate(const Batch& batch, const float* v, int64_t v_step, const float* g, int64_t g_step, int64_t wide, float* sums) {
+void correlate(const Batch& batch, const float* v, int64_t v_step, const float* g, int64_t g_step, float* sums,
+               const float* next) {
   Vec sum[M][N];
   for (int i = 0; i < M; ++i)
-    for (int n = 0; n < N; ++n) sum[i][n] = batch.add ? load(sums + i * wide + n * kWidth) : Vec{};
+    for (int n = 0; n < N; ++n) sum[i][n] = batch.add ? load(sums + (i * N + n) * kWidth) : Vec{};
   for (int64_t b = 0; b < batch.blocks(); ++b, v += v_step, g += g_step) {
     const int64_t tiles = batch.in_block(b);
     const float* row = g;
-    for (int64_t t = 0; t < tiles; ++t, row += wide) {
-      Vec x[N];
-      for (int n = 0; n < N; ++n) x[n] = load(row + n * kWidth);
-      for (int i = 0; i < M; ++i)
-        for (int n = 0; n < N; ++n) sum[i][n] += v[i * kTiles + t] * x[n];
+    for (int64_t t = 0; t < tiles; next += kLine) {
+      __builtin_prefetch(next);
+      for (const int64_t end = t + kTilesALine; t < end; ++t, row += N * kWidth) {
+        Vec x[N];
+        for (int n = 0; n < N; ++n) x[n] = load(row + n * kWidth);
+        for (int i = 0; i < M; ++i)
+          for (int n = 0; n < N; ++n) sum[i][n] += v[i * kTiles + t] * x[n];
+      }
     }
   }
   for (int i = 0; i < M; ++i)
-    for (int n = 0; n < N; ++n) store(sums + i * wide + n * kWidth, sum[i][n]);
+    for (int n = 0; n < N; ++n) store(sums + (i * N + n) * kWidth, sum[i][n]);
 }
 
-template <int M>
-void correlate_all(const Batch& batch, const float* v, int64_t v_step, const float* g, int64_t g_step, int64_t wide, float* sums) {
-  int64_t o = 0;
-  for (; o + 2 * kWidth <= wide; o += 2 * kWidth) correlate<M, 2>(batch, v, v_step, g + o, g_step, wide, sums + o);
-  if (o < wide) correlate<M, 1>(batch, v, v_step, g + o, g_step, wide, sums + o);
+// For so many channels, or the most of them that one call takes: M of these.
+template <int N>
+auto correlate_for(int64_t channels, int64_t* M) {
+  constexpr int third = kOutputs / 3;
+  *M = channels >= kOutputs ? kOutputs : channels >= third ? third : 1;
+  return *M == kOutputs ? correlate<kOutputs, N> : *M == third ? correlate<third, N> : correlate<1, N>;
 }
 
 void transform_gradients(const Context& context, const Tiles& block, int64_t index, const Buffers& b) {
@@ -153,7 +202,8 @@ void transform_gradients(const Context& context, const Tiles& block, int64_t ind
     gather_pixels(block, planes, b.pixels + o % kWidth * kOutputPixels);
     const int64_t beyond = o == call.outputs - 1 ? kWidth - 1 - o % kWidth : 0;  // outputs of the last vector, which have no gradient
     memset(b.pixels + (o % kWidth + 1) * kOutputPixels, 0, beyond * kOutputPixels * sizeof(float));
-    if (o % kWidth + beyond == kWidth - 1) transform_gradients(b.pixels, to_weights + o / kWidth * kWidth, context.wide, context.to_weights());
+    if (o % kWidth + beyond == kWidth - 1)
+      transform_gradients(b.pixels, to_weights + context.place(o / kWidth * kWidth, kTiles), context.panel(o), context.to_weights());
   }
 }
 
@@ -173,36 +223,35 @@ void transform_chunk(const Context& context, const Tiles& block, int64_t first, 
   }
 }
 
-// The products of the chunk's inputs and the outputs' gradients, to the gradient of the transformed filters.
-void add_filters(const Context& context, const Batch& batch, int64_t first, int64_t channels, const Buffers& b) {
+// The products of the chunk's inputs and the outputs' gradients, to the gradient of the transformed filters, which is asked for before
+// it is added to if outputs are many.
+void add_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b, Upcoming& upcoming) {
+  const int64_t v_step = kPoints * context.inputs(), g_step = kPoints * context.to_weights(), inputs = context.call.x.channels;
   for (int64_t p = 0; p < kPoints; ++p)
-    for (int64_t c = 0; c < channels;) {
-      const float *v = b.chunk + p * context.inputs() + c * kTiles, *g = b.to_weights + p * context.to_weights();
-      float* sums = b.filters + (p * context.call.x.channels + first + c) * context.wide;
-      constexpr int third = kOutputs / 3;
-      const int64_t some = channels - c >= kOutputs ? kOutputs : channels - c >= third ? third : 1;
-      const auto correlate = some == kOutputs ? correlate_all<kOutputs> : some == third ? correlate_all<third> : correlate_all<1>;
-      correlate(batch, v, kPoints * context.inputs(), g, kPoints * context.to_weights(), context.wide, sums);
-      c += some;
-    }
+    for (int64_t o = 0; o < context.wide; o += 2 * kWidth)
+      for (int64_t c = 0, some; c < region.channels; c += some) {
+        const int64_t left = region.channels - c, row = context.panel(o);
+        const auto correlate = row == 2 * kWidth ? correlate_for<2>(left, &some) : correlate_for<1>(left, &some);
+        const float *v = b.chunk + p * context.inputs() + c * kTiles, *g = b.to_weights + p * context.to_weights() + context.place(o, kTiles);
+        float* sums = b.filters + p * inputs * context.wide + context.place(o, inputs) + (region.first + c) * row;
+        const float* next = context.many() ? sums + some * row : upcoming.next(batch.tiles / kTilesALine * kLine);
+        correlate(batch, v, v_step, g, g_step, sums, next);
+      }
 }
 
 // The products that the gradients of the chunk's inputs are made of, in place of these inputs. A panel of filters is read for all
-// blocks.
-void multiply_filters(const Context& context, const Batch& batch, int64_t first, int64_t channels, const Buffers& b) {
+// blocks, and asked for before the first of them if outputs are many.
+void multiply_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b, Upcoming& upcoming) {
   const int64_t outputs = context.call.outputs, panels = ceil_to(context.call.x.channels, kOutputs) / kOutputs;
   for (int64_t p = 0; p < kPoints; ++p)
-    for (int64_t c = 0; c < channels; c += kOutputs)
-      for (int64_t i = 0; i < batch.blocks(); ++i)
-        products<kVectors>(context.call.filters + (p * panels + (first + c) / kOutputs) * outputs * kOutputs,
-                           b.to_inputs + (i * kPoints + p) * context.to_inputs(), outputs,
-                           b.chunk + (i * kPoints + p) * context.inputs() + c * kTiles, false, channels - c);
+    for (int64_t c = 0; c < region.channels; c += kOutputs)
+      for (int64_t i = 0; i < batch.blocks(); ++i) {
+        const float* filters = context.call.filters + (p * panels + (region.first + c) / kOutputs) * outputs * kOutputs;
+        const float* next = context.many() && i == 0 ? filters + kFiltersAhead : upcoming.next(outputs * kOutputs);
+        products<kVectors>(filters, b.to_inputs + (i * kPoints + p) * context.to_inputs(), outputs,
+                           b.chunk + (i * kPoints + p) * context.inputs() + c * kTiles, false, region.channels - c, next);
+      }
 }
-
-// Rows of tiles [begin, end), of all lanes, and the chunk of channels that is worked on there.
-struct Region {
-  int64_t begin, end, first, channels;
-};
 
 // A lane's plane of a channel in `gradients`, of which the region's rows are there.
 float* plane_in(const Context& context, const Region& region, float* gradients, int64_t lane, int64_t c) {
@@ -250,9 +299,10 @@ void work_on_batch(const Context& context, int64_t begin, int64_t end, bool add,
     const int64_t some = least(context.chunk, channels - first);
     const auto at = [&](int64_t i) { return b.chunk + i * kPoints * context.inputs(); };
     each_block([&](const Tiles& block, int64_t i) { transform_chunk<normalise>(context, block, first, some, at(i)); });
-    add_filters(context, batch, first, some, b);
-    multiply_filters(context, batch, first, some, b);
     const Region region{begin, end, first, some};
+    Upcoming upcoming(context, region);
+    add_filters(context, batch, region, b, upcoming);
+    multiply_filters(context, batch, region, b, upcoming);
     each_block([&](const Tiles& block, int64_t i) { write_inputs<normalise>(context, block, region, at(i), b.gradients); });
     if (normalise) differentiate_prologue(context, region, b.gradients);
   }
@@ -265,20 +315,25 @@ void weight_gradient(const Context& context, const float* filters, float* out) {
   float g[6][3];
   filter_matrix(exact);
   for (int i = 0; i < 18; ++i) g[i / 3][i % 3] = static_cast<float>(exact[i / 3][i % 3]);
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t o = 0; o < wide; o += kWidth) {
+  for (int64_t o = 0; o < wide; o += kWidth)
+    for (int64_t c = 0; c < channels; ++c) {
+      const float* from = filters + context.place(o, channels) + c * context.panel(o);
       Vec half[6][3] = {};
       for (int k = 0; k < 6; ++k)
         for (int l = 0; l < 6; ++l) {
-          const Vec u = load(filters + ((6 * k + l) * channels + c) * wide + o);
-          for (int j = 0; j < 3; ++j) half[k][j] += g[l][j] * u;
+          const float* u = from + (6 * k + l) * wide * channels;
+          __builtin_prefetch(u + kChannelsAhead * context.panel(o));  // 36 streams are too many for the processor to foresee
+          for (int j = 0; j < 3; ++j) half[k][j] += g[l][j] * load(u);
         }
+      alignas(64) float w[9][kWidth];
       for (int i = 0; i < 3; ++i)
         for (int j = 0; j < 3; ++j) {
-          Vec w{};
-          for (int k = 0; k < 6; ++k) w += g[k][i] * half[k][j];
-          for (int64_t v = 0; v < kWidth && o + v < outputs; ++v) out[((o + v) * channels + c) * 9 + 3 * i + j] = w[v];
+          Vec sum{};
+          for (int k = 0; k < 6; ++k) sum += g[k][i] * half[k][j];
+          store(w[3 * i + j], sum);
         }
+      for (int64_t v = 0; v < kWidth && o + v < outputs; ++v)
+        for (int64_t i = 0; i < 9; ++i) out[((o + v) * channels + c) * 9 + i] = w[i][v];
     }
 }
 
@@ -320,8 +375,8 @@ bool convolution_backward(const ConvolutionBackward& call) {
   const Tiling tiling(call.x.lanes, call.x.height, call.x.width);
   const int64_t rows = kBatch > tiling.columns ? kBatch / tiling.columns : 1;
   const int64_t blocks = Batch{rows * tiling.columns, false}.blocks(), wide = ceil_to(call.outputs, kWidth);
-  // Gradients of many outputs do not stay in the second-level cache: they are read for more channels at a time.
-  Context context{call, plan, tiling, rows, blocks, wide, wide > 2 * kWidth ? 48 : 24};
+  Context context{call, plan, tiling, rows, blocks, wide, 24};
+  if (context.many()) context.chunk = 48;
   parallel_for(call.parts, 1, call.threads, call.scale ? work_on_parts<true> : work_on_parts<false>, &context);
   parallel_for(call.outputs * call.x.channels * 9, kSharesWorthWaking, call.threads, add_shares, &context);
   return !context.failed;

@@ -265,10 +265,11 @@ constexpr int64_t kFiltersAhead = 1024;
 #endif
 
 // m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles], for N vectors of tiles, rows of m `row` apart: the
-// inner loop of everything here. Filters `ahead` are asked for.
+// inner loop of everything here. Memory from `next` on is asked for, as much as is read of the filters.
 // Of at least one channel, and unrolled before GCC 12 decides where arrays live: else it copies the sums to the stack and back.
 template <int M, int N, int row>
-IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels, float* m, bool add, int64_t ahead) {
+IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels, float* m, bool add, const float* next) {
+  const int64_t ahead = next - u;
   Vec sum[M][N];
 #pragma GCC unroll 12
   for (int o = 0; o < M; ++o)
@@ -291,14 +292,14 @@ IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels,
 // The same for the first `outputs` of a group, rounded up to a third of it.
 template <int N, int row = N * kWidth>
 inline void products(const float* u, const float* v, int64_t channels, float* m, bool add, int64_t outputs,
-                     int64_t ahead = kFiltersAhead) {
+                     const float* next) {
   constexpr int third = kOutputs / 3;
   if (outputs > 2 * third)
-    products_of<kOutputs, N, row>(u, v, channels, m, add, ahead);
+    products_of<kOutputs, N, row>(u, v, channels, m, add, next);
   else if (outputs > third)
-    products_of<2 * third, N, row>(u, v, channels, m, add, ahead);
+    products_of<2 * third, N, row>(u, v, channels, m, add, next);
   else
-    products_of<third, N, row>(u, v, channels, m, add, ahead);
+    products_of<third, N, row>(u, v, channels, m, add, next);
 }
 
 }  // namespace IFAN_ISA
