@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "integrate_planes.h"
 #include "moments.h"
 #include "runtime/thread_pool.h"
 
@@ -194,6 +195,10 @@ struct Gradients {
     for (int k = added - 1; k >= 0; --k) value += read(before[k] + i);
     write(to + i, value);
   }
+  Vec sum(int64_t i, Vec value) const {  // of floats
+    for (int k = added - 1; k >= 0; --k) value += load(before[k] + i);
+    return value;
+  }
 };
 
 template <typename T, int added>
@@ -202,17 +207,24 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
   const MomentsBackward& call = *b.call;
   const int64_t *shape = call.shape, *xs = call.strides, *gs = call.gradient_strides, pixels = shape[2] * shape[3];
   const bool direct = plane_contiguous(shape, xs) && plane_contiguous(shape, gs);
+  const bool large = direct && shape[0] * shape[1] * pixels >= kStreamed;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t channel = index % shape[1], lane = index / shape[1], at = b.task[lane] * shape[1] + channel;
     const float mean = call.mean[at], offset = b.offset[at], slope = b.slope[at];
     const T* x = static_cast<const T*>(call.x) + lane * xs[0] + channel * xs[1];
     const Gradients<T, added> store(call, lane * gs[0] + channel * gs[1]);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      const Writer writer(store.to, pixels, large);
+      for (int64_t p = 0; writer.streamed && p < pixels; p += kWidth) writer(p, store.sum(p, offset + slope * (load(x + p) - mean)));
+      if (writer.streamed) continue;
+    }
     if (direct)
       for (int64_t p = 0; p < pixels; ++p) store(p, offset + slope * (read(x + p) - mean));
     else
       for (int64_t p = 0; p < pixels; ++p)
         store(pixel(shape, gs, p), offset + slope * (read(x + pixel(shape, xs, p)) - mean));
   }
+  finish_streams();
 }
 
 template <typename T, int added>

@@ -114,6 +114,24 @@ def test_gradients_of_what_passes_and_of_the_moments_arrive_as_one(
         assert_same_gradients(lambda v, use=use: found(v, use), lambda v, use=use: expected(v, use), [x])
 
 
+@needs_cpu
+@pytest.mark.parametrize("side", [256, 259])
+def test_gradients_of_maps_larger_than_the_caches(side: int) -> None:
+    """From 16 MB on they are stored past the caches, where planes are whole vectors."""
+    x, weight = torch.randn(2, 33, side, side, requires_grad=True), torch.randn(2, 33, side, side)
+    passing, mean, var, parts = with_channel_moments(x, [1, 1], backend="cpu")
+    assert parts is not None
+    pixels, uses = side * side, ([passing * weight, parts[1].sum()], [])
+    for use in uses:
+        (found,) = torch.autograd.grad([*use, mean, var], [x], [torch.ones_like(v) for v in [*use, mean, var]], True)
+        value = x.detach().double()
+        expected = (1 + 2 * (value - value.mean((2, 3), True))) / pixels
+        if use:
+            expected += weight
+            expected[1:] += 1
+        assert_close(found, expected)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_of_a_whole_and_of_the_lanes_of_tasks_arrive_as_one(layout: str) -> None:
     x, segments = arrange(torch.randn(5, 3, 6, 11), layout).requires_grad_(), [2, 0, 3]

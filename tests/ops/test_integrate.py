@@ -107,6 +107,22 @@ def test_kernel_writes_everything_and_reads_rows_of_stride_zero(monkeypatch: pyt
 
 
 @needs_cpu
+@pytest.mark.parametrize("side", [256, 258])
+def test_maps_larger_than_the_caches(side: int) -> None:
+    """From 16 MB on they are stored past the caches, where rows are whole vectors."""
+    x = torch.randn(2, 130, side, side, requires_grad=True)
+    values = [torch.rand(1, 130) + 0.5, torch.randn(1, 130), torch.randn(1, 130), torch.rand(1, 130) + 0.5]
+    y = integrate([x], *values, [2], pool=2, backend="cpu")
+    scale = (values[0] / (values[3] + 1e-3).sqrt())[..., None, None].double()
+    z = (x.detach() - values[2][..., None, None]).double() * scale + values[1][..., None, None]
+    assert_close(y, torch.nn.functional.avg_pool2d(z.relu(), 2), 4)
+    upstream = torch.randn_like(y)
+    (gradient,) = torch.autograd.grad(y, [x], upstream)
+    expected = torch.nn.functional.interpolate(upstream.double(), scale_factor=2) / 4 * scale * (z > 0)
+    assert ((gradient - expected).abs() > 1e-5).sum() < 20  # values whose sign is lost in rounding
+
+
+@needs_cpu
 def test_same_bits_for_any_number_of_threads_and_run() -> None:
     x = torch.randn(8, 40, 33, 34, requires_grad=True)
     values = [leaf(2, 40, dtype=torch.float32, positive=k in (0, 3)) for k in range(4)]
