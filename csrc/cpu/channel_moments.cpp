@@ -3,7 +3,6 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "integrate_planes.h"
 #include "moments.h"
 #include "runtime/thread_pool.h"
 
@@ -215,8 +214,10 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
     const Gradients<T, added> store(call, lane * gs[0] + channel * gs[1]);
     if constexpr (sizeof(T) == sizeof(float)) {
       const Writer writer(store.to, pixels, large);
-      for (int64_t p = 0; writer.streamed && p < pixels; p += kWidth) writer(p, store.sum(p, offset + slope * (load(x + p) - mean)));
-      if (writer.streamed) continue;
+      if (writer.streamed) {
+        for (int64_t p = 0; p < pixels; p += kWidth) writer(p, store.sum(p, offset + slope * (load(x + p) - mean)));
+        continue;
+      }
     }
     if (direct)
       for (int64_t p = 0; p < pixels; ++p) store(p, offset + slope * (read(x + p) - mean));

@@ -6,24 +6,9 @@
 namespace ifan {
 namespace IFAN_ISA {
 
-// Outputs and gradients from so many values on are larger than the caches and are stored past them.
-constexpr int64_t kStreamed = 4 << 20;
-
 // Values that are asked for ahead of the loads: with little work between them, the hardware alone fetches from memory at half the
 // rate that it could.
 constexpr int64_t kAhead = 2048;
-
-// Stores vectors and single values of a plane; past the caches where it is one of many and its rows begin at aligned addresses.
-struct Writer {
-  float* to;
-  bool streamed;
-
-  Writer(float* plane, int64_t width, bool large)
-      : to(plane), streamed(large && (reinterpret_cast<uintptr_t>(plane) | width * sizeof(float)) % sizeof(Vec) == 0) {}
-  void operator()(int64_t i, Vec v) const { streamed ? stream(to + i, v) : store(to + i, v); }
-  template <typename V>
-  void operator()(int64_t i, V v) const { store(to + i, v); }
-};
 
 // n averages of 2x2 pixels of the neighbouring rows a and b, in vectors of L and ever shorter ones, to those from `at` on.
 template <int L>

@@ -124,6 +124,21 @@ inline void finish_streams() {
 #endif
 }
 
+// Outputs and gradients from so many values on are larger than the caches and are stored past them.
+constexpr int64_t kStreamed = 4 << 20;
+
+// Stores vectors and single values of a plane; past the caches where it is one of many and its rows begin at aligned addresses.
+struct Writer {
+  float* to;
+  bool streamed;
+
+  Writer(float* plane, int64_t width, bool large)
+      : to(plane), streamed(large && (reinterpret_cast<uintptr_t>(plane) | width * sizeof(float)) % sizeof(Vec) == 0) {}
+  void operator()(int64_t i, Vec v) const { streamed ? stream(to + i, v) : store(to + i, v); }
+  template <typename V>
+  void operator()(int64_t i, V v) const { store(to + i, v); }
+};
+
 // The first n values at an address, the rest zeros.
 inline Vec load_first(const float* p, int64_t n) {
   if (n == kWidth) return load(p);
