@@ -34,7 +34,7 @@ ISAS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
     ISAS |= {
         "avx2": "-mavx2 -mfma -mf16c",
-        "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512",
+        "avx512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprfchw -mprefer-vector-width=512",
     }
 # Of the files *_bf16.cpp: kernels that exist for this instruction set alone.
 BF16_ISAS = {"avx512bf16": ISAS["avx512"] + " -mavx512bf16"} if "avx512" in ISAS else {}

@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "runtime/cache.h"
 #include "runtime/scratch.h"
 #include "runtime/thread_pool.h"
 #include "winograd_outputs.h"
@@ -20,7 +21,7 @@ struct Context {
   const Plan& plan;
   Tiling tiling;
   int64_t share;   // outputs of a prologue
-  int64_t chunk;   // channels of a part: many sums are better not read again
+  int64_t chunk;   // channels of a part
   int64_t pieces;  // a block's outputs are shared out among so many threads, each of which transforms the inputs
   int64_t compared;  // pieces of memory, before the blocks: a thread begins with them while another one wakes up
   std::atomic<bool> failed{false}, differs{false};
@@ -81,12 +82,15 @@ struct Reader {
   }
 };
 
-// Adds a part's products with the filters of the outputs from `begin` to `end` to the block's sums.
+// Adds a part's products with the filters of the outputs from `begin` to `end` to the block's sums, which are written after the last part.
 template <int N, bool normalise>
 void multiply_part(const Context& context, const Block<N>& block, Part part, int64_t begin, int64_t end, const float* strips,
                    const Buffers<N>& b, Reader<N, normalise> next) {
   const int64_t blocks = context.blocks(), inputs = context.call.x.channels;
   const int64_t ahead = part.channels < inputs ? inputs * kOutputs : kFiltersAhead;
+  const int64_t first = part.prologue * context.share, calls = kPoints * N / b.some * (groups(end) - begin / kOutputs);
+  Destination<N> destination(context.call, block, first + begin, first + end);
+  const int64_t lines = part.first + part.channels < inputs ? 0 : (destination.lines() + calls - 1) / calls;
   int64_t step = 0;
   for (int64_t k = 0; k < 6; ++k)
     for (int64_t n = 0; n < N; n += b.some) {
@@ -99,6 +103,7 @@ void multiply_part(const Context& context, const Block<N>& block, Part part, int
           products<b.some, b.tiles>(filters, b.transformed + j * b.point, part.channels,
                                     b.sums_of(part.prologue) + p * b.stride + o * kOutputs * b.tiles + n * kWidth, part.first > 0,
                                     end - o * kOutputs, filters + ahead);
+          destination.ask(lines);
         }
         next.read_to(context.chunk * ++step * b.some / (kPoints * N));
       }
@@ -150,6 +155,13 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
     for (int64_t i = 0; i < call.prologues; ++i)
       write_outputs(call, block, first_output, end_output, b.sums_of(i), b.stride, i * context.share, b.pixels);
   }
+}
+
+// Channels of a part. The sums of many outputs are read again for each part, which pays where they and the strips of two parts stay in the
+// second-level cache.
+int64_t chunk_of(bool many) {
+  if (many) return kRegisters == 32 && second_level_cache() >= 1 << 21 ? 104 : 512;
+  return kRegisters == 32 ? 32 : 88;  // AVX2's vectors hold half the tiles
 }
 
 template <int N>
@@ -208,8 +220,8 @@ bool convolution_forward(const ConvolutionForward& call) {
   if (!plan.made()) return false;
   const int64_t share = call.outputs / call.prologues;
   const bool many = share > 24;  // outputs; where they are few, more tiles a block share one reading of the filters
-  const int64_t chunk = many ? 512 : kRegisters == 32 ? 32 : 88;  // AVX2's vectors hold half the tiles
-  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk), 1, compared_pieces(call)};
+  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk_of(many)), 1,
+                  compared_pieces(call)};
   if (kRegisters == 16 && !many && context.tiling.tiles() > 3 * kWidth)
     run<4>(context);
   else if (context.tiling.tiles() > kWidth)

@@ -15,7 +15,6 @@ using Tiles = Block<kVectors>;
 constexpr int64_t kTiles = Tiles::size;
 constexpr int64_t kSharesWorthWaking = 1 << 15;  // values of a weight's gradient that are added up sooner than another thread wakes
 constexpr int64_t kOutputPixels = 16 * kTiles + kWidth;  // from one output's pixels of a block to the next's; no power of two
-constexpr int64_t kLine = 16;       // floats of a line of the caches
 constexpr int64_t kTilesALine = 4;  // a line is asked for every so many tiles; a divisor of all vectors' lengths
 constexpr int64_t kBatch = 64;  // tiles, about, whose output gradients are transformed at a time
 

@@ -47,6 +47,8 @@ template <int L>
 using VecOf = typename Lanes<L>::Float;
 using Vec = VecOf<kWidth>;
 
+constexpr int64_t kLine = 16;  // floats of a line of the caches
+
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The grain for `count` pieces of memory, `values` floats each, one behind the other: up to a megabyte, since behind a piece's end memory

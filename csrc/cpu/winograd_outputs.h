@@ -99,6 +99,46 @@ inline void write_shifted(const Block<N>& block, const float* m, int64_t stride,
   }
 }
 
+// The memory where outputs `begin` to `end` of a block belong, counted from the call's first one. It is asked for little by little during
+// their products: what writes it has nothing else to do meanwhile.
+template <int N>
+class Destination {
+ public:
+  Destination(const ConvolutionForward& call, const Block<N>& block, int64_t begin, int64_t end)
+      : call_(call), block_(block), side_(call.epilogue == Epilogue::relu_phase_shift ? 2 : 1), output_(begin), end_(end) {
+    find();
+  }
+
+  int64_t lines() const { return 16 * block_.tiles / kLine * (end_ - output_); }
+
+  void ask(int64_t lines) {
+    for (; lines > 0 && output_ < end_; --lines) {
+      __builtin_prefetch(at_, 1);
+      at_ += kLine;
+      if (at_ < row_end_) continue;
+      if (++row_ == 4 * side_) row_ = 0, ++run_;
+      if (run_ == block_.count) run_ = 0, output_ += side_ * side_;
+      if (output_ < end_) find();
+    }
+  }
+
+ private:
+  void find() {  // of a row of pixels of one run
+    const Tiling& tiling = block_.tiling;
+    const Run& run = block_.runs[run_];
+    const int64_t plane = tiling.height * tiling.width, y = least(4 * run.y * side_ + row_, tiling.height * side_ - 1);
+    const float* row = call_.out + run.lane * call_.out_lane_stride + output_ * plane + y * tiling.width * side_;
+    at_ = row + 4 * run.x * side_;
+    row_end_ = row + least(4 * (run.x + run.count), tiling.width) * side_;
+  }
+
+  const ConvolutionForward& call_;
+  const Block<N>& block_;
+  const int64_t side_;  // pixels of the output for one of the input, in a row
+  int64_t output_, end_, run_ = 0, row_ = 0;
+  const float *at_, *row_end_;
+};
+
 // Outputs `begin` to `end` of a block's sums [point][output][tile], points `stride` apart, through the epilogue to their places,
 // from output `first` on; `pixels`: 64 vectors of tiles to work in.
 template <int N>
