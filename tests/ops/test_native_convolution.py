@@ -105,6 +105,11 @@ def test_transition_up_equals_the_reference(isa: str, size: tuple[int, int]) -> 
     assert_equals_reference(up, up_inputs(size))
 
 
+def test_transition_up_of_inputs_that_are_read_in_parts(isa: str) -> None:
+    torch.manual_seed(1)
+    assert_equals_reference(up, up_inputs((8, 36), channels=(400, 150), outputs=32))
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 21), st.integers(1, 40), st.integers(1, 90), st.integers(1, 30), st.integers(0, 9))
 def test_any_shape(height: int, width: int, channels: int, growth: int, lanes: int) -> None:
