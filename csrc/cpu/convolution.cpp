@@ -219,6 +219,7 @@ bool convolution_forward(const ConvolutionForward& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
   const int64_t share = call.outputs / call.prologues;
+  if (!share) return true;
   const bool many = share > 24;  // outputs; where they are few, more tiles a block share one reading of the filters
   Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk_of(many)), 1,
                   compared_pieces(call)};

@@ -100,7 +100,7 @@ inline void write_shifted(const Block<N>& block, const float* m, int64_t stride,
 }
 
 // The memory where outputs `begin` to `end` of a block belong, counted from the call's first one. It is asked for little by little during
-// their products: what writes it has nothing else to do meanwhile.
+// their products, since nothing hides how long it takes once these are written.
 template <int N>
 class Destination {
  public:

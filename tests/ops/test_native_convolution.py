@@ -199,6 +199,12 @@ def test_any_number_of_tiles(isa: str) -> None:
         assert_equals_reference(up, up_inputs((1, width)))
 
 
+def test_no_outputs() -> None:
+    norm = [[torch.rand(1, 8)] for _ in range(4)]
+    grown = dense_block([torch.randn(2, 8, 32, 64)], [torch.randn(0, 8, 3, 3)], *norm, [2], backend="cpu")
+    assert outputs_of(grown)[0].shape == (2, 0, 32, 64)
+
+
 def test_empty_batch_and_no_channels() -> None:
     x, weight = torch.zeros(0, 4, 8, 8, requires_grad=True), torch.randn(12, 4, 3, 3, requires_grad=True)
     norm = [torch.ones(1, 4)]
