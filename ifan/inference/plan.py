@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.graph import encoder_widths
-from ifan.inference.plan_memory import Arena, PlanLanes, View
+from ifan.inference.plan_memory import Arena, PlanLanes, View, zeros
 from ifan.inference.plan_weights import PackedWeights
 from ifan.layers import DenseBlock, DenseHead, TaskNorm, TransitionDown, TransitionUp
 from ifan.network import BGR_MEAN, Predictions
@@ -54,7 +54,7 @@ class Plan:
         arguments = (weights, count, self.images, self.rows, self.planes if from_planes else None)
         measured = _Recorder(Arena(0), *arguments)
         measured.record(iterations, tasks)
-        self.memory = torch.zeros(measured.arena.size + 16)  # borders stay zero: nothing else is ever written there
+        self.memory = zeros(measured.arena.size + 16)  # borders stay zero: nothing else is ever written there
         recorder = _Recorder(Arena(self.memory.data_ptr()), *arguments)
         self.out = recorder.record(iterations, tasks)
         self.plan, self.kept = recorder.plan, recorder.kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -9,10 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ifan.inference.plan_memory import zeros
 from ifan.layers import EPSILON, TaskNorm
 from ifan.network import IFAN
 from ifan.ops.concatenation import Normalisation
 from ifan.ops.native import cpu_module, kernels_in_use
+
+_BLOCK = 1 << 24
+"""Floats of memory that filters share; what is not used costs addresses only."""
 
 
 class PackedWeights:
@@ -21,13 +26,23 @@ class PackedWeights:
     def __init__(self, network: IFAN, bf16: bool) -> None:
         self.network, self.config, self.bf16 = network, network.config, bf16
         self._kept: dict[Any, Any] = {}
+        self._free = torch.empty(0)
+        self._lock = threading.Lock()
 
     def keep(self, key: Any, make: Callable[[], Any]) -> Any:
         key = (kernels_in_use(), key)
-        if key not in self._kept:
-            with torch.no_grad():
-                self._kept[key] = make()
-        return self._kept[key]
+        with self._lock:  # what one plan has the address of must not be made again for another
+            if key not in self._kept:
+                with torch.no_grad():
+                    self._kept[key] = make()
+            return self._kept[key]
+
+    def _memory(self, floats: int) -> Tensor:
+        """Memory for filters; those of one layer lie behind those of another."""
+        if self._free.numel() < floats:
+            self._free = zeros(max(floats, _BLOCK))
+        taken, self._free = self._free[:floats], self._free[-(-floats // 16) * 16 :]  # each begins with a line
+        return taken
 
     def address(self, key: Any, make: Callable[[], Tensor]) -> int:
         return cast(Tensor, self.keep(key, lambda: make().detach().float().contiguous())).data_ptr()
@@ -40,13 +55,13 @@ class PackedWeights:
             module, whole = cpu_module(), weight.contiguous()
             outputs, inputs = weight.shape[:2]
             if small:
-                packed = torch.empty(module.packed_small_filters(outputs, inputs))
+                packed = self._memory(module.packed_small_filters(outputs, inputs))
                 module.pack_small_filters(whole.data_ptr(), outputs, inputs, packed.data_ptr())
             elif self.bf16:
-                packed = torch.empty(module.packed_filters_bf16(outputs, inputs))
+                packed = self._memory(module.packed_filters_bf16(outputs, inputs))
                 module.pack_filters_bf16(whole.data_ptr(), outputs, inputs, packed.data_ptr())
             else:
-                packed = torch.empty(module.packed_filters(outputs, inputs, isa := module.isa()))
+                packed = self._memory(module.packed_filters(outputs, inputs, isa := module.isa()))
                 module.pack_filters([(whole.data_ptr(), outputs, inputs, 0)], False, packed.data_ptr(), isa, 1)
             return packed
 
@@ -59,10 +74,10 @@ class PackedWeights:
             module, whole, outputs, channels = cpu_module(), weight.contiguous(), weight.shape[0], weight.shape[1]
             taps = weight[0, 0].numel()
             if bf16:
-                packed = torch.empty(module.packed_taps_bf16(outputs, channels, taps))
+                packed = self._memory(module.packed_taps_bf16(outputs, channels, taps))
                 module.pack_taps_bf16(whole.data_ptr(), outputs, channels, taps, packed.data_ptr())
             else:
-                packed = torch.empty(module.packed_taps(outputs, channels * taps))
+                packed = self._memory(module.packed_taps(outputs, channels * taps))
                 module.pack_taps(whole.data_ptr(), outputs, channels * taps, packed.data_ptr())
             return packed
 

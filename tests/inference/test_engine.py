@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import mmap
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,8 @@ from torch import Tensor
 from ifan import ops
 from ifan.config import EMOTIONS, PAPER_TASKS, NetworkConfig, TaskConfig
 from ifan.inference.engine import Engine
+from ifan.inference.plan_memory import zeros
+from ifan.inference.plan_weights import PackedWeights
 from ifan.network import IFAN, Predictions
 from ifan.ops import backends
 
@@ -149,6 +153,32 @@ def test_threads_share_an_engine_and_any_number_of_threads_gives_the_same_bits()
         torch.set_num_threads(before)
     assert len(found) == 6
     assert all(torch.equal(a, b) for other in found for a, b in zip(expected, other, strict=True))
+
+
+def test_callers_that_come_at_once_pack_a_weight_once() -> None:
+    weights, found = PackedWeights(network(SMALL), False), []
+
+    def make() -> Tensor:
+        time.sleep(0.01)  # long enough for the others to come
+        return torch.empty(1)
+
+    callers = [threading.Thread(target=lambda: found.append(weights.keep("weight", make))) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == 4
+    assert len({value.data_ptr() for value in found}) == 1
+
+
+@pytest.mark.parametrize("floats", [0, 1, 1 << 20])
+def test_memory_is_zero_and_begins_with_a_huge_page(floats: int) -> None:
+    memory = zeros(floats)
+    assert memory.shape == (floats,)
+    assert not memory.count_nonzero()
+    memory.fill_(1)
+    if hasattr(mmap, "MADV_HUGEPAGE") and floats:
+        assert memory.data_ptr() % (1 << 21) == 0
 
 
 def test_weights_are_copied() -> None:
