@@ -31,7 +31,8 @@ void hybrid_loss_backward(const HybridLossBackward& call) {
   if (call.parsing.present) {
     Scaling scaling{call.parsing.made, call.parsing.gradient, factor()};
     const bool made = scaling.factor == 1 && scaling.gradient == scaling.made;  // as where a step adds up its losses
-    if (!made) parallel_for(call.parsing.count, kPiece, call.threads, scale, &scaling);
+    const int64_t share = call.parsing.count / (4 * call.threads);
+    if (!made) parallel_for(call.parsing.count, share > kPiece ? share : kPiece, call.threads, scale, &scaling);
   }
   if (call.points.present) {
     Scaling scaling{call.points.made, call.points.gradient, factor()};

@@ -20,7 +20,6 @@ from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
 NAME = "dense_block"
-_KINDS = Kinds[tuple[list[int], list[bool]]]()
 
 
 @ranged(f"ifan.{NAME}")
@@ -73,9 +72,9 @@ def dense_block(
         return _check(sources, *groups, segments, rows, per_sample), choose(NAME, backend, *tensors)
 
     told = tuple(map(len, groups)), tuple(segments)
-    (counts, flags), chosen = _KINDS(tensors, told, per_sample, backend, look)
+    (counts, flags), chosen, run = _KINDS(tensors, told, per_sample, backend, look)
     arguments = (sources, weights, gammas, betas, means, variances, counts, rows, flags, eps)
-    return reference.dense_block(*arguments) if chosen == "reference" else _forward(*arguments, chosen)
+    return reference.dense_block(*arguments) if chosen == "reference" else run(*arguments, chosen)
 
 
 def _check(
@@ -194,6 +193,9 @@ def _cuda_refusal(*tensors: Tensor) -> str | None:
 register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytorch)
 register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", _cuda_refusal)
+
+
+_KINDS = Kinds[tuple[list[int], list[bool]]](_forward)
 
 
 @_forward.register_fake

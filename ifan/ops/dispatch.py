@@ -13,13 +13,13 @@ import os
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ifan.ops import checks, gpu, native
-from ifan.ops.operation import is_watched
+from ifan.ops.operation import Operation, is_plain, is_watched
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "IFAN_BACKEND"
@@ -139,15 +139,17 @@ def _warn_once(message: str) -> None:
 
 
 class Kinds(Generic[_Found]):
-    """What the checks of an operation found and the backend it chose, by kind of call: looking once at each is enough.
+    """What the checks of an operation found, the backend it chose and what runs it, by kind of call: looking once at
+    each is enough.
 
     A kind is all that checks and choice depend on; where they read values, of ``rows`` if a source has a row a sample,
     each call is looked at. Kept are calls of the native CPU kernels, `checks.MOST_KINDS` at most: where memory is cold,
     checks cost as much as small kernels take.
     """
 
-    def __init__(self) -> None:
-        self.known: dict[Hashable, tuple[_Found, str]] = {}
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.known: dict[Hashable, tuple[_Found, str, Callable[..., Any]]] = {}
 
     def __call__(
         self,
@@ -156,19 +158,20 @@ class Kinds(Generic[_Found]):
         per_sample: Sequence[bool] | None,
         backend: str | None,
         look: Callable[[], tuple[_Found, str]],
-    ) -> tuple[_Found, str]:
+    ) -> tuple[_Found, str, Callable[..., Any]]:
         """``look()``: what the checks find, and the backend; ``told``: what else they depend on."""
         if torch.compiler.is_compiling() or is_watched() or (per_sample is not None and any(per_sample)):
-            return look()
+            return *look(), self.operation
         flags = None if per_sample is None else len(per_sample)
         recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
         seen = checks.signature(tensors, (backend or _current, recorded, flags, *told))
-        found = self.known.get(seen)
-        if found is None:
-            found = look()
-            if found[1] == "cpu" and len(self.known) < checks.MOST_KINDS:
-                self.known[seen] = found
-        return found
+        known = self.known.get(seen)
+        if known is None:
+            found, chosen = look()
+            known = found, chosen, self.operation if recorded or not is_plain(tensors) else self.operation.function
+            if chosen == "cpu" and len(self.known) < checks.MOST_KINDS:
+                self.known[seen] = known
+        return known
 
 
 def status() -> list[BackendStatus]:

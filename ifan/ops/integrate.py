@@ -18,7 +18,6 @@ from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
 NAME = "integrate"
-_KINDS = Kinds[tuple[list[int], list[bool]]]()
 
 
 @ranged(f"ifan.{NAME}")
@@ -65,10 +64,10 @@ def integrate(
     def look() -> tuple[tuple[list[int], list[bool]], str]:
         return check(NAME, sources, values, segments, rows, per_sample, pool), choose(NAME, backend, *tensors)
 
-    (counts, flags), chosen = _KINDS(tensors, (tuple(segments), pool), per_sample, backend, look)
+    (counts, flags), chosen, run = _KINDS(tensors, (tuple(segments), pool), per_sample, backend, look)
     if chosen == "reference":
         return reference.integrate(sources, weight, bias, mean, var, counts, rows, flags, pool, eps)
-    return _forward(sources, weight, bias, mean, var, counts, rows, flags, pool, eps, chosen)
+    return run(sources, weight, bias, mean, var, counts, rows, flags, pool, eps, chosen)
 
 
 def check(
@@ -134,6 +133,9 @@ def _forward(
 register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", tasks_refusal)
+
+
+_KINDS = Kinds[tuple[list[int], list[bool]]](_forward)
 
 
 @_forward.register_fake

@@ -54,7 +54,7 @@ class Operation:
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.registered = torch.library.custom_op(name, function, mutates_args=())
-        self._function = function
+        self.function = function
         self._recorded: type[torch.autograd.Function] | None = None
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,7 +64,7 @@ class Operation:
     def register_autograd(self, differentiate: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
         """As `torch.library.register_autograd`."""
         self.registered.register_autograd(differentiate, setup_context=setup_context)
-        self._recorded = _recorded(self._function, differentiate, setup_context)
+        self._recorded = _recorded(self.function, differentiate, setup_context)
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's value."""
@@ -80,7 +80,7 @@ class Operation:
             return self.registered(*arguments)
         if recording and self._recorded is not None:
             return self._recorded.apply(arguments, kinds, *tensors)
-        return self._function(*arguments)
+        return self.function(*arguments)
 
 
 def operation(name: str) -> Callable[[Callable[..., Any]], Operation]:

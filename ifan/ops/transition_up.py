@@ -18,7 +18,6 @@ from ifan.ops.recompute import empty_gradients, gradients
 from ifan.ranges import ranged
 
 NAME = "transition_up"
-_KINDS = Kinds[list[bool]]()
 
 
 @ranged(f"ifan.{NAME}")
@@ -56,10 +55,10 @@ def transition_up(
     def look() -> tuple[list[bool], str]:
         return _check(sources, weight_a, weight_b, rows, per_sample), choose(NAME, backend, *tensors)
 
-    flags, chosen = _KINDS(tensors, (), per_sample, backend, look)
+    flags, chosen, run = _KINDS(tensors, (), per_sample, backend, look)
     if chosen == "reference":
         return reference.transition_up(sources, weight_a, weight_b, rows, flags)
-    return _forward(sources, weight_a, weight_b, rows, flags, chosen)[0]
+    return run(sources, weight_a, weight_b, rows, flags, chosen)[0]
 
 
 def _check(
@@ -136,6 +135,7 @@ def _empty(
     return out, out.new_empty(between, dtype=torch.float32)
 
 
+_KINDS = Kinds[list[bool]](_forward)
 _forward.register_fake(_empty)
 register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytorch)
 register_kernel(NAME, "triton", triton_refusal)
