@@ -15,7 +15,6 @@ namespace IFAN_ISA {
 namespace {
 
 constexpr int64_t kChunk = 2048;     // pixels of labels as large as the logits that are taken at once
-constexpr int64_t kRun = 8;          // of them that a thread takes at most, one behind the other: what one asks for ahead at its end is the next one's
 constexpr int64_t kStrip = 16;       // rows of logits whose labels one piece of work takes
 constexpr int64_t kStagger = 16;     // floats between rows of 2^n floats, which would share their cache lines' places
 
@@ -177,8 +176,7 @@ Outcome parsing_loss(const ParsingTask& task, int threads, float scale, double* 
     const bool weighted = task.class_weights || task.classes > kMostUnweighted;
     Parsing parsing{task, {task.classes, weighted ? floats : nullptr, task.smoothing, scale}, Axis::of(task.width, task.label_width, taps), taps + task.label_width, pieces, partial,
                     floats + task.classes + task.width};
-    const int64_t run = same ? least(kRun, count / (4 * threads)) : 1;
-    parallel_for(count, run > 1 ? run : 1, threads, same ? chunks : strips, &parsing);
+    parallel_for(count, same ? neighbours(count, task.classes * kChunk, threads) : 1, threads, same ? chunks : strips, &parsing);
     made = !parsing.failed;
     if (made && !same) join_strips(parsing, floats + task.classes);
     for (int64_t i = 0; made && i < count; ++i) *loss += partial[i];

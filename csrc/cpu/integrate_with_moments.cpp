@@ -113,7 +113,7 @@ bool run(const Call& call, Body body) {
   Context<Call> context{call, plan};
   const int64_t pieces = x.tasks * x.channels, values = x.lanes * x.channels * x.height * x.width;
   const int threads = static_cast<int>(least(call.shared.threads, values / kThreadWork + 1));
-  parallel_for(pieces, 1, threads, body, &context);
+  parallel_for(pieces, neighbours(pieces, x.height * x.width, threads), threads, body, &context);
   return !context.failed;
 }
 

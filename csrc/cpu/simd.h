@@ -55,7 +55,7 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // is asked for in vain where another thread takes the next one.
 inline int64_t neighbours(int64_t count, int64_t values, int threads) {
   constexpr int64_t few = 8192, many = 1 << 18;
-  const int64_t share = least(count * values / (16 * threads), many);
+  const int64_t share = least(count * values / (8 * threads), many);
   return 1 + (share < few ? few : share) / (values + 1);
 }
 

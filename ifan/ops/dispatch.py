@@ -168,7 +168,7 @@ class Kinds(Generic[_Found]):
         known = self.known.get(seen)
         if known is None:
             found, chosen = look()
-            known = found, chosen, self.operation if recorded or not is_plain(tensors) else self.operation.function
+            known = found, chosen, self.operation.way(is_plain(tensors), recorded)
             if chosen == "cpu" and len(self.known) < checks.MOST_KINDS:
                 self.known[seen] = known
         return known

@@ -11,7 +11,7 @@ from torch import Tensor
 from ifan.ops import checks, native
 from ifan.ops.channel_moments import channel_moments
 from ifan.ops.concatenation import Concatenation
-from ifan.ops.dispatch import choose
+from ifan.ops.dispatch import Kinds, choose
 from ifan.ops.integrate import check, integrate
 from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients
@@ -50,9 +50,15 @@ def integrate_with_moments(
 
     Source: integration of task maps, iFAN (arXiv 1711.06055); batch normalisation, arXiv 1502.03167.
     """
-    counts, flags = check(NAME, sources, {"weight": weight, "bias": bias}, segments, rows, per_sample, pool)
-    if choose("integrate", backend, *sources, weight, bias) == "cpu":
-        found: tuple[Tensor, Tensor, Tensor] = _forward(sources, weight, bias, counts, rows, flags, pool, eps)
+    tensors = (*sources, weight, bias)
+
+    def look() -> tuple[tuple[list[int], list[bool]], str]:
+        checked = check(NAME, sources, {"weight": weight, "bias": bias}, segments, rows, per_sample, pool)
+        return checked, choose("integrate", backend, *tensors)
+
+    (counts, flags), chosen, run = _KINDS(tensors, (tuple(segments), pool), per_sample, backend, look)
+    if chosen == "cpu":
+        found: tuple[Tensor, Tensor, Tensor] = run(sources, weight, bias, counts, rows, flags, pool, eps)
         return found
     laid_out = [x.index_select(0, rows) if f and rows is not None else x for x, f in zip(sources, flags, strict=True)]
     moments = [channel_moments(x, counts, backend=backend) for x in laid_out]
@@ -82,6 +88,9 @@ def _forward(
         torch.get_num_threads(),
     )
     return native.in_dtype(out, checks.promoted(sources)), mean, var
+
+
+_KINDS = Kinds[tuple[list[int], list[bool]]](_forward)
 
 
 @_forward.register_fake

@@ -54,7 +54,7 @@ class Operation:
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.registered = torch.library.custom_op(name, function, mutates_args=())
-        self.function = function
+        self._function = function
         self._recorded: type[torch.autograd.Function] | None = None
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,23 +64,27 @@ class Operation:
     def register_autograd(self, differentiate: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
         """As `torch.library.register_autograd`."""
         self.registered.register_autograd(differentiate, setup_context=setup_context)
-        self._recorded = _recorded(self.function, differentiate, setup_context)
+        self._recorded = _recorded(self._function, differentiate, setup_context)
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's value."""
         if torch.compiler.is_compiling() or is_watched():
             return self.registered(*arguments)
-        tensors, kinds = _flat(arguments)
-        plain, recording = True, False
-        for x in tensors:
-            plain = plain and type(x) in _PLAIN
-            recording = recording or x.requires_grad
-        recording = recording and torch.is_grad_enabled()
+        tensors, _ = _flat(arguments)
+        return self.way(is_plain(tensors), torch.is_grad_enabled() and any(x.requires_grad for x in tensors))(
+            *arguments
+        )
+
+    def way(self, plain: bool, recording: bool) -> Callable[..., Any]:
+        """What runs a call that nothing watches: with tensors that `is_plain`, and ``recording`` gradients."""
         if not plain or (recording and self._recorded is None):
-            return self.registered(*arguments)
-        if recording and self._recorded is not None:
-            return self._recorded.apply(arguments, kinds, *tensors)
-        return self.function(*arguments)
+            return self.registered
+        return self._record if recording else self._function
+
+    def _record(self, *arguments: Any) -> Any:
+        tensors, kinds = _flat(arguments)
+        assert self._recorded is not None
+        return self._recorded.apply(arguments, kinds, *tensors)
 
 
 def operation(name: str) -> Callable[[Callable[..., Any]], Operation]:
