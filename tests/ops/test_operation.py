@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from ifan.ops import channel_moments
+from ifan.ops import channel_moments, integrate
 from ifan.ops.operation import Operation, operation
 
 
@@ -114,22 +114,31 @@ def test_backward_twice_and_checkpointed() -> None:
         assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
 
 
+class Names(TorchDispatchMode):
+    """Notes the operations that pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+class Named(Tensor):
+    """A subclass, which may want to see every operation."""
+
+
 def test_tracers_see_the_registered_operation(ways: list[str]) -> None:
     x = torch.randn(2, 3, 4, 4)
     graph = make_fx(lambda v: channel_moments(v, [2])[0])(x).graph
     assert any("ifan.channel_moments" in str(node.target) for node in graph.nodes)
     with FakeTensorMode() as mode:
         assert channel_moments(mode.from_tensor(x), [2])[0].shape == (1, 3)
-
-    class Names(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            names.append(str(function))
-            return function(*args, **(kwargs or {}))
-
-    names: list[str] = []
-    with Names():
+    with Names() as names:
         channel_moments(x, [2])
-    assert "ifan.channel_moments.default" in names
+    assert "ifan.channel_moments.default" in names.seen
     assert set(ways) == {"registered"}
 
 
@@ -146,9 +155,6 @@ def test_transforms_see_the_registered_operation(ways: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:DeprecationWarning")
 def test_subclasses_and_traces_see_the_registered_operation(ways: list[str]) -> None:
-    class Named(Tensor):
-        pass
-
     x = torch.randn(2, 3, 4, 4)
     channel_moments(x.as_subclass(Named), [2])
     traced = torch.jit.trace(lambda v: channel_moments(v, [2])[0], x, check_trace=False)
@@ -156,3 +162,21 @@ def test_subclasses_and_traces_see_the_registered_operation(ways: list[str]) -> 
     assert set(ways) == {"registered"}
     channel_moments(torch.nn.Parameter(x), [2])
     assert ways[-1] == "direct"
+
+
+def test_a_kind_that_is_known_still_shows_itself_to_who_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, values = torch.randn(2, 3, 4, 4), torch.rand(4, 1, 3)
+    expected = [integrate([x], *values, [2]) for _ in range(2)][1]
+    leaf = x.clone().requires_grad_()
+    recorded = integrate([leaf], *values, [2])
+    (found,) = torch.autograd.grad(recorded.sum(), leaf)
+    assert torch.equal(recorded, expected)
+    assert found.count_nonzero() == expected.count_nonzero()
+    with Names() as names:
+        integrate([x], *values, [2])
+    assert "ifan.integrate.default" in names.seen
+    noted: list[bool] = []
+    monkeypatch.setattr(Operation, "way", lambda self, plain, recording: lambda *a: noted.append(plain) or expected)
+    integrate([x], *values, [2])  # known: nobody asks for its way
+    integrate([x.as_subclass(Named)], *values, [2])
+    assert noted == [False]
