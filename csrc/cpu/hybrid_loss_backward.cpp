@@ -1,10 +1,11 @@
 #include "hybrid_loss.h"
 #include "runtime/thread_pool.h"
-#include "simd.h"
 
 namespace ifan {
 namespace IFAN_ISA {
 namespace {
+
+constexpr int64_t kPiece = 32768;  // values that are worth waking a thread for
 
 struct Scaling {
   const float* made;
@@ -30,7 +31,7 @@ void hybrid_loss_backward(const HybridLossBackward& call) {
   if (call.parsing.present) {
     Scaling scaling{call.parsing.made, call.parsing.gradient, factor()};
     const bool made = scaling.factor == 1 && scaling.gradient == scaling.made;  // as where a step adds up its losses
-    if (!made) parallel_for(call.parsing.count, neighbours(call.parsing.count, 1, call.threads), call.threads, scale, &scaling);
+    if (!made) parallel_for(call.parsing.count, kPiece, call.threads, scale, &scaling);
   }
   if (call.points.present) {
     Scaling scaling{call.points.made, call.points.gradient, factor()};

@@ -16,7 +16,7 @@ _HUGE_PAGE = 1 << 21
 
 
 def zeros(floats: int) -> Tensor:
-    """So many float32 zeros, in huge pages where the system has them.
+    """Zeros ``(floats,)`` in float32, in huge pages where the system has them; ``OSError`` if memory is short.
 
     Kernels that go through hundreds of planes at once otherwise spend time on finding their pages.
     """

@@ -71,9 +71,8 @@ class Operation:
         if torch.compiler.is_compiling() or is_watched():
             return self.registered(*arguments)
         tensors, _ = _flat(arguments)
-        return self.way(is_plain(tensors), torch.is_grad_enabled() and any(x.requires_grad for x in tensors))(
-            *arguments
-        )
+        recording = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        return self.way(is_plain(tensors), recording)(*arguments)
 
     def way(self, plain: bool, recording: bool) -> Callable[..., Any]:
         """What runs a call that nothing watches: with tensors that `is_plain`, and ``recording`` gradients."""
