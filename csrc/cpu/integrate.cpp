@@ -22,7 +22,8 @@ void forward_planes(void* context, int64_t begin, int64_t end) {  // index: (lan
   for (int64_t index = begin; index < end; ++index) {
     const int64_t lane = index / channels, c = index % channels, at = plan.task[lane] * channels + c;
     const Writer write(call.out + index * averages, width / call.pool, large);
-    forward_plane(plan.plane(lane, c), call.pool, height, width, call.scale[at], call.shift[at], write);
+    const float* x = plan.plane(lane, c);
+    forward_plane(x, call.pool, height, width, call.scale[at], call.shift[at], write, x + kAhead);
   }
   finish_streams();
 }
@@ -34,9 +35,9 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
   const auto differentiate = [&](int64_t lane, int64_t c, auto write) {
     const int64_t index = lane * channels + c, at = plan.task[lane] * channels + c;
     const Affine f{call.scale[at], call.shift[at], call.mean[at]};
-    const float* d = call.gradient + index * (pixels / (call.pool * call.pool));
+    const float *x = plan.plane(lane, c), *d = call.gradient + index * (pixels / (call.pool * call.pool));
     double sums[2] = {0, 0};
-    visit_plane(plan.plane(lane, c), d, call.pool, height, width, f, sums, [&](int64_t i, auto e, auto) { write(i, e * f.scale); });
+    visit_plane(x, d, call.pool, height, width, f, sums, [&](int64_t i, auto e, auto) { write(i, e * f.scale); }, x + kAhead);
     call.sums[2 * index] = static_cast<float>(sums[0]);
     call.sums[2 * index + 1] = static_cast<float>(sums[1]);
   };

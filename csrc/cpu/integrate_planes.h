@@ -6,37 +6,44 @@
 namespace ifan {
 namespace IFAN_ISA {
 
-// Values that are asked for ahead of the loads: with little work between them, the hardware alone fetches from memory at half the
-// rate that it could.
-constexpr int64_t kAhead = 2048;
+// What pooling and its backward ask for is as much as they read, from `next` on: with little work between two loads, the hardware alone
+// fetches from memory at half the rate that it could. It goes to the second-level cache.
+constexpr int64_t kAhead = 2048;  // values between a plane and its `next`, where what is asked for comes soon
+
+inline void ask(const float* next, int64_t values) {
+  for (int64_t i = 0; i < values; i += kLine) __builtin_prefetch(next + i, 0, 2);
+}
 
 // n averages of 2x2 pixels of the neighbouring rows a and b, in vectors of L and ever shorter ones, to those from `at` on.
 template <int L>
-inline void pool_rows(const float* a, const float* b, int64_t n, float scale, float shift, const Writer& write, int64_t at) {
+inline void pool_rows(const float* a, const float* b, int64_t n, float scale, float shift, const Writer& write, int64_t at,
+                      const float* next) {
   int64_t j = 0;
   const auto both = [&](int64_t i) { return relu(load<L>(a + i) * scale + shift) + relu(load<L>(b + i) * scale + shift); };
   for (; j + L <= n; j += L) {
-    for (int64_t ahead = kAhead; ahead < kAhead + 4 * L; ahead += 16) __builtin_prefetch(a + 4 * j + ahead);
+    ask(next + 4 * j, 4 * L);
     write(at + j, 0.25f * Neighbours<L>::sum(both(2 * j), both(2 * j + L)));
   }
   if (j == n) return;
-  if constexpr (L > 4) return pool_rows<L / 2>(a + 2 * j, b + 2 * j, n - j, scale, shift, write, at + j);
+  if constexpr (L > 4) return pool_rows<L / 2>(a + 2 * j, b + 2 * j, n - j, scale, shift, write, at + j, next + 4 * j);
   const auto one = [&](int64_t i) { return relu(a[i] * scale + shift) + relu(b[i] * scale + shift); };
   for (; j < n; ++j) write(at + j, 0.25f * (one(2 * j) + one(2 * j + 1)));
 }
 
-inline void forward_plane(const float* x, int pool, int64_t height, int64_t width, float scale, float shift, const Writer& write) {
+inline void forward_plane(const float* x, int pool, int64_t height, int64_t width, float scale, float shift, const Writer& write,
+                          const float* next) {
   if (pool == 1)
     for (int64_t i = 0; i < height * width; ++i) write.to[i] = relu(x[i] * scale + shift);
   else
     for (int64_t r = 0; r < height; r += 2)
-      pool_rows<kWidth>(x + r * width, x + (r + 1) * width, width / 2, scale, shift, write, r / 2 * (width / 2));
+      pool_rows<kWidth>(x + r * width, x + (r + 1) * width, width / 2, scale, shift, write, r / 2 * (width / 2), next + r * width);
 }
 
 // As visit_affine_relu, for a plane whose averages have the gradient d: a quarter of it for each of the four pixels. For rows of whole
 // pairs of vectors.
 template <typename Write>
-inline void visit_pairs(const float* x, const float* d, int64_t height, int64_t width, Affine f, double* sums, Write write) {
+inline void visit_pairs(const float* x, const float* d, int64_t height, int64_t width, Affine f, double* sums, Write write,
+                        const float* next) {
   constexpr int64_t block = kRun / 4;  // averages between two looks at whether a run is over
   AffineSums run;
   for (int64_t r = 0, visited = 0; r < height; r += 2, d += width / 2)
@@ -46,7 +53,7 @@ inline void visit_pairs(const float* x, const float* d, int64_t height, int64_t 
       for (int64_t j = begun; j < end; j += kWidth) {
         Vec twice[2];
         Doubled<kWidth>::split(0.25f * load(d + j), twice);
-        for (int64_t ahead = kAhead; ahead < kAhead + 4 * kWidth; ahead += 16) __builtin_prefetch(x + rows[0] + 4 * j + ahead);
+        ask(next + rows[0] + 4 * j, 4 * kWidth);
         for (int64_t row : rows)
           for (int64_t k = 0; k < 2; ++k) run.visit(x, row + 2 * j + k * kWidth, twice[k], f, k, write);
       }
@@ -83,11 +90,12 @@ inline void visit_laid_out(const float* x, const float* d, int64_t height, int64
 
 // Either, for a plane of d averages or values.
 template <typename Write>
-inline void visit_plane(const float* x, const float* d, int pool, int64_t height, int64_t width, Affine f, double* sums, Write write) {
+inline void visit_plane(const float* x, const float* d, int pool, int64_t height, int64_t width, Affine f, double* sums, Write write,
+                        const float* next) {
   if (pool == 1)
     visit_affine_relu(x, d, height * width, f, sums, write);
   else
-    width % (2 * kWidth) ? visit_laid_out(x, d, height, width, f, sums, write) : visit_pairs(x, d, height, width, f, sums, write);
+    width % (2 * kWidth) ? visit_laid_out(x, d, height, width, f, sums, write) : visit_pairs(x, d, height, width, f, sums, write, next);
 }
 
 }  // namespace IFAN_ISA

@@ -29,6 +29,14 @@ struct Piece {
     for (int64_t t = 0; t < task; ++t) first += x.segments[t];
     end = first + x.segments[task];
   }
+
+  // The plane of the next piece that stands where this one has a lane's: what the second look at the lane asks for, while memory has
+  // little else to do. Behind the last piece it is of no use.
+  const float* behind(const Plan& plan, int64_t lane) const {
+    const Piece next(*plan.x, least(at + 1, plan.x->tasks * plan.x->channels - 1));
+    const int64_t other = next.first + lane - first;
+    return other < next.end ? plan.plane(other, next.channel) : plan.plane(lane, channel);
+  }
 };
 
 float inverse_deviation(float var, float eps) { return 1 / sqrtf(var + eps); }
@@ -70,7 +78,7 @@ void forward_pieces(void* context, int64_t begin, int64_t end) {  // index: (tas
     const float scale = call.shared.weight[index] * inverse_deviation(var, call.shared.eps), shift = call.shared.bias[index] - mean * scale;
     for (int64_t lane = piece.first; lane < piece.end; ++lane)
       forward_plane(plan.plane(lane, piece.channel), pool, x.height, x.width, scale, shift,
-                    Writer(call.out + (lane * x.channels + piece.channel) * averages, x.width / pool, large));
+                    Writer(call.out + (lane * x.channels + piece.channel) * averages, x.width / pool, large), piece.behind(plan, lane));
   }
   finish_streams();
 }
@@ -85,12 +93,13 @@ void backward_pieces(void* context, int64_t begin, int64_t end) {  // index: (ta
     const Piece piece(x, index);
     const float inverse = inverse_deviation(call.var[index], call.shared.eps), scale = call.shared.weight[index] * inverse;
     const Affine f{scale, call.shared.bias[index] - call.mean[index] * scale, call.mean[index]};
-    const auto visit = [&](int64_t lane, double* sums, auto write) {
+    const auto visit = [&](int64_t lane, double* sums, auto write, const float* next) {
       const float* d = call.gradient + (lane * x.channels + piece.channel) * (pixels / (pool * pool));
-      visit_plane(plan.plane(lane, piece.channel), d, pool, x.height, x.width, f, sums, write);
+      visit_plane(plan.plane(lane, piece.channel), d, pool, x.height, x.width, f, sums, write, next);
     };
     double sums[2] = {0, 0};
-    for (int64_t lane = piece.first; lane < piece.end; ++lane) visit(lane, sums, [](int64_t, auto, auto) {});
+    for (int64_t lane = piece.first; lane < piece.end; ++lane)
+      visit(lane, sums, [](int64_t, auto, auto) {}, plan.plane(lane, piece.channel) + kAhead);
     call.bias_gradient[index] = static_cast<float>(sums[0]);
     call.weight_gradient[index] = static_cast<float>(sums[1] * inverse);
     const double n = static_cast<double>((piece.end - piece.first) * pixels);
@@ -99,7 +108,8 @@ void backward_pieces(void* context, int64_t begin, int64_t end) {  // index: (ta
     for (int64_t lane = piece.first; lane < piece.end; ++lane) {
       const Writer write(plan.gradient(lane, piece.channel), x.width, large);
       double unused[2] = {0, 0};
-      visit(lane, unused, [&](int64_t i, auto e, auto deviation) { write(i, e * scale + (deviation * slope + offset)); });
+      const auto differentiate = [&](int64_t i, auto e, auto deviation) { write(i, e * scale + (deviation * slope + offset)); };
+      visit(lane, unused, differentiate, piece.behind(plan, lane));
     }
   }
   finish_streams();
