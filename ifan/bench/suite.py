@@ -72,19 +72,19 @@ def run_suite(
             yield _apart(run, case, find, adapted, against)
 
 
-def compile_ahead(cases: Sequence[Case], setting: Setting, find: Find = named) -> None:
-    """Fill torch.compile's cache on disk for these cases, all at once: compiling a large graph is mostly work for one
-    core. What goes wrong will go wrong again in the row, and is reported there."""
+def prepare_ahead(rivals: Sequence[tuple[Case, str]], setting: Setting, find: Find = named) -> None:
+    """Prepare these rivals of these cases, all at once, for what they leave on disk: torch.compile's cache, exported
+    graphs. It is mostly work for one core. What goes wrong will go wrong again in the row, and is reported there."""
     with contextlib.ExitStack() as stack:
-        waiting = [stack.enter_context(started(_compile, find, case.name, setting)) for case in cases]
+        waiting = [stack.enter_context(started(_prepare, find, case.name, name, setting)) for case, name in rivals]
         for answer in waiting:
             with contextlib.suppress(Exception):
                 answer(None)
 
 
-def _compile(_: Mark, find: Find, name: str, setting: Setting) -> None:
+def _prepare(_: Mark, find: Find, case: str, rival: str, setting: Setting) -> None:
     with threads(setting.threads):
-        find(name, setting.quick).build(setting).makers["compile"]()
+        find(case, setting.quick).build(setting).makers[rival]()
 
 
 def _apart(run: partial[Row], case: Case, find: Find, setting: Setting, against: Sequence[str]) -> Row:

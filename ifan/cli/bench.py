@@ -122,10 +122,17 @@ class _Efforts:
         seconds = min(setting.compile_seconds, share * spare)
         return replace(setting, compile_seconds=seconds, compile_modes=modes, row_seconds=spare + 60)
 
-    def ahead(self, cases: Sequence[Case]) -> list[Case]:
-        """The cases of a goals run whose compilation takes longest, minutes of it on one core."""
-        wanted = [case for case in cases if self.goals and case.work == "training step"]
-        return [case for case in wanted if "compile" in self(case)[1]]
+    def ahead(self, cases: Sequence[Case]) -> list[tuple[Case, str]]:
+        """Of a goals run the rivals whose preparation takes longest, minutes of it on one core: compiled training
+        steps, and one that has the network exported for all its rows, in bfloat16 with one graph more."""
+        from ifan.bench.machine import has_bf16
+
+        if not self.goals:
+            return []
+        here = [case for case in cases if case.op == "network" and (not case.needs_bf16 or has_bf16("cpu"))]
+        steps = [(case, "compile") for case in here if case.work == "training step" and "compile" in self(case)[1]]
+        graphs = [(case, "openvino") for case in here if "openvino" in self(case)[1]]
+        return steps + sorted(graphs, key=lambda one: not one[0].needs_bf16)[:1]
 
 
 def _run(
@@ -141,7 +148,7 @@ def _run(
     from ifan.bench import report
     from ifan.bench.goals import judge
     from ifan.bench.plots import draw
-    from ifan.bench.suite import compile_ahead, named, run_suite
+    from ifan.bench.suite import named, prepare_ahead, run_suite
     from ifan.evaluation.report import write_json
 
     def say(text: str) -> None:
@@ -149,8 +156,8 @@ def _run(
 
     ahead = effort.ahead(cases) if apart else []
     if len(ahead) > 1:
-        say("compiling the training steps")
-        compile_ahead(ahead, replace(setting, compile_modes=setting.compile_modes[:1], compile_seconds=AHEAD_SECONDS))
+        say("compiling the training steps, exporting the network")
+        prepare_ahead(ahead, replace(setting, compile_modes=setting.compile_modes[:1], compile_seconds=AHEAD_SECONDS))
     rows: list[Row] = []
     for row in run_suite(cases, setting, effort, say, effort.adapt, named if apart else None):
         rows.append(row)

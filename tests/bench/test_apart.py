@@ -17,7 +17,7 @@ from ifan.bench.apart import Ended, Mark, apart, started
 from ifan.bench.machine import Peaks
 from ifan.bench.measure import Effort
 from ifan.bench.problem import Case, Problem, Ready, Setting
-from ifan.bench.suite import compile_ahead, run_suite
+from ifan.bench.suite import prepare_ahead, run_suite
 
 
 def aborting() -> Any:
@@ -154,7 +154,7 @@ def noting(name: str, quick: bool) -> Case:
     return Case(name.split()[0], "2x2", "forward", build)
 
 
-def test_compiling_ahead_goes_through_all(tmp_path: Path) -> None:
+def test_preparing_ahead_goes_through_all(tmp_path: Path) -> None:
     cases = [noting(f"{name} 2x2 forward float32", False) for name in ("crash", "one")]
-    compile_ahead(cases, Setting(tmp_path, threads=1, compile_modes=("default",)), noting)
+    prepare_ahead([(one, "compile") for one in cases], Setting(tmp_path, threads=1, compile_modes=("default",)), noting)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one": "default"}
