@@ -72,14 +72,19 @@ def run_suite(
             yield _apart(run, case, find, adapted, against)
 
 
-def prepare_ahead(rivals: Sequence[tuple[Case, str]], setting: Setting, find: Find = named) -> None:
+def prepare_ahead(rivals: Sequence[tuple[Case, str]], setting: Setting, find: Find = named) -> bool:
     """Prepare these rivals of these cases, all at once, for what they leave on disk: torch.compile's cache, exported
-    graphs. It is mostly work for one core. What goes wrong will go wrong again in the row, and is reported there."""
+    graphs. It is mostly work for one core. What goes wrong will go wrong again in the row, and is reported there;
+    returns whether nothing did."""
+    right = True
     with contextlib.ExitStack() as stack:
         waiting = [stack.enter_context(started(_prepare, find, case.name, name, setting)) for case, name in rivals]
         for answer in waiting:
-            with contextlib.suppress(Exception):
+            try:
                 answer(None)
+            except Exception:
+                right = False
+    return right
 
 
 def _prepare(_: Mark, find: Find, case: str, rival: str, setting: Setting) -> None:

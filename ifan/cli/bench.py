@@ -155,9 +155,11 @@ def _run(
         typer.echo(text, err=True)
 
     ahead = effort.ahead(cases) if apart else []
-    if len(ahead) > 1:
+    if len(ahead) > 1 and not (kept := _kept_graphs()).exists():
         say("compiling the training steps, exporting the network")
-        prepare_ahead(ahead, replace(setting, compile_modes=setting.compile_modes[:1], compile_seconds=AHEAD_SECONDS))
+        early = replace(setting, compile_modes=setting.compile_modes[:1], compile_seconds=AHEAD_SECONDS)
+        if prepare_ahead(ahead, early):
+            kept.touch()
     rows: list[Row] = []
     for row in run_suite(cases, setting, effort, say, effort.adapt, named if apart else None):
         rows.append(row)
@@ -174,6 +176,17 @@ def _run(
     if plots:
         typer.echo("\nplots: " + ", ".join(str(path) for path in draw(rows, plots)))
     return any(verdict.failed for verdict in verdicts)
+
+
+def _kept_graphs() -> Path:
+    """A file in the folder where torch.compile keeps its graphs, there once those of this commit's goals are."""
+    import torch
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    from ifan import __version__
+    from ifan.bench.machine import commit
+
+    return Path(cache_dir()) / f"ifan-{__version__}-{commit() or 'installed'}-torch-{torch.__version__}"
 
 
 def _results(machine: dict[str, Any]) -> Path | None:

@@ -155,6 +155,8 @@ def noting(name: str, quick: bool) -> Case:
 
 
 def test_preparing_ahead_goes_through_all(tmp_path: Path) -> None:
-    cases = [noting(f"{name} 2x2 forward float32", False) for name in ("crash", "one")]
-    prepare_ahead([(one, "compile") for one in cases], Setting(tmp_path, threads=1, compile_modes=("default",)), noting)
+    crash, one = ((noting(f"{name} 2x2 forward float32", False), "compile") for name in ("crash", "one"))
+    setting = Setting(tmp_path, threads=1, compile_modes=("default",))
+    assert not prepare_ahead([crash, one], setting, noting)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one": "default"}
+    assert prepare_ahead([one], setting, noting)
