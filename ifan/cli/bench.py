@@ -155,10 +155,11 @@ def _run(
         typer.echo(text, err=True)
 
     ahead = effort.ahead(cases) if apart else []
-    if len(ahead) > 1 and not (kept := _kept_graphs()).exists():
+    kept = _kept_graphs() if len(ahead) > 1 else None
+    if len(ahead) > 1 and not (kept and kept.exists()):
         say("compiling the training steps, exporting the network")
         early = replace(setting, compile_modes=setting.compile_modes[:1], compile_seconds=AHEAD_SECONDS)
-        if prepare_ahead(ahead, early):
+        if prepare_ahead(ahead, early) and kept:
             kept.touch()
     rows: list[Row] = []
     for row in run_suite(cases, setting, effort, say, effort.adapt, named if apart else None):
@@ -178,15 +179,17 @@ def _run(
     return any(verdict.failed for verdict in verdicts)
 
 
-def _kept_graphs() -> Path:
-    """A file in the folder where torch.compile keeps its graphs, there once those of this commit's goals are."""
+def _kept_graphs() -> Path | None:
+    """A file in the folder where torch.compile keeps its graphs, there once those of this commit's goals are; none for
+    a changed checkout, whose next change would not be told from this one."""
     import torch
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     from ifan import __version__
     from ifan.bench.machine import commit
 
-    return Path(cache_dir()) / f"ifan-{__version__}-{commit() or 'installed'}-torch-{torch.__version__}"
+    found = commit() or "installed"
+    return None if found.endswith("+") else Path(cache_dir()) / f"ifan-{__version__}-{found}-torch-{torch.__version__}"
 
 
 def _results(machine: dict[str, Any]) -> Path | None:
