@@ -43,7 +43,7 @@ instruction-counts: $(STAMP)
 	$(BIN)/python tests/native/instructions.py --write
 
 sanitize: $(STAMP)
-	tests/native/sanitize.sh tests/ops tests/inference/test_engine.py tests/inference/test_bf16.py
+	tests/native/sanitize.sh tests/ops tests/engine
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=fullfunc,param:case --benchmark-columns=median,iqr,rounds

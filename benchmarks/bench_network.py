@@ -10,7 +10,7 @@ import torch
 
 from ifan import ops
 from ifan.config import NetworkConfig
-from ifan.inference.engine import Engine
+from ifan.engine.engine import Engine
 from ifan.network import IFAN, Predictions
 
 BATCHES = {"batch 1": 1, "batch 8": 8}

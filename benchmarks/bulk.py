@@ -24,10 +24,10 @@ import cv2
 import numpy as np
 import torch
 
+from ifan.bulk.run import predict_bulk
 from ifan.data.toy import ToyFaces
-from ifan.inference import FaceAnalyzer
-from ifan.inference.bulk import predict_bulk
-from ifan.inference.sources import expand
+from ifan.faces import FaceAnalyzer
+from ifan.faces.sources import expand
 from ifan.ops.native import cpu_module, cpu_refusal
 from ifan.weights import DEFAULT, load_network
 
@@ -133,8 +133,8 @@ def processes(options: argparse.Namespace, folder: Path) -> None:
 WORKER = """
 import sys, time, torch
 from benchmarks.bulk import table_tasks
-from ifan.inference import FaceAnalyzer
-from ifan.inference.bulk import predict_bulk
+from ifan.faces import FaceAnalyzer
+from ifan.bulk.run import predict_bulk
 from ifan.weights import load_network
 threads, batch, weights, iterations, detector, out = sys.argv[1:7]
 torch.set_num_threads(int(threads))

@@ -24,9 +24,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ifan.concat import Lanes
 from ifan.config import Config, load_config
 from ifan.data.toy import ToyFaces
-from ifan.features import Lanes
 from ifan.training import Trainer
 from ifan.training.model import build_model
 

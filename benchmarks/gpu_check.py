@@ -117,8 +117,8 @@ def network(device: str) -> list[str]:
 
 def graphs(device: str, backends: Sequence[str] = ("reference", "triton"), replaced: Any = None) -> list[str]:
     """Whether replayed CUDA graphs give what the network gives, for the operations' backends and both precisions;
-    ``replaced`` stands for `ifan.inference.cuda_graph.CudaDevice` where there is no GPU."""
-    from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
+    ``replaced`` stands for `ifan.cuda_graph.CudaDevice` where there is no GPU."""
+    from ifan.cuda_graph import GraphRunner, in_bfloat16
     from ifan.ops import use_backend
 
     (network, _), faults = _small_network(device), []
@@ -211,7 +211,7 @@ def timings(device: str) -> list[dict[str, Any]]:
 def _inference_row(device: str, faces: int = 32) -> dict[str, Any]:
     """Median milliseconds of three iterations on 32 faces of 128 pixels, bfloat16: the network alone and replayed."""
     from ifan.config import NetworkConfig
-    from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
+    from ifan.cuda_graph import GraphRunner, in_bfloat16
     from ifan.network import IFAN
     from ifan.ops import use_backend
 
@@ -244,7 +244,8 @@ def _problems(device: str) -> tuple[Any, Any]:
     torch.set_default_device(device)
     torch.manual_seed(0)
     import problems
-    import samples
+
+    from tests.support import samples
 
     return problems, samples
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.gpu_compile import CASES, CUDA, operations
-from ifan.ranges import named_ranges, span
+from ifan.profiling import named_ranges, span
 
 OPERATIONS = tuple(operations(*CASES["bf16"]))
 NO_GPU = "gpu_profile: expected a machine with a GPU; torch.cuda.is_available() is False. Run it where there is one."

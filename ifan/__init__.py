@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ifan.inference import FaceAnalyzer, load
+    from ifan.faces import FaceAnalyzer, load
     from ifan.network import IFAN
     from ifan.ops import use_backend
 
@@ -24,8 +24,8 @@ __all__ = ["IFAN", "FaceAnalyzer", "__version__", "load", "use_backend"]
 
 _HOMES = {
     "IFAN": "ifan.network",
-    "FaceAnalyzer": "ifan.inference",
-    "load": "ifan.inference",
+    "FaceAnalyzer": "ifan.faces",
+    "load": "ifan.faces",
     "use_backend": "ifan.ops",
 }
 

@@ -22,6 +22,12 @@ PARSING_CLASSES = ("background", "skin", "brow", "eye", "nose", "upper_lip", "in
 POINT_NAMES = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner")
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
+IGNORE = 255
+"""Parsing label of a pixel that no loss and no metric counts."""
+
+UNLABELLED = -1
+"""Class id of a sample that a classification task says nothing about."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -73,7 +79,7 @@ class NetworkConfig:
     one set of normalisation parameters and statistics. ``iteration_norm``: iterations after the first, which see
     predictions instead of constant means, share the first one's normalisation, as released, or have running
     ``statistics`` of their own, or all of it ``separate``. ``looks``: how often a face is looked at, framed anew by the
-    points of the first look (`ifan.inference.looks`); ``carry``: a closer look begins with what those before it found,
+    points of the first look (`ifan.refine`); ``carry``: a closer look begins with what those before it found,
     drawn into its crop, instead of the label means. Both are no part of the graph. Tasks come in the order parsing,
     landmarks, classifications; at most one parsing and one landmark task.
     """
@@ -118,7 +124,7 @@ class NetworkConfig:
         self.check_looks(self.looks)
 
     def check_looks(self, looks: int) -> int:
-        """``looks`` if this network can look that often (`ifan.inference.looks`); else raises ``ValueError``."""
+        """``looks`` if this network can look that often (`ifan.refine`); else raises ``ValueError``."""
         _require(looks >= 1, f"looks must be at least 1; got {looks}")
         _require(
             looks == 1 or set(POINT_NAMES) <= set(self.landmarks.classes if self.landmarks else ()),
@@ -217,7 +223,7 @@ class TrainingConfig:
     iterations: tuple[float, ...] = (1.0,)
     """Probability of training with 1, 2, ... iterations at a step."""
     closer: float = 0.0
-    """Share of the steps that train a closer look (`ifan.inference.looks`): a pass that begins with what the network
+    """Share of the steps that train a closer look (`ifan.refine`): a pass that begins with what the network
     finds in another crop of the same picture, drawn into its own."""
     feedback_warmup: int = 0
     """Steps over which the planes that are fed back turn from the label means into the predictions. Weights that know

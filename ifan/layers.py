@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifan import ops
+from ifan.concat import Concat, Lanes, Moments, MomentsReduce, joined_moments, pooled_moments
 from ifan.config import NetworkConfig, TaskConfig
-from ifan.features import Features, Lanes, Moments, MomentsReduce, joined_moments, pooled_moments
-from ifan.graph import encoder_widths
 from ifan.ops.channel_moments import Parts
 from ifan.ops.take_rows import take_rows
+from ifan.wiring import encoder_widths
 
 EPSILON = 1e-3
 MOMENTUM = 0.01
 
 
 @dataclass(frozen=True)
-class Reading:
+class ForwardContext:
     """How a pass reads its features: whose lanes, and with the batch's statistics (training) or the running ones.
 
     ``later``: the pass is not the first iteration, which matters where the running statistics are kept apart.
@@ -36,39 +36,39 @@ class Reading:
     reduce: MomentsReduce | None
     later: bool = False
 
-    def on(self, lanes: Lanes) -> Reading:
-        """The same way of reading other lanes."""
+    def on(self, lanes: Lanes) -> ForwardContext:
+        """The same context on other lanes."""
         return replace(self, lanes=lanes)
 
-    def shared(self, x: Tensor, batch: int) -> Features:
+    def shared(self, x: Tensor, batch: int) -> Concat:
         """A tensor that all tasks read: a row a sample, or one row for all.
 
         Running statistics let the ops look rows up as they read. Batch statistics are those of the lanes, so in
         training the rows are laid out by lane.
         """
         if not self.training:
-            return Features.of(self.lanes, x.expand(batch, -1, -1, -1), per_sample=True)
+            return Concat.of(self.lanes, x.expand(batch, -1, -1, -1), per_sample=True)
         if x.shape[0] == 1:
             x = x.expand(self.lanes.rows.shape[0], -1, -1, -1)
         elif not self.lanes.in_order:
             x = take_rows(x, self.lanes.rows)
         return self.fresh(x)
 
-    def fresh(self, x: Tensor) -> Features:
+    def fresh(self, x: Tensor) -> Concat:
         """A new tensor with a row a lane, and its moments where they will be needed."""
         if not self.training:
-            return Features.of(self.lanes, x)
+            return Concat.of(self.lanes, x)
         x, mean, var, by_task = ops.with_channel_moments(x, list(self.lanes.segments))
         return self._described(x, mean, var, by_task)
 
-    def with_moments(self, x: Tensor, mean: Tensor, var: Tensor) -> Features:
+    def with_moments(self, x: Tensor, mean: Tensor, var: Tensor) -> Concat:
         """A new tensor with a row a lane whose moments in this process are known."""
         x, by_task = ops.by_task(x, list(self.lanes.segments))
         return self._described(x, mean, var, by_task)
 
-    def _described(self, x: Tensor, mean: Tensor, var: Tensor, by_task: Parts) -> Features:
+    def _described(self, x: Tensor, mean: Tensor, var: Tensor, by_task: Parts) -> Concat:
         moments = joined_moments(x, (mean, var), self.lanes, self.reduce)
-        return Features.of(self.lanes, x, moments, by_task=by_task)
+        return Concat.of(self.lanes, x, moments, by_task=by_task)
 
 
 class TaskNorm(nn.Module):
@@ -112,7 +112,7 @@ class TaskNorm(nn.Module):
         mean, var = (getattr(self, name) for name in self._running(later))
         return self._by_task(mean), self._by_task(var)
 
-    def statistics(self, x: Features, later: bool) -> Moments:
+    def statistics(self, x: Concat, later: bool) -> Moments:
         """The batch's moments in training (and then the running ones follow), else the running ones."""
         if None in x.moments:
             return self.running(later)
@@ -156,26 +156,26 @@ class DenseBlock(nn.Module):
         self.norms = nn.ModuleList(TaskNorm(tasks, c, config) for c in inputs)
         self.convolutions = nn.ModuleList(convolution(c, config.growth, 3) for c in inputs)
 
-    def forward(self, x: Features, reading: Reading) -> Features:
+    def forward(self, x: Concat, context: ForwardContext) -> Concat:
         """The grown channels only, ``(N, layers * growth, H, W)`` together."""
         layers = [(cast(TaskNorm, n), cast(nn.Conv2d, c)) for n, c in zip(self.norms, self.convolutions, strict=True)]
-        if reading.training:
+        if context.training:
             grown = x
             # Moments that other processes or tasks share in must be joined before the next layer can begin.
-            apart = reading.reduce is not None or not layers[0][0].by_task
+            apart = context.reduce is not None or not layers[0][0].by_task
             for some in [[layer] for layer in layers] if apart else [layers]:
-                statistics = some[0][0].statistics(grown, reading.later)
-                new, mean, var = self._grow(grown, some, [statistics], reading.later)
-                grown = grown + reading.with_moments(new, mean, var)
+                statistics = some[0][0].statistics(grown, context.later)
+                new, mean, var = self._grow(grown, some, [statistics], context.later)
+                grown = grown + context.with_moments(new, mean, var)
                 for norm, layer in some[1:]:
-                    norm.follow(*grown.moments_of(layer.in_channels), x.lanes.global_segments, reading.later)
+                    norm.follow(*grown.moments_of(layer.in_channels), x.lanes.global_segments, context.later)
             return grown.tail(len(x.sources))
-        running = [norm.running(reading.later) for norm, _ in layers]
-        return Features.of(x.lanes, self._grow(x, layers, running, reading.later)[0])
+        running = [norm.running(context.later) for norm, _ in layers]
+        return Concat.of(x.lanes, self._grow(x, layers, running, context.later)[0])
 
     @staticmethod
     def _grow(
-        x: Features, layers: list[tuple[TaskNorm, nn.Conv2d]], statistics: list[Moments], later: bool
+        x: Concat, layers: list[tuple[TaskNorm, nn.Conv2d]], statistics: list[Moments], later: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         affine = [norm.affine(later) for norm, _ in layers]
         return ops.dense_block(
@@ -199,9 +199,9 @@ class TransitionDown(nn.Module):
         super().__init__()
         self.norm, self.convolution = TaskNorm(tasks, c_in, config), convolution(c_in, c_out, 1)
 
-    def forward(self, x: Features, reading: Reading) -> Features:
+    def forward(self, x: Concat, context: ForwardContext) -> Concat:
         """``(N, C_in, H, W)`` to ``(N, C_out, H / 2, W / 2)``."""
-        return reading.fresh(self.convolution(integrate(x, self.norm, reading.later, pool=2)))
+        return context.fresh(self.convolution(integrate(x, self.norm, context.later, pool=2)))
 
 
 class TransitionUp(nn.Module):
@@ -212,11 +212,11 @@ class TransitionUp(nn.Module):
         self.a = convolution(c_in, channels, 3, glorot=True)
         self.b = convolution(channels // 4, channels, 3, glorot=True)
 
-    def forward(self, x: Features, reading: Reading) -> Features:
+    def forward(self, x: Concat, context: ForwardContext) -> Concat:
         """``(N, C_in, H, W)`` to ``(N, channels, 2 H, 2 W)``."""
         x, weight = x.unique(self.a.weight)
         y = ops.transition_up(x.sources, weight, self.b.weight, x.lanes.rows, x.per_sample)
-        return reading.fresh(y)
+        return context.fresh(y)
 
 
 class ReEncoder(nn.Module):
@@ -262,13 +262,13 @@ class DenseHead(nn.Linear):
         self.dropout = config.dropout
         self.norm = TaskNorm(1, inputs, config, affine=False) if config.normalise_heads else None
 
-    def forward(self, x: Features, reading: Reading) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Concat, context: ForwardContext) -> Tensor:  # type: ignore[override]
         """``(N, C, H, W)`` to ``(N, outputs)``."""
         flat = x.concatenated().permute(0, 2, 3, 1).flatten(1).to(self.weight.dtype)
         if self.norm is not None:
-            mean, var = self.norm.statistics(reading.on(x.lanes).fresh(flat[:, :, None, None]), reading.later)
+            mean, var = self.norm.statistics(context.on(x.lanes).fresh(flat[:, :, None, None]), context.later)
             flat = (flat - mean) * (var + EPSILON).rsqrt()
-        return super().forward(F.dropout(flat, self.dropout, reading.training))
+        return super().forward(F.dropout(flat, self.dropout, context.training))
 
     def folded(self, later: bool) -> tuple[Tensor, Tensor]:
         """Weight ``(outputs, inputs)`` and bias, in double precision, of the plain layer that computes the same in the
@@ -293,10 +293,10 @@ class HeatMapHead(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(DenseBlock([c], 1, replace(config, growth=points)) for c in inputs)
 
-    def forward(self, levels: Sequence[Features], reading: Reading) -> Tensor:
-        """Features ``(N, C_i, S / 2^i, S / 2^i)`` of level i to ``(N, 2, P)``, crop sides from the centre."""
+    def forward(self, levels: Sequence[Concat], context: ForwardContext) -> Tensor:
+        """Concat ``(N, C_i, S / 2^i, S / 2^i)`` of level i to ``(N, 2, P)``, crop sides from the centre."""
         drawn = zip(self.levels, levels, strict=True)
-        return centres([level(x, reading.on(x.lanes)).sources[0] for level, x in drawn])
+        return centres([level(x, context.on(x.lanes)).sources[0] for level, x in drawn])
 
     def convolutions(self) -> list[nn.Conv2d]:
         """The convolution of each level, from the finest."""
@@ -315,7 +315,7 @@ def centres(maps: Sequence[Tensor]) -> Tensor:
     return torch.stack([(p.sum(2) * at).sum(2), (p.sum(3) * at).sum(2)], 1)
 
 
-def integrate(x: Features, norm: TaskNorm, later: bool, pool: int = 1) -> Tensor:
+def integrate(x: Concat, norm: TaskNorm, later: bool, pool: int = 1) -> Tensor:
     """Concatenation, task-wise normalisation, ReLU and pooling of ``x``: ``(N, C, H / pool, W / pool)``."""
     mean, var = norm.statistics(x, later)
     return ops.integrate(

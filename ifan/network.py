@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifan import ops
-from ifan.config import Kind, NetworkConfig, from_dict
-from ifan.features import Features, Lanes, MomentsReduce
-from ifan.graph import graph
+from ifan.concat import Concat, Lanes, MomentsReduce
+from ifan.config import Kind, NetworkConfig, TaskConfig, from_dict
 from ifan.hub import PyTorchModelHubMixin
 from ifan.layers import (
     DenseBlock,
     DenseHead,
+    ForwardContext,
     HeatMapHead,
-    Reading,
     ReEncoder,
     TransitionDown,
     TransitionUp,
     convolution,
 )
-from ifan.ranges import ranged, span
+from ifan.profiling import ranged, span
+from ifan.wiring import LEVELS, MIDDLE, Widths, joined_maps, wire
 
 BGR_MEAN = (103.939, 116.779, 123.68)
 
@@ -69,7 +69,7 @@ class IFAN(
 ):
     """The network of a `NetworkConfig` (or of the mapping that a saved model's ``config.json`` holds).
 
-    ``moments_reduce`` joins normalisation statistics over processes while training (`ifan.features.MomentsReduce`).
+    ``moments_reduce`` joins normalisation statistics over processes while training (`ifan.concat.MomentsReduce`).
     """
 
     mean_parsing: Tensor
@@ -84,29 +84,35 @@ class IFAN(
         self.fed_back = 1.0
         """Share of the predictions in the planes that are fed back; the rest is the label means."""
         self.class_sizes = tuple(t.width for t in config.classifications)
-        g, tasks = graph(config), len(config.tasks)
-        past_tap = [i for i, t in enumerate(config.tasks) if t.kind != "landmarks"]
+        widths, tasks = Widths(config), len(config.tasks)
+        past_tap = sum(t.kind != "landmarks" for t in config.tasks)
+
+        def block(index: int, tasks: int) -> DenseBlock:
+            return DenseBlock(widths.dense_inputs(index), tasks, config)
 
         self.encoders = nn.ModuleList(ReEncoder(t) for t in config.tasks)
-        self.stem = convolution(config.image_channels + g.planes, config.stem_channels, 7)
-        self.down_blocks = nn.ModuleList(DenseBlock(d.dense_inputs, tasks, config) for d in g.down)
-        widths = [tasks] * (config.blocks - 1) + [len(past_tap)]
-        down = [TransitionDown(d.joined, d.width_out, n, config) for d, n in zip(g.down, widths, strict=True) if n]
-        self.down = nn.ModuleList(down)
-        self.middle = DenseBlock(g.middle_inputs, len(past_tap), config) if past_tap else None
-        self.at_tap, self.past_tap = [i for i in range(tasks) if i not in past_tap], past_tap
+        self.stem = convolution(config.image_channels + widths.planes, config.stem_channels, 7)
+        self.down_blocks = nn.ModuleList(block(level, tasks) for level in range(LEVELS))
+        self.down = nn.ModuleList(
+            TransitionDown(x.channels, widths.down_width(level), past_tap if level == LEVELS - 1 else tasks, config)
+            for level, x in widths.down_in.items()
+        )
+        self.middle = block(MIDDLE, past_tap) if past_tap else None
         if config.parsing:
-            self.up = nn.ModuleList(TransitionUp(u.transition_in, config.up_channels) for u in g.up)
-            self.up_blocks = nn.ModuleList(DenseBlock(u.dense_inputs, 1, config) for u in g.up)
-            self.parsing_head = convolution(g.head_in, config.parsing.width, 1, glorot=True)
-        if config.landmarks and config.landmark_head == "dense":
-            self.landmark_head: DenseHead | HeatMapHead = DenseHead(
-                g.landmark_inputs, 2 * config.landmarks.width, config
+            self.up = nn.ModuleList(TransitionUp(x.channels, config.up_channels) for x in widths.up_in.values())
+            self.up_blocks = nn.ModuleList(block(MIDDLE + 1 + step, 1) for step in widths.up_in)
+            self.parsing_head = convolution(
+                widths.heads[config.parsing.name][0].channels, config.parsing.width, 1, glorot=True
             )
-        elif config.landmarks:
-            self.landmark_head = HeatMapHead([d.joined for d in g.down], config.landmarks.width, config)
+        if config.landmarks:
+            read = widths.heads[config.landmarks.name]
+            self.landmark_head: DenseHead | HeatMapHead = (
+                HeatMapHead([x.channels for x in read], config.landmarks.width, config)
+                if config.landmark_head == "heat_maps"
+                else DenseHead(read[0].values, 2 * config.landmarks.width, config)
+            )
         self.class_heads = nn.ModuleDict(
-            {t.name: DenseHead(g.class_inputs, t.width, config) for t in config.classifications}
+            {t.name: DenseHead(widths.heads[t.name][0].values, t.width, config) for t in config.classifications}
         )
         self._means(config)
 
@@ -244,72 +250,28 @@ class IFAN(
         groups = planes.split([t.width for t in self.config.tasks], 1)
         with span("re-encoders"):
             encoded = [encoder(group) for encoder, group in zip(self.encoders, groups, strict=True)]
-        joined: list[list[Tensor]] = [list(groups), [], *([e[i] for e in encoded] for i in range(3))]
-        reading = Reading(lanes, training, self.moments_reduce, later)
-        maps = [[reading.shared(m, stem.shape[0]) for m in level] for level in joined]
-        x = reading.shared(stem, stem.shape[0])
-        skips: list[Features] = []
-        taps: list[Features] = []
-        for i, block in enumerate(self.down_blocks):
-            with span(f"block {i + 1}"):
-                skips.append(x + block(x, reading) + x)
-            taps.append(tap := sum(maps[i], skips[-1]))
-            if i < len(self.down_blocks) - 1:
-                with span(f"transition down {i + 1}"):
-                    x = self.down[i](tap, reading)
-        points = self._landmarks(taps, reading)
-        classes, parsing = self._past_tap(tap, skips, maps, reading)
+        context = ForwardContext(lanes, training, self.moments_reduce, later)
+        levels = joined_maps(groups, encoded)
+        maps = [[context.shared(m, stem.shape[0]) for m in level] for level in levels]
+        found = wire(_Layers(self, context), context.shared(stem, stem.shape[0]), maps, self.config.tasks)
         rows = {t.name: r for t, r in zip(self.config.tasks, lanes.split(), strict=True)}
-        return Predictions(parsing, points, classes, rows)
+        return self._predictions(found, rows, stem)
 
-    def _landmarks(self, taps: list[Features], reading: Reading) -> Tensor:
-        task = self.config.landmarks
-        if task is None:
-            return taps[-1].sources[0].new_zeros(0, 2, 0)
-        with span(f"head {task.name}"):
-            if isinstance(self.landmark_head, HeatMapHead):
-                return cast(Tensor, self.landmark_head([tap.keep(self.at_tap) for tap in taps], reading))
-            points: Tensor = self.landmark_head(taps[-1].keep(self.at_tap), reading)
-        return points.unflatten(1, (2, task.width))
-
-    def _past_tap(
-        self, tap: Features, skips: list[Features], maps: list[list[Features]], reading: Reading
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Class logits by task and parsing logits: what lies beyond the landmark tap."""
+    def _predictions(self, found: dict[str, Tensor], rows: dict[str, Tensor], like: Tensor) -> Predictions:
+        """``found`` by task's name; tasks that are missing there have no rows."""
         config = self.config
-        classes = config.parsing.width if config.parsing else 0
-        nothing = tap.sources[0].new_zeros(0, classes, config.size, config.size)
-        if self.middle is None:
-            return {}, nothing
-        tap = tap.keep(self.past_tap)
-        if sum(tap.lanes.global_segments) == 0:
-            return {t.name: nothing.new_zeros(0, t.width) for t in config.classifications}, nothing
-        reading = reading.on(tap.lanes)
-        with span(f"transition down {len(self.down_blocks)}"):
-            x = self.down[-1](tap, reading)
-        with span("middle block"):
-            x = x + self.middle(x, reading)
-        logits = {}
-        for i, t in enumerate(config.classifications, 1 if config.parsing else 0):
-            with span(f"head {t.name}"):
-                logits[t.name] = self.class_heads[t.name](x.keep([i]), reading)
-        if config.parsing is None or x.lanes.global_segments[0] == 0:
-            return logits, nothing
-        return logits, self._parse(x.keep([0]), [s.keep([0]) for s in skips], maps, reading)
 
-    def _parse(self, x: Features, skips: list[Features], maps: list[list[Features]], reading: Reading) -> Tensor:
-        reading = reading.on(x.lanes)
-        for i, (up, block) in enumerate(zip(self.up, self.up_blocks, strict=True)):
-            level = len(skips) - i
-            if 2 <= level <= 4:
-                x = sum((m.keep([0]) for m in maps[level]), x)
-            with span(f"transition up {level}"):
-                x = up(x, reading) + skips[level - 1]
-            with span(f"block up {level}"):
-                x = x + block(x, reading)
-        x, weight = sum((m.keep([0]) for m in maps[0]), x).unique(self.parsing_head.weight)
-        with span("head parsing"):
-            return x.pointwise(weight)
+        def of(task: TaskConfig | None, *shape: int) -> Tensor:
+            value = found.get(task.name) if task else None
+            return like.new_zeros(0, *shape) if value is None else value
+
+        parsing, points = config.parsing, config.landmarks
+        return Predictions(
+            of(parsing, parsing.width if parsing else 0, config.size, config.size),
+            of(points, 2, points.width if points else 0),
+            {t.name: of(t, t.width) for t in config.classifications},
+            rows,
+        )
 
     def _check(self, images: Tensor, passes: int) -> None:
         size = self.config.image_size
@@ -317,6 +279,48 @@ class IFAN(
             raise ValueError(f"images: expected (B, 3, {size}, {size}); got {tuple(images.shape)}. Crop to that size.")
         if passes < 1:
             raise ValueError(f"iterations: expected at least 1; got {passes}")
+
+
+class _Layers:
+    """The layers of a network for one pass, as `ifan.wiring.Net`."""
+
+    def __init__(self, network: IFAN, context: ForwardContext) -> None:
+        self.config, self.network, self.context = network.config, network, context
+        self.blocks = [*network.down_blocks, network.middle, *(network.up_blocks if network.config.parsing else ())]
+
+    def dense(self, block: int, x: Concat) -> Concat:
+        """See `ifan.wiring.Net`."""
+        name = f"block {block + 1}" if block < MIDDLE else f"block up {2 * LEVELS + 1 - block}"
+        with span("middle block" if block == MIDDLE else name):
+            return cast(Concat, cast(DenseBlock, self.blocks[block])(x, self.context.on(x.lanes)))
+
+    def down(self, level: int, x: Concat) -> Concat:
+        """See `ifan.wiring.Net`."""
+        with span(f"transition down {level + 1}"):
+            return cast(Concat, self.network.down[level](x, self.context.on(x.lanes)))
+
+    def up(self, step: int, x: Concat) -> Concat:
+        """See `ifan.wiring.Net`."""
+        with span(f"transition up {LEVELS - step}"):
+            return cast(Concat, self.network.up[step](x, self.context.on(x.lanes)))
+
+    def head(self, task: TaskConfig, read: list[Concat]) -> Tensor:
+        """See `ifan.wiring.Net`."""
+        context = self.context.on(read[0].lanes)
+        with span(f"head {task.name}"):
+            if task.kind == "parsing":
+                x, weight = read[0].unique(self.network.parsing_head.weight)
+                return x.pointwise(weight)
+            if task.kind == "classification":
+                return cast(Tensor, self.network.class_heads[task.name](read[0], context))
+            head = self.network.landmark_head
+            if isinstance(head, HeatMapHead):
+                return cast(Tensor, head(read, context))
+            return cast(Tensor, head(read[0], context)).unflatten(1, (2, task.width))
+
+    def present(self, x: Concat) -> bool:
+        """See `ifan.wiring.Net`."""
+        return sum(x.lanes.global_segments) > 0
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from pretended_gpu import pretended_gpu
+
+from tests.support.pretended_gpu import pretended_gpu
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed: pip install triton", allow_module_level=True)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ifan.concat import Lanes
 from ifan.config import NetworkConfig, TaskConfig
-from ifan.features import Lanes
-from ifan.layers import DenseBlock, Reading, ReEncoder, centres
+from ifan.layers import DenseBlock, ForwardContext, ReEncoder, centres
 from ifan.ops.take_rows import take_rows
 
 FIVE = TaskConfig("mood", "classification", ("a", "b", "c", "d", "e"))
@@ -102,8 +102,8 @@ def test_layers_of_a_block_go_through_one_operation_or_one_each(task_norm: bool)
     for reduce in (None, lambda *moments: moments):
         torch.manual_seed(0)
         block, x = DenseBlock((8, 20, 32), 3, config), torch.randn(4, 8, 32, 32, requires_grad=True)
-        reading = Reading(lanes, True, reduce)
-        grown = block(reading.fresh(x), reading)
+        context = ForwardContext(lanes, True, reduce)
+        grown = block(context.fresh(x), context)
         whole, moments = grown.concatenated(), grown.moments_of(36)
         upstream = [torch.randn_like(whole), *(torch.randn_like(value) for value in moments)]
         gradients = torch.autograd.grad([whole, *moments], [x, *block.parameters()], upstream)
@@ -114,11 +114,11 @@ def test_layers_of_a_block_go_through_one_operation_or_one_each(task_norm: bool)
 
 def test_lanes_are_laid_out_by_an_operation_that_compilers_leave_whole() -> None:
     rows = torch.tensor([1, 0, 1])
-    reading = Reading(Lanes(rows, (2, 1)), True, None)
+    context = ForwardContext(Lanes(rows, (2, 1)), True, None)
     x = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
     upstream = torch.rand(3, 3, 4, 4)
     with Operations() as seen:
-        laid_out = reading.shared(x, 2).sources[0]
+        laid_out = context.shared(x, 2).sources[0]
         laid_out.backward(upstream)
     assert {"take_rows", "take_rows_backward"} <= seen.found
     assert not {"index", "index_select", "index_add", "index_add_", "index_put", "index_put_"} & seen.found

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import BATCH, FILE, ITERATIONS, SIZES, images, network, reference_outputs, sample
 from torch.utils.flop_counter import FlopCounterMode
 
 from ifan import ops
 from ifan.config import EMOTIONS, PAPER_TASKS, NetworkConfig, TaskConfig, load_config
-from ifan.graph import graph, macs
 from ifan.layers import TaskNorm
 from ifan.network import IFAN, Lanes, Predictions, released
+from ifan.wiring import Widths, macs
+from tests.support.golden import BATCH, FILE, ITERATIONS, SIZES, images, network, reference_outputs, sample
 
 TINY = NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=16, iterations=2)
 
@@ -27,30 +27,6 @@ HEAT_MAPS = replace(TINY, landmark_head="heat_maps")
 
 def conv_weights(model: IFAN) -> int:
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Conv2d))
-
-
-def test_down_path_has_the_published_widths() -> None:
-    rows = [(d.size, d.width_in, d.dense_inputs, d.dense_out, d.skip, d.maps, d.joined, d.width_out)
-            for d in graph(NetworkConfig()).down]  # fmt: skip
-    assert rows == [
-        (128, 48, (48, 60, 72), 84, 132, 21, 153, 52),
-        (64, 52, (52, 64, 76), 88, 140, 0, 140, 88),
-        (32, 88, (88, 100, 112), 124, 212, 55, 267, 124),
-        (16, 124, (124, 136, 148), 160, 284, 103, 387, 160),
-        (8, 160, (160, 172, 184), 196, 356, 135, 491, 196),
-    ]
-
-
-def test_middle_and_up_path_have_the_published_widths() -> None:
-    g = graph(NetworkConfig())
-    assert (g.middle_inputs, g.middle_out, g.head_in) == ((196, 208, 220), 232, 317)
-    assert [(u.size, u.transition_in, u.skip, u.dense_inputs, u.dense_out) for u in g.up] == [
-        (4, 232, 356, (484, 496, 508), 520),
-        (8, 655, 284, (412, 424, 436), 448),
-        (16, 551, 212, (340, 352, 364), 376),
-        (32, 431, 140, (268, 280, 292), 304),
-        (64, 304, 132, (260, 272, 284), 296),
-    ]
 
 
 def test_multiply_adds_are_the_published_ones() -> None:
@@ -108,12 +84,12 @@ def test_measured_operations_are_the_counted_ones_less_the_exact_savings(config:
     model = IFAN(config).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad(), ops.use_backend("reference"):
         model(torch.zeros(1, 3, 128, 128), iterations=1)
-    counted, g = macs(model.config), graph(model.config)
+    counted, ups_in = macs(model.config), Widths(model.config).up_in.values()
     released = sum(sum(groups.values()) for groups in counted.values())
     shared_stem = 2 * counted["parsing"]["stem"]
     pooled = sum(3 * v["transition_down"] // 4 for k, v in counted.items() if k != "shared")
-    ups = [u.transition_in - u_merged for u, u_merged in zip(g.up, (232, 495, 427, 343, 252), strict=True)]
-    merged = sum(9 * n * 128 * u.size**2 for n, u in zip(ups, g.up, strict=True)) + 48 * 9 * 128**2
+    ups = [u.channels - u_merged for u, u_merged in zip(ups_in, (232, 495, 427, 343, 252), strict=True)]
+    merged = sum(9 * n * 128 * u.side**2 for n, u in zip(ups, ups_in, strict=True)) + 48 * 9 * 128**2
     assert counter.get_total_flops() / 2 == released - shared_stem - pooled - merged
 
 

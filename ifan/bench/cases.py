@@ -15,7 +15,7 @@ from ifan import ops
 from ifan.bench import plain, rivals
 from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting, vector_error
 from ifan.config import NetworkConfig
-from ifan.graph import graph
+from ifan.wiring import LEVELS, MIDDLE, Widths
 
 Call = Callable[[Any, "str | None"], Sequence[Tensor]]
 """(inputs, backend) -> outputs; backend ``plain`` stands for the function in ordinary PyTorch."""
@@ -43,23 +43,25 @@ class Operation:
 
 def operations(quick: bool = False) -> list[Case]:
     """Every op and size; ``quick``: the same kinds of work at sizes that take milliseconds."""
-    g = graph(NetworkConfig(size=32 if quick else 128))
+    widths = Widths(NetworkConfig(size=32 if quick else 128))
+    growth, layers = widths.config.growth, widths.config.block_layers
     lanes, side = (2, 32) if quick else (8, 128)
     cases = [_moments(lanes, 128, side // 2, work) for work in (FORWARD, BOTH)]
-    for level in g.down:
-        grown = level.dense_out - level.width_in
-        sources = (level.width_in, grown, level.width_in, *([level.maps] if level.maps else []))
-        cases.append(_integrate(lanes, sources, level.size, FORWARD))
-        if level is g.down[0]:
-            cases.append(_integrate(lanes, sources, level.size, BOTH))
-            cases += [_integrate_with_moments(lanes, sources, level.size, apart) for apart in (False, True)]
-    layers, growth = 3, 12
-    for width, size in [(d.width_in, d.size) for d in g.down] + [(u.dense_inputs[0], 2 * u.size) for u in g.up]:
-        cases.append(_dense(1, width, size, layers, growth, FORWARD))
-    cases.append(_dense(lanes, g.down[1].width_in, g.down[1].size, layers, growth, BOTH))
-    for up in g.up:
-        cases.append(_transition(1, up.transition_in, up.size, FORWARD))
-    cases.append(_transition(lanes // 2, g.up[-1].transition_in, g.up[-1].size // 2, BOTH))
+    for level, joined in widths.down_in.items():
+        width, grown = widths.dense_in[level].channels, growth * layers
+        maps = joined.channels - 2 * width - grown
+        sources = (width, grown, width, *([maps] if maps else []))
+        cases.append(_integrate(lanes, sources, joined.side, FORWARD))
+        if level == 0:
+            cases.append(_integrate(lanes, sources, joined.side, BOTH))
+            cases += [_integrate_with_moments(lanes, sources, joined.side, apart) for apart in (False, True)]
+    for block, x in widths.dense_in.items():
+        if block != MIDDLE:
+            cases.append(_dense(1, x.channels, x.side, layers, growth, FORWARD))
+    second, last = widths.dense_in[1], widths.up_in[LEVELS - 1]
+    cases.append(_dense(lanes, second.channels, second.side, layers, growth, BOTH))
+    cases += [_transition(1, x.channels, x.side, FORWARD) for x in widths.up_in.values()]
+    cases.append(_transition(lanes // 2, last.channels, last.side // 2, BOTH))
     cases += [_encode(lanes, side, work) for work in (FORWARD, BOTH)]
     cases += [_loss(lanes, 11, side // 2, 4 * side), _loss(lanes, 9, side, side)]
     return cases
@@ -164,7 +166,7 @@ class _Frozen(nn.Module):
 
 def _exported(operation: Operation, inputs: Sequence[Tensor], setting: Setting) -> Path:
     """The op as ONNX, made once for all runtimes. Only the first set's weights: both sets share them."""
-    from ifan.inference.export import require, to_onnx
+    from ifan.export.graph import require, to_onnx
 
     try:
         for package in ("onnx", "onnxscript"):

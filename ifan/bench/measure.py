@@ -16,7 +16,7 @@ from ifan.bench import memory
 from ifan.bench.machine import Peaks, has_bf16, synchronise
 from ifan.bench.problem import CONTENDERS, OURS, Case, Missing, Problem, Ready, Run, Setting
 from ifan.bench.timing import interleave, pair_ratios, spread
-from ifan.ranges import named_ranges
+from ifan.profiling import named_ranges
 
 Row = dict[str, Any]
 """Plain data: see `measure`."""

@@ -17,11 +17,11 @@ from ifan import ops
 from ifan.bench import rivals
 from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting, vector_error
 from ifan.config import Config, NetworkConfig, load_config
-from ifan.graph import macs
-from ifan.inference.cuda_graph import GraphRunner, in_bfloat16
-from ifan.inference.export import FeedbackGraph, export, require
+from ifan.cuda_graph import GraphRunner, in_bfloat16
+from ifan.export.graph import FeedbackGraph, export, require
 from ifan.layers import DenseHead
 from ifan.network import IFAN, Predictions
+from ifan.wiring import macs
 
 BATCHES = (1, 8, 32)
 TRAINING = {"paper-64": 24, "paper-128": 12}
@@ -178,7 +178,7 @@ def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Settin
 
     steps, short = passes(network.config.iterations), dtype == "bfloat16"
     if setting.device == "cpu":
-        from ifan.inference.engine import Engine
+        from ifan.engine.engine import Engine
 
         def loop(iterations: int, precision: str) -> Run:
             engine = Engine(network, iterations, precision=precision)

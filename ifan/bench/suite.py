@@ -16,7 +16,7 @@ from ifan.bench.machine import Peaks, describe, has_bf16, peaks
 from ifan.bench.measure import Effort, Row, entry_of, measure, threads, unmeasured
 from ifan.bench.network import inference, training
 from ifan.bench.problem import Case, Setting
-from ifan.ranges import named_ranges
+from ifan.profiling import named_ranges
 
 Find = Callable[[str, bool], Case]
 

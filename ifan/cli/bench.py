@@ -48,7 +48,7 @@ def bench(
     from ifan.bench.measure import threads as on_threads
     from ifan.bench.problem import Setting
     from ifan.bench.suite import choose, suite
-    from ifan.ranges import named_ranges
+    from ifan.profiling import named_ranges
 
     rivals = _rivals(against)
     _check_device(device)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ifan.data.sample import FaceSample
-    from ifan.inference import FaceAnalyzer, PhotoResult
+    from ifan.faces import FaceAnalyzer, PhotoResult
 
 PORTRAIT = "astronaut.png"
 """The NASA portrait of Eileen Collins (public domain)."""
@@ -25,8 +25,8 @@ def demo(
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
 ) -> None:
     """Analyse a portrait and four drawn faces, and say where the pictures are."""
-    from ifan.inference import load
-    from ifan.inference.files import encode_png, write_files
+    from ifan.bulk.files import encode_png, write_files
+    from ifan.faces import load
 
     analyzer = load(weights)
     portrait = (resources.files("ifan") / "assets" / PORTRAIT).read_bytes()
@@ -51,8 +51,8 @@ def _captions(portrait_files: int) -> list[str]:
 def _drawn_faces(analyzer: FaceAnalyzer) -> np.ndarray:
     """A sheet with a row a face: the drawing, its exact labels, what the network says."""
     from ifan.data.toy import ToyFaces
-    from ifan.inference import FaceAnalyzer
-    from ifan.inference.draw import contact_sheet
+    from ifan.faces import FaceAnalyzer
+    from ifan.faces.draw import contact_sheet
 
     faces = ToyFaces(DRAWN_FACES, seed=0, size=DRAWN_SIDE)
     samples = [faces[i] for i in range(len(faces))]
@@ -85,7 +85,7 @@ def _tile(
     """A square picture with what is known about it drawn in, and a line of text below."""
     import numpy as np
 
-    from ifan.inference.draw import PAPER, paint, rings, write
+    from ifan.faces.draw import PAPER, paint, rings, write
 
     side = image.shape[0]
     tile = np.full((side + side // 8, side, 3), PAPER, np.uint8)

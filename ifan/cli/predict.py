@@ -14,7 +14,7 @@ from ifan.cli import one_line
 from ifan.cli.progress import progress
 
 if TYPE_CHECKING:
-    from ifan.inference import FaceAnalyzer, PhotoResult
+    from ifan.faces import FaceAnalyzer, PhotoResult
 
 TABLES = (".parquet", ".jsonl", ".csv")
 """Names of ``--out`` that ask for a table."""
@@ -59,7 +59,7 @@ def predict(
 
     Tables are folders of shards; the same command goes on where it was stopped. Exit code 1: some photo failed.
     """
-    from ifan.inference.sources import expand
+    from ifan.faces.sources import expand
 
     table = out.suffix.lower() in TABLES
     if table and (box or json_file or strict):
@@ -70,7 +70,7 @@ def predict(
     if not table:
         _refuse_to_overwrite(paths, stems, out, json_file)
 
-    from ifan.inference import CenterFace, FaceAnalyzer
+    from ifan.faces import CenterFace, FaceAnalyzer
     from ifan.weights import DEFAULT, load_network
 
     network = load_network(weights or DEFAULT)
@@ -102,7 +102,7 @@ def predict(
 
 
 def _predict_table(analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, every: int, maps: bool, shard: int) -> None:
-    from ifan.inference.bulk import predict_bulk
+    from ifan.bulk.run import predict_bulk
 
     with progress() as report:
         summary = predict_bulk(analyzer, paths, out, every=every, maps=maps, shard_rows=shard, progress=report)
@@ -184,8 +184,8 @@ def _one(
     analyzer: FaceAnalyzer, path: str, stem: str, boxes: Sequence[tuple[float, ...]], out: Path, every: int
 ) -> dict[str, Any]:
     """Analyse and save a photo or clip, say so, and return what ``--json`` keeps of it."""
-    from ifan.inference.clip import save_clip
-    from ifan.inference.sources import is_clip
+    from ifan.faces.clip import save_clip
+    from ifan.faces.sources import is_clip
 
     if is_clip(path):
         files, frames, faces = save_clip(analyzer, path, out, stem, every)
@@ -204,6 +204,6 @@ def _summary(result: PhotoResult) -> str:
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    from ifan.inference.files import write_files
+    from ifan.bulk.files import write_files
 
     write_files({path: json.dumps(tree, indent=1).encode()})

@@ -14,7 +14,7 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Serve a page: drag a photo or use the camera; boxes, parsing, points and emotion, one or three iterations."""
-    from ifan.inference import load
-    from ifan.inference.page import serve as serve_page
+    from ifan.faces import load
+    from ifan.faces.page import serve as serve_page
 
     serve_page(load(weights, device), port, max_mb)

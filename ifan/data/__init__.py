@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ifan.config import IGNORE, UNLABELLED
+from ifan.crop import Crop, crop_image, crop_labels, map_to_image, points_from_crop, points_to_crop
 from ifan.data.celebamask import CelebAMaskHQ
-from ifan.data.crop import Crop, crop_image, crop_labels, map_to_image, points_from_crop, points_to_crop
 from ifan.data.dataset import DataError, FaceDataset, Reader, check_split
 from ifan.data.fer2013 import FER2013Reader
 from ifan.data.folders import RAFDB, AffectNet, ClassFolders
@@ -14,7 +15,7 @@ from ifan.data.images import ImageError, read_image
 from ifan.data.lapa import LaPa
 from ifan.data.mtfl import MTFL
 from ifan.data.pts import Helen194, Points300W
-from ifan.data.sample import IGNORE, UNLABELLED, FaceSample
+from ifan.data.sample import FaceSample
 from ifan.data.shards import ShardDataset, shard_folder
 from ifan.data.toy import ToyFaces, open_toy
 

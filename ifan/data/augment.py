@@ -1,7 +1,7 @@
 """Random changes of a training sample: one crop for the geometry, then changes of the pixels alone.
 
 Everything is drawn from the generator given, so a sample is a pure function of its seed. The geometry is one affine
-map, applied by `ifan.data.crop` to picture, label map and points alike.
+map, applied by `ifan.crop` to picture, label map and points alike.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 
 from ifan.config import AugmentConfig
-from ifan.data.crop import Crop
+from ifan.crop import Crop
 
 EARLIER = AugmentConfig(flip=0.5, shift=0.12, scale=(1.0, 1.8), rotate=20.0)
-"""From a closer look's crop to what the look before it may have seen of the face (`ifan.inference.looks`): as much or
+"""From a closer look's crop to what the look before it may have seen of the face (`ifan.refine`): as much or
 more, less upright, not in the middle, perhaps mirrored."""
 
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ifan.config import NetworkConfig
-from ifan.data.crop import Crop
+from ifan.config import IGNORE, UNLABELLED, NetworkConfig
+from ifan.crop import Crop
 from ifan.data.dataset import FaceDataset
-from ifan.data.sample import IGNORE, UNLABELLED, FaceSample
+from ifan.data.sample import FaceSample
 from ifan.data.targets import TargetMap
 
 

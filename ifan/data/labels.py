@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ifan.config import EMOTIONS, PARSING_CLASSES, POINT_NAMES
-from ifan.data.sample import IGNORE
+from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES
 
 Classes = Mapping[str, tuple[str, ...]]
 PARSING: Classes = {"parsing": PARSING_CLASSES}

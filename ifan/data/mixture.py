@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ifan.concat import Lanes
 from ifan.config import NetworkConfig, TrainingConfig
+from ifan.crop import Crop, crop_image
 from ifan.data.augment import EARLIER, augment_crop, augment_pixels
-from ifan.data.crop import Crop, crop_image
 from ifan.data.dataset import DataError, FaceDataset
 from ifan.data.evaluation import EvaluationBatch, evaluation_batches, label_means
 from ifan.data.targets import TargetMap, Targets
-from ifan.features import Lanes
 
 __all__ = ["Batch", "EvaluationBatch", "Loader", "Mixture", "evaluation_batches", "label_means"]
 

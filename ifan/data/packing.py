@@ -14,8 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ifan.config import UNLABELLED
 from ifan.data.dataset import DataError, FaceDataset, check_split
-from ifan.data.sample import UNLABELLED, FaceSample
+from ifan.data.sample import FaceSample
 from ifan.data.shards import DATA, FORMAT, INDEX, MANIFEST, VERSION, sha256
 
 QUALITY = 95

@@ -6,18 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-IGNORE = 255
-"""Parsing label of a pixel that no loss and no metric counts."""
-
-UNLABELLED = -1
-"""Class id of a sample that a classification task says nothing about."""
-
 
 @dataclass(frozen=True, slots=True)
 class FaceSample:
     """A picture with one face and the labels of the tasks its dataset knows.
 
-    ``image`` (H, W, 3) uint8 RGB. ``box`` (x0, y0, x1, y1) in pixels: what is cropped (see `ifan.data.crop`);
+    ``image`` (H, W, 3) uint8 RGB. ``box`` (x0, y0, x1, y1) in pixels: what is cropped (see `ifan.crop`);
     ``None`` = the whole image. ``parsing`` (H, W) uint8 class ids of the network's parsing task, 255 = ignored.
     ``points`` (P, 2) float32 x, y in pixels, in the order of `ifan.config.POINT_NAMES`, NaN = unlabelled. ``labels``
     maps a classification task's name to a class id.

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from ifan.config import UNLABELLED
 from ifan.data.dataset import SPLITS, DataError
 from ifan.data.images import read_image, read_label_image
-from ifan.data.sample import UNLABELLED, FaceSample
+from ifan.data.sample import FaceSample
 
 FORMAT, VERSION = "ifan-shards", 1
 DATA, INDEX, MANIFEST = "data.bin", "index.npz", "manifest.json"

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ifan.config import NetworkConfig, TaskConfig
-from ifan.data.crop import Crop, crop_image, crop_labels, points_to_crop
+from ifan.config import IGNORE, UNLABELLED, NetworkConfig, TaskConfig
+from ifan.crop import Crop, crop_image, crop_labels, points_to_crop
 from ifan.data.dataset import DataError, FaceDataset
 from ifan.data.labels import mirrored
-from ifan.data.sample import IGNORE, UNLABELLED, FaceSample
+from ifan.data.sample import FaceSample
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from ifan.config import EMOTIONS, PARSING_CLASSES
+from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES
 from ifan.data.dataset import DataError, check_split
 from ifan.data.labels import EMOTION, LANDMARKS, MTFL_ATTRIBUTES, PARSING, Classes
-from ifan.data.sample import IGNORE, FaceSample
+from ifan.data.sample import FaceSample
 
 FRACTION_BITS = 4
 """Fixed-point bits of OpenCV's drawing coordinates."""

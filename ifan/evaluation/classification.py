@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifan.data.sample import UNLABELLED
+from ifan.config import UNLABELLED
 
 CHUNK = 1 << 22
 """Elements counted at a time: their 64-bit indices take 32 MB."""

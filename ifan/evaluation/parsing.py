@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifan.data.sample import IGNORE
+from ifan.config import IGNORE
 from ifan.evaluation.classification import confusion_counts, f_scores, mean, ratio
 
 OVERALL_CLASSES = ("brow", "eye", "nose", "upper_lip", "inside_mouth", "lower_lip")

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifan.config import NetworkConfig, TaskConfig
-from ifan.data.crop import map_to_image
+from ifan.config import UNLABELLED, NetworkConfig, TaskConfig
+from ifan.crop import map_to_image
 from ifan.data.dataset import FaceDataset
 from ifan.data.evaluation import EvaluationBatch, evaluation_batches
-from ifan.data.sample import UNLABELLED, FaceSample
+from ifan.data.sample import FaceSample
 from ifan.data.targets import TargetMap
 from ifan.evaluation.classification import ClassificationMeter
 from ifan.evaluation.landmarks import LandmarkMeter
 from ifan.evaluation.parsing import ParsingMeter
-from ifan.inference.looks import look, scene
 from ifan.network import IFAN, Lanes, Predictions
+from ifan.refine import look, scene
 
 HEADLINES: dict[str, tuple[str, ...]] = {
     "parsing": ("mean_f", "overall_f", "accuracy"),
@@ -60,7 +60,7 @@ def evaluate(
         iterations: feedback passes; the configuration's if ``None``.
         device: where to run; moves the model. Where it is now if ``None``.
         every_iteration: measure after each pass, not only the last; with ``network.carry`` each closer look is one.
-        looks: how often each face is looked at (`ifan.inference.looks`); the configuration's if ``None``. Closer looks
+        looks: how often each face is looked at (`ifan.refine`); the configuration's if ``None``. Closer looks
             are framed by what the first predicts, never by labels, and see the pixels of the dataset's own picture.
 
     Returns:

@@ -15,7 +15,7 @@ from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.operation import is_plain_eager, operation
 from ifan.ops.recompute import gradients
-from ifan.ranges import ranged
+from ifan.profiling import ranged
 
 NAME = "channel_moments"
 Parts = tuple[Tensor, ...] | None

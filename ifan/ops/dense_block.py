@@ -17,7 +17,7 @@ from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.native import cpu_module, in_dtype
 from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
-from ifan.ranges import ranged
+from ifan.profiling import ranged
 
 NAME = "dense_block"
 

@@ -15,7 +15,7 @@ from ifan.ops.gpu import cuda_refusal, kernels, triton_refusal
 from ifan.ops.hybrid_loss_checks import NAME, check_all_but_labels, check_labels
 from ifan.ops.operation import is_plain, is_watched, operation
 from ifan.ops.recompute import empty_gradients, gradients
-from ifan.ranges import ranged
+from ifan.profiling import ranged
 from ifan.reference.hybrid_loss import HybridLoss
 from ifan.reference.lanes import accumulation_dtype
 

@@ -15,7 +15,7 @@ from ifan.ops.dispatch import Kinds, choose, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
-from ifan.ranges import ranged
+from ifan.profiling import ranged
 
 NAME = "integrate"
 

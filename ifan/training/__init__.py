@@ -6,13 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ifan.tensorfile import CheckpointError
+    from ifan.safetensors_io import CheckpointError
     from ifan.training.model import build_model, export, load_weights
     from ifan.training.trainer import Trainer
 
 __all__ = ["CheckpointError", "Trainer", "build_model", "export", "load_weights"]
 
-_HOMES = {"CheckpointError": "ifan.tensorfile", "Trainer": "ifan.training.trainer"}
+_HOMES = {"CheckpointError": "ifan.safetensors_io", "Trainer": "ifan.training.trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from ifan.tensorfile import CheckpointError, check_header, load_checked
+from ifan.safetensors_io import CheckpointError, check_header, load_checked
 
 KEEP = 2
 """Checkpoints left in a run folder."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from ifan.config import Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, label_means
-from ifan.inference.looks import drawn_into
 from ifan.layers import EPSILON, HeatMapHead
 from ifan.network import IFAN
-from ifan.tensorfile import CheckpointError, load_checked
+from ifan.refine import drawn_into
+from ifan.safetensors_io import CheckpointError, load_checked
 from ifan.training.checkpoint import write_folder
 from ifan.weights import load_network
 

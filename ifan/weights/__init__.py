@@ -14,7 +14,7 @@ import torch
 
 from ifan.config import NetworkConfig, from_dict
 from ifan.network import IFAN, released
-from ifan.tensorfile import load_checked, read_header
+from ifan.safetensors_io import load_checked, read_header
 
 DEFAULT = "ifan-128"
 """The packaged weights that are used where none are named."""

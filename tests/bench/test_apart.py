@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import right
 
 from ifan.bench.apart import Ended, Mark, apart, started
 from ifan.bench.machine import Peaks
 from ifan.bench.measure import Effort
 from ifan.bench.problem import Case, Problem, Ready, Setting
 from ifan.bench.suite import prepare_ahead, run_suite
+from tests.support.fakes import right
 
 
 def aborting() -> Any:

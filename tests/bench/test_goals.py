@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import MACHINE, case, right
 
 from ifan.bench import report
 from ifan.bench.goals import INAPPLICABLE, REACHED, SHORT, UNMEASURED, default_file, judge, load_goals
 from ifan.bench.problem import Ready
 from ifan.bench.suite import suite
+from tests.support.fakes import MACHINE, case, right
 
 ONE = case({"ifan": lambda: Ready(right)})
 

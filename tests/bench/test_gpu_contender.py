@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretended_gpu import FakeDevice
 
 from ifan.bench.network import _engine, _images, _listed, random_network
 from ifan.bench.problem import Setting
 from ifan.config import NetworkConfig
-from ifan.inference.cuda_graph import in_bfloat16
+from ifan.cuda_graph import in_bfloat16
+from tests.support.pretended_gpu import FakeDevice
 
 CONFIG = NetworkConfig(size=32, iterations=2, growth=4, block_layers=1, stem_channels=8, up_channels=16)
 
@@ -20,7 +20,7 @@ CONFIG = NetworkConfig(size=32, iterations=2, growth=4, block_layers=1, stem_cha
 def test_graphs_and_parts_compute_the_same(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, images = random_network(CONFIG), [_images(32, 2, seed) for seed in (1, 2)]
     device = FakeDevice()
-    monkeypatch.setattr("ifan.inference.cuda_graph.CudaDevice", lambda _: device)
+    monkeypatch.setattr("ifan.cuda_graph.CudaDevice", lambda _: device)
     model = network if dtype == "float32" else in_bfloat16(network)
     with torch.inference_mode():
         wanted = [[value.float() for value in _listed(model(x)[-1])] for x in images]

@@ -7,11 +7,11 @@ import time
 
 import pytest
 import torch
-from fakes import TRUTH, case, right, row
 
 from ifan.bench import rivals
 from ifan.bench.problem import Missing, Ready, Run, Setting, largest_error, vector_error
 from ifan.bench.suite import choose, suite
+from tests.support.fakes import TRUTH, case, right, row
 
 
 def missing() -> Ready:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ifan.cli.predict import unique_stems
 from ifan.cli.progress import progress
-from ifan.inference.sources import expand
+from ifan.faces.sources import expand
 
 
 def huge(path: Path, width: int = 100_000, height: int = 100_000) -> Path:

@@ -10,9 +10,9 @@ import torch
 from comparison import check
 from emulation import ORDERS, SOURCES, compile_kernel, emulated, link, mutated_sources, needs_compiler
 from problems import PROBLEMS
-from tolerances import assert_no_worse
 
 from ifan import ops
+from tests.support.tolerances import assert_no_worse
 
 pytestmark = needs_compiler
 MUTANTS = [

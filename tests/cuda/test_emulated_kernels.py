@@ -8,17 +8,17 @@ from types import ModuleType
 import problems
 import pytest
 import torch
-from cases import LAYOUTS, arrange, assert_compiles
 from comparison import assert_same, check, poisoned
 from emulation import ORDERS, emulated, needs_compiler
 from problems import PROBLEMS, results
-from tolerances import assert_no_worse
 from torch import Tensor
 from torch.library import opcheck
 
 from ifan import ops
 from ifan.ops import gpu
 from ifan.ops.integrate import _forward as integrate_op
+from tests.support.cases import LAYOUTS, arrange, assert_compiles
+from tests.support.tolerances import assert_no_worse
 
 pytestmark = needs_compiler
 HALVES = (torch.float16, torch.bfloat16)

@@ -7,15 +7,15 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from dataset_layouts import picture
 
 from ifan.config import AugmentConfig, NetworkConfig, TaskConfig
+from ifan.crop import Crop
 from ifan.data.augment import EARLIER, augment_crop, augment_pixels
-from ifan.data.crop import Crop
 from ifan.data.labels import MTFL_ATTRIBUTES
 from ifan.data.sample import FaceSample
 from ifan.data.targets import TargetMap
 from ifan.data.toy import ToyFaces
+from tests.support.dataset_layouts import picture
 
 GEOMETRY = AugmentConfig(
     shift=0.1, scale=(0.7, 1.4), rotate=30, brightness=0, contrast=0, saturation=0, grey=0,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dataset_layouts as layouts
 import numpy as np
 import pytest
 
 from ifan.data import DATASETS, DataError, open_dataset
+from tests.support import dataset_layouts as layouts
 
 
 def message(name: str, path: Path, split: str = "train", read: bool = False, splits: Path | None = None) -> str:

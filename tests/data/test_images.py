@@ -11,10 +11,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from dataset_layouts import palette_png, picture
 from PIL import Image
 
 from ifan.data.images import MAX_BYTES, ImageError, check_header, read_image, read_label_image
+from tests.support.dataset_layouts import palette_png, picture
 
 RGB = picture(0)
 FORMATS = ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP"]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils.data import get_worker_info
 
-from ifan.config import EMOTIONS, AugmentConfig, NetworkConfig, TaskConfig, TrainingConfig
-from ifan.data.crop import crop_image, points_from_crop
+from ifan.config import EMOTIONS, IGNORE, AugmentConfig, NetworkConfig, TaskConfig, TrainingConfig
+from ifan.crop import crop_image, points_from_crop
 from ifan.data.dataset import DataError
 from ifan.data.mixture import Batch, Loader, Mixture, evaluation_batches, label_means
-from ifan.data.sample import IGNORE, FaceSample
+from ifan.data.sample import FaceSample
 from ifan.data.toy import ToyFaces
 
 NETWORK = NetworkConfig(size=64)

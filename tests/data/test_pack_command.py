@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dataset_layouts as layouts
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -12,6 +11,7 @@ from typer.testing import CliRunner
 from ifan.cli.options import by_name
 from ifan.cli.pack import pack
 from ifan.data import open_dataset
+from tests.support import dataset_layouts as layouts
 
 
 def run(*arguments: str) -> tuple[int, str, BaseException | None]:

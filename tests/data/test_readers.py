@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import dataset_layouts as layouts
 import numpy as np
 import pytest
 
-from ifan.config import EMOTIONS, PARSING_CLASSES, POINT_NAMES
+from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES
 from ifan.data import DATASETS, DataError, open_dataset
 from ifan.data.labels import CELEBAMASK, FER2013, LAPA, MTFL_ATTRIBUTES, mirrored
 from ifan.data.mtfl import offset
-from ifan.data.sample import IGNORE
+from tests.support import dataset_layouts as layouts
 
 FIVE = np.array([[20, 24], [41, 25], [31, 35], [23, 45], [39, 46]], np.float32)
 WRITERS: dict[str, Callable[[Path], Path]] = {

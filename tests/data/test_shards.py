@@ -8,7 +8,6 @@ import os
 import pickle
 from pathlib import Path
 
-import dataset_layouts as layouts
 import numpy as np
 import pytest
 
@@ -17,6 +16,7 @@ from ifan.data import DataError, ShardDataset, ToyFaces, open_dataset
 from ifan.data.mixture import evaluation_batches
 from ifan.data.packing import pack
 from ifan.data.sample import FaceSample
+from tests.support import dataset_layouts as layouts
 
 
 class Faces(ToyFaces):

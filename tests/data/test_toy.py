@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ifan.config import EMOTIONS, PARSING_CLASSES
+from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES
 from ifan.data import DataError, open_dataset
 from ifan.data.labels import MTFL_ATTRIBUTES
-from ifan.data.sample import IGNORE
 from ifan.data.toy import ToyFaces
 
 COUNT = 60

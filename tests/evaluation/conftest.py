@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ifan.config import EMOTIONS, PAPER_TASKS, PARSING_CLASSES, POINT_NAMES, NetworkConfig, TaskConfig
-from ifan.data.crop import points_to_crop
+from ifan.config import EMOTIONS, IGNORE, PAPER_TASKS, PARSING_CLASSES, POINT_NAMES, NetworkConfig, TaskConfig
+from ifan.crop import points_to_crop
 from ifan.data.dataset import FaceDataset
 from ifan.data.evaluation import evaluation_batches
-from ifan.data.sample import IGNORE, FaceSample
+from ifan.data.sample import FaceSample
 from ifan.network import Lanes, Predictions
 
 SIZE = 32

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import auc
 
 from ifan.config import POINT_NAMES
-from ifan.data.crop import Crop, points_to_crop
+from ifan.crop import Crop, points_to_crop
 from ifan.evaluation import LandmarkMeter
 
 FACE = np.array([[30, 70, 50, 35, 65], [40, 40, 60, 80, 80]], float)  # eyes 40 pixels apart

@@ -7,8 +7,7 @@ import torch
 from sklearn.metrics import f1_score
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassF1Score
 
-from ifan.config import PARSING_CLASSES
-from ifan.data.sample import IGNORE
+from ifan.config import IGNORE, PARSING_CLASSES
 from ifan.evaluation import ParsingMeter
 from ifan.evaluation import classification as counting
 from ifan.evaluation.parsing import OVERALL_CLASSES

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import torch
 from problems import Problem, results
-from samples import VECTOR_ERROR
-from tolerances import assert_close
 from torch import Tensor
+
+from tests.support.samples import VECTOR_ERROR
+from tests.support.tolerances import assert_close
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from samples import arrange, leaf, outputs_of
 from torch import Tensor
 
 from ifan import ops
+from tests.support.samples import arrange, leaf, outputs_of
 
 ROWS = torch.tensor([2, 0, 1, 1, 0])
 SEGMENTS = [2, 0, 3]

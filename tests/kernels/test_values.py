@@ -8,7 +8,6 @@ import comparison
 import problems
 import pytest
 import torch
-from cases import LAYOUTS
 from checker import checked
 from comparison import assert_same, exact
 from problems import PROBLEMS, QUICK, Problem, results
@@ -18,6 +17,7 @@ from torch.library import opcheck
 from ifan import ops
 from ifan.ops.hybrid_loss import _forward as loss_op
 from ifan.ops.integrate import _forward as integrate_op
+from tests.support.cases import LAYOUTS
 
 FEW = ("integrate", "channel_moments", "encode_predictions", "hybrid_loss-finer", "transition_up")
 

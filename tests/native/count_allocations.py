@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ifan.config import NetworkConfig
-from ifan.inference.engine import Engine
+from ifan.engine.engine import Engine
 from ifan.network import IFAN
 from ifan.ops.native import cpu_module, kernels_in_use
 

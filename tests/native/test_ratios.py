@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ifan import ops
 from ifan.config import NetworkConfig
-from ifan.inference.engine import Engine
+from ifan.engine.engine import Engine
 from ifan.network import IFAN
 from ifan.ops import backends
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import (
+from torch import Tensor
+from torch.library import opcheck
+
+from ifan import reference
+from ifan.ops import by_task, channel_moments, native, with_channel_moments
+from ifan.ops.channel_moments import _backward, _forward
+from tests.support.cases import (
     LAYOUTS,
     NATIVE,
     SEGMENTS,
@@ -17,13 +23,7 @@ from cases import (
     assert_same_gradients,
     needs_cpu,
 )
-from tolerances import assert_close, assert_no_worse
-from torch import Tensor
-from torch.library import opcheck
-
-from ifan import reference
-from ifan.ops import by_task, channel_moments, native, with_channel_moments
-from ifan.ops.channel_moments import _backward, _forward
+from tests.support.tolerances import assert_close, assert_no_worse
 
 SHAPES = ((5, 3, 7, 9), (5, 1, 1, 1), (5, 70, 2, 2), (5, 2, 65, 67))
 

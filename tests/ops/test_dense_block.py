@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import arrange, assert_compiles, assert_double_backward_raises, assert_same_gradients, leaf
-from tolerances import assert_close
 from torch import Tensor
 from torch.library import opcheck
 
 from ifan.ops import dense_block
 from ifan.ops.dense_block import _forward
+from tests.support.cases import arrange, assert_compiles, assert_double_backward_raises, assert_same_gradients, leaf
+from tests.support.tolerances import assert_close
 
 ROWS = torch.tensor([2, 0, 1, 1, 0])
 FLAGS = [False, True]

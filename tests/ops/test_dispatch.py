@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import compiled, needs_cpu
 
 from ifan import ops
 from ifan.ops import BackendError, channel_moments, current_backend, dispatch, gpu, native, set_backend, use_backend
+from tests.support.cases import compiled, needs_cpu
 
 X = torch.ones(2, 3, 2, 2)
 

@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import arrange, assert_compiles, assert_same_gradients, leaf
-from losses import (
+from torch import Tensor
+from torch.library import opcheck
+
+from ifan.ops import backends, hybrid_loss
+from ifan.ops.hybrid_loss import _forward
+from tests.support.cases import arrange, assert_compiles, assert_same_gradients, leaf
+from tests.support.losses import (
     CALLS,
     DTYPE,
     PREDICTIONS,
@@ -21,12 +26,7 @@ from losses import (
     op,
     with_predictions,
 )
-from tolerances import assert_close
-from torch import Tensor
-from torch.library import opcheck
-
-from ifan.ops import backends, hybrid_loss
-from ifan.ops.hybrid_loss import _forward
+from tests.support.tolerances import assert_close
 
 
 @CALLS

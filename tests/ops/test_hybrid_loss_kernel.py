@@ -6,18 +6,18 @@ import math
 
 import pytest
 import torch
-from cases import arrange, leaf, needs_cpu
-from losses import (
+from torch import Tensor
+
+from ifan.ops import native
+from tests.support.cases import arrange, leaf, needs_cpu
+from tests.support.losses import (
     all_gradients,
     batch,
     eager,
     kernel,
     large_batch,
 )
-from tolerances import assert_close, assert_no_worse
-from torch import Tensor
-
-from ifan.ops import native
+from tests.support.tolerances import assert_close, assert_no_worse
 
 RATIOS = [  # logits and labels of a side
     ((36, 33), (36, 33)),

@@ -4,7 +4,12 @@ import itertools
 
 import pytest
 import torch
-from cases import (
+from torch import Tensor
+from torch.library import opcheck
+
+from ifan.ops import integrate
+from ifan.ops.integrate import _forward
+from tests.support.cases import (
     LAYOUTS,
     NATIVE,
     SEGMENTS,
@@ -15,12 +20,7 @@ from cases import (
     leaf,
     needs_cpu,
 )
-from tolerances import assert_close, assert_no_worse
-from torch import Tensor
-from torch.library import opcheck
-
-from ifan.ops import integrate
-from ifan.ops.integrate import _forward
+from tests.support.tolerances import assert_close, assert_no_worse
 
 ROWS = torch.tensor([2, 0, 1, 1, 0])
 

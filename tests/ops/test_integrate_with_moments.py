@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import (
+from torch import Tensor
+from torch.library import opcheck
+
+from ifan.bench import plain
+from ifan.ops import channel_moments, integrate, integrate_with_moments
+from ifan.ops.integrate_with_moments import _forward
+from tests.support.cases import (
     LAYOUTS,
     NATIVE,
     SEGMENTS,
@@ -13,13 +19,7 @@ from cases import (
     leaf,
     needs_cpu,
 )
-from tolerances import assert_close, assert_no_worse
-from torch import Tensor
-from torch.library import opcheck
-
-from ifan.bench import plain
-from ifan.ops import channel_moments, integrate, integrate_with_moments
-from ifan.ops.integrate_with_moments import _forward
+from tests.support.tolerances import assert_close, assert_no_worse
 
 ROWS, FLAGS = torch.tensor([2, 0, 1, 1, 0]), [False, True, False]
 

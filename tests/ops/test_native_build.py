@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from cases import needs_cpu
 
 from ifan.ops import native
+from tests.support.cases import needs_cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from cases import arrange, assert_compiles, gradients, needs_cpu, outputs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +16,7 @@ from ifan.ops import BackendError, dense_block, native, transition_up
 from ifan.ops import convolution as convolution_module
 from ifan.ops.dense_block import _forward as dense_block_op
 from ifan.ops.transition_up import _forward as transition_up_op
+from tests.support.cases import arrange, assert_compiles, gradients, needs_cpu, outputs_of
 
 pytestmark = needs_cpu
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import assert_double_backward_raises, gradients
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -13,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ifan.ops import channel_moments, integrate
 from ifan.ops.operation import Operation, operation
+from tests.support.cases import assert_double_backward_raises, gradients
 
 
 @operation("ifan_tests::weighted_sum_backward")

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LAYOUTS, arrange, assert_compiles, needs_cpu, outputs_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ifan import ops
 from ifan.ops import BackendError, native
+from tests.support.cases import LAYOUTS, arrange, assert_compiles, needs_cpu, outputs_of
 
 pytestmark = needs_cpu
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from cases import LAYOUTS, VECTOR_ERROR, arrange, gradients, needs_cpu, outputs_of
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tolerances import assert_close
 from torch import Tensor
 
 from ifan.ops import channel_moments, dense_block, encode_predictions, hybrid_loss, integrate, transition_up
+from tests.support.cases import LAYOUTS, VECTOR_ERROR, arrange, gradients, needs_cpu, outputs_of
+from tests.support.tolerances import assert_close
 
 pytestmark = needs_cpu
 

@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import LAYOUTS, arrange, assert_compiles, assert_double_backward_raises, assert_same_gradients, leaf
 from test_dense_block import convolve
-from tolerances import assert_close
 from torch import Tensor
 from torch.library import opcheck
 
 from ifan.ops import transition_up
 from ifan.ops.transition_up import _forward
+from tests.support.cases import (
+    LAYOUTS,
+    arrange,
+    assert_compiles,
+    assert_double_backward_raises,
+    assert_same_gradients,
+    leaf,
+)
+from tests.support.tolerances import assert_close
 
 ROWS = torch.tensor([2, 0, 1, 1, 0])
 FLAGS = [False, True]

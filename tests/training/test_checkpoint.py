@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ifan.tensorfile import CheckpointError
+from ifan.safetensors_io import CheckpointError
 from ifan.training import checkpoint as module
 from ifan.training.checkpoint import checkpoints, load_tensors, read_state, save_checkpoint, step_of
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from ifan.config import Config
 from ifan.data.mixture import label_means
-from ifan.inference.looks import drawn_into
 from ifan.network import IFAN
+from ifan.refine import drawn_into
 from ifan.training import CheckpointError, Trainer, build_model, load_weights
 from ifan.training import trainer as module
 from ifan.training.checkpoint import checkpoints

@@ -1,0 +1,161 @@
+"""The crop convention: one square window of a picture, shared by training, evaluation and inference.
+
+Coordinates are continuous: pixel (i, j) covers [j, j+1) x [i, i+1) and its centre is (j + 0.5, i + 0.5). OpenCV's
+warps put centres on integers; that half pixel is corrected here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ifan.config import IGNORE
+
+SHRINK_ABOVE = 1.2
+"""Source pixels a drawn pixel above which areas are averaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A square of ``side`` pixels around (``cx``, ``cy``), turned clockwise by ``angle_deg``; ``flip`` mirrors its
+    content.
+
+    Raises ``ValueError`` when a number is not finite or the side is not positive.
+    """
+
+    cx: float
+    cy: float
+    side: float
+    angle_deg: float = 0.0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (self.cx, self.cy, self.side, self.angle_deg))) or self.side <= 0:
+            raise ValueError(
+                f"crop: expected finite numbers and a positive side; got {self}; check the box or the points"
+            )
+
+    @classmethod
+    def from_box(cls, box: Sequence[float], margin: float = 1.0) -> Crop:
+        """The square around the centre of ``box`` (x0, y0, x1, y1) with its longer side times ``margin``."""
+        x0, y0, x1, y1 = (float(v) for v in box)
+        if not (x1 > x0 and y1 > y0):
+            raise ValueError(f"crop: expected a box x0 < x1, y0 < y1; got {(x0, y0, x1, y1)}; order its corners")
+        return cls((x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0) * margin)
+
+    def seen_from(self, other: Crop) -> Crop:
+        """The same square in sides of ``other`` from its centre, as ``other`` is drawn."""
+        (cx,), (cy,) = points_to_crop(np.array([[self.cx, self.cy]]), other)
+        turn = (self.angle_deg - other.angle_deg) * (-1 if other.flip else 1)
+        return Crop(float(cx), float(cy), self.side / other.side, turn, self.flip != other.flip)
+
+    def matrix(self, size: int) -> np.ndarray:
+        """(2, 3) float64: continuous picture pixels -> continuous pixels of the crop drawn at ``size`` x ``size``."""
+        angle, scale = math.radians(self.angle_deg), size / self.side
+        c, s = scale * math.cos(angle), scale * math.sin(angle)
+        across = -1 if self.flip else 1
+        top = (across * c, across * s, size / 2 - across * (c * self.cx + s * self.cy))
+        return np.array([top, (-s, c, size / 2 + s * self.cx - c * self.cy)])
+
+
+def crop_image(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """The crop of ``image`` (H, W, 3) uint8 as (size, size, 3) uint8; the border pixel repeats outside the picture.
+
+    A crop that shrinks is drawn at twice its size, from areas averaged to about that size, and halved: nothing aliases
+    and the warp's interpolation blurs little.
+    """
+    drawn = 2 * size if crop.side > SHRINK_ABOVE * size else size
+    ratio, matrix = crop.side / drawn, crop.matrix(drawn)
+    x0, y0, x1, y1 = covered(crop, image.shape, 2 + 2 * ratio)
+    image = image[y0:y1, x0:x1]
+    matrix[:, 2] += matrix[:, :2] @ (x0, y0)
+    if ratio > SHRINK_ABOVE:
+        height, width = image.shape[:2]
+        small = max(1, round(width / ratio)), max(1, round(height / ratio))
+        image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+        matrix[:, :2] *= (width / small[0], height / small[1])
+    if image.shape[:2] != (drawn, drawn) or np.abs(matrix - np.eye(2, 3)).max() > 1e-9:
+        image = cv2.warpAffine(
+            image, _centres_on_integers(matrix), (drawn, drawn), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+    if drawn != size:
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(image)
+
+
+def crop_labels(labels: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """The crop of a label map (H, W) uint8 as (size, size) uint8: the label under each centre, IGNORE outside."""
+    height, width = labels.shape
+    inverse = cv2.invertAffineTransform(crop.matrix(size))
+    centres = np.arange(size) + 0.5
+    x, y = (
+        np.floor(row[0] * centres[None, :] + row[1] * centres[:, None] + row[2] + 1e-9).astype(np.int64)
+        for row in inverse
+    )
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    found = labels[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)]
+    return np.where(inside, found, np.uint8(IGNORE))
+
+
+def points_to_crop(points: np.ndarray, crop: Crop) -> np.ndarray:
+    """(P, 2) picture pixels -> (2, P) normalised to the crop: [-0.5, 0.5] inside. Order is kept, also when it flips."""
+    matrix = crop.matrix(1)
+    return np.asarray(matrix[:, :2] @ np.asarray(points, np.float64).T + matrix[:, 2:] - 0.5)
+
+
+def points_from_crop(points: np.ndarray, crop: Crop) -> np.ndarray:
+    """(2, P) normalised crop points -> (P, 2) picture pixels; the inverse of `points_to_crop`."""
+    inverse = cv2.invertAffineTransform(crop.matrix(1))
+    return np.asarray((inverse[:, :2] @ (np.asarray(points, np.float64) + 0.5) + inverse[:, 2:]).T)
+
+
+def map_to_image(probabilities: np.ndarray, crop: Crop, shape: tuple[int, int]) -> np.ndarray:
+    """(K, S, S) class probabilities of a crop -> (H, W) uint8 class ids at the picture's resolution.
+
+    Probabilities are interpolated, then the largest wins; pixels outside the crop are 0.
+    """
+    size = probabilities.shape[-1]
+    ids = np.zeros(shape, np.uint8)
+    x0, y0, x1, y1 = covered(crop, shape)
+    matrix = crop.matrix(size)
+    matrix[:, 2] += matrix[:, :2] @ (x0, y0)
+    warp = _centres_on_integers(matrix)
+    best = np.full((y1 - y0, x1 - x0), -np.inf, np.float32)
+    region = ids[y0:y1, x0:x1]
+    for k, plane in enumerate(probabilities):
+        drawn = cv2.warpAffine(
+            np.ascontiguousarray(plane, np.float32),
+            warp,
+            (x1 - x0, y1 - y0),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        better = drawn > best
+        region[better] = k
+        best[better] = drawn[better]
+    x, y = np.arange(x1 - x0) + 0.5, np.arange(y1 - y0) + 0.5
+    for row in matrix:
+        position = row[0] * x[None, :] + row[1] * y[:, None] + row[2]
+        region[(position < 0) | (position > size)] = 0
+    return ids
+
+
+def covered(crop: Crop, shape: Sequence[int], pad: float = 0.0) -> tuple[int, int, int, int]:
+    """Pixels x0, y0, x1, y1 of the picture that the crop and ``pad`` around it touch, at least one."""
+    angle = math.radians(crop.angle_deg)
+    reach = crop.side / 2 * (abs(math.cos(angle)) + abs(math.sin(angle))) + pad
+    height, width = shape[:2]
+    x0, y0 = (min(max(math.floor(c - reach), 0), n - 1) for c, n in ((crop.cx, width), (crop.cy, height)))
+    x1, y1 = (max(min(math.ceil(c + reach), n), a + 1) for c, a, n in ((crop.cx, x0, width), (crop.cy, y0, height)))
+    return x0, y0, x1, y1
+
+
+def _centres_on_integers(matrix: np.ndarray) -> np.ndarray:
+    """The same map for OpenCV, whose coordinates are ours less a half."""
+    shifted = matrix.copy()
+    shifted[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+    return shifted

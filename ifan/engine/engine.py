@@ -1,0 +1,137 @@
+"""The whole feedback loop as one native plan: weights repacked once, one arena, one call, no Python between layers.
+
+What is exact and saves work: stem and re-encoders run once for all tasks; the image's share of the stem once for all
+iterations; what the first iteration reads are constants; transitions down pool before their 1x1 convolution; skip
+channels that stand twice in a concatenation are read once where they are read raw; lanes are ordered so that those
+that go on past the landmark tap, and then those that are parsed, come first and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ifan.config import NetworkConfig
+from ifan.engine.recorder import Plan, PlanKey, uninitialised
+from ifan.engine.weights import PackedWeights
+from ifan.network import IFAN, Predictions, released
+from ifan.ops.native import bf16_refusal, cpu_module, kernels_in_use
+
+_LARGEST_SLICE = 128 * 128
+"""Pixels of the faces that share an arena: more of them outgrow the caches, fewer read the weights more often."""
+
+
+class Engine:
+    """A trained network on the CPU's native kernels.
+
+    Args:
+        network: the network, on the CPU in float32; its weights are copied.
+        iterations: feedback iterations; ``None`` = as the configuration says.
+        tasks: what the last iteration predicts; ``None`` = all. Earlier iterations always predict everything.
+        precision: ``"fp32"``, or ``"bf16"``: products of the convolutions in bfloat16, sums and all else in float32.
+
+    May be called from several threads at once. Raises ``ValueError`` for an unknown task or precision, a network
+    elsewhere or a processor without bfloat16 products, and ``ImportError`` where the native kernels are missing.
+    """
+
+    def __init__(
+        self,
+        network: IFAN,
+        iterations: int | None = None,
+        tasks: Sequence[str] | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        weight = network.stem.weight
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            raise ValueError(f"Engine: expected a float32 network on the CPU; got {weight.dtype} on {weight.device}")
+        _check_precision(precision)
+        self.config: NetworkConfig = network.config
+        self.iterations = network.config.iterations if iterations is None else iterations
+        if self.iterations < 1:
+            raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
+        names = [t.name for t in self.config.tasks]
+        wanted = names if tasks is None else [self.config.task(t).name for t in tasks]
+        self.tasks = tuple(names.index(n) for n in names if n in wanted)
+        self._weights = PackedWeights(released(network).eval(), precision == "bf16")
+        self._plans: dict[PlanKey, list[Plan]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def __call__(self, images: Tensor) -> Predictions:
+        """The last iteration's predictions for ``images (N, 3, I, I)`` RGB uint8, a row a sample."""
+        return self._run(images, None)
+
+    def iterate(self, images: Tensor, planes: Tensor) -> Predictions:
+        """One iteration from ``planes (N, K + P + sum of C, S, S)``: what the network's ``iterate`` does."""
+        return self._run(images, planes)
+
+    def _run(self, images: Tensor, planes: Tensor | None) -> Predictions:
+        size = self.config.image_size
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"images: expected (N, 3, {size}, {size}) uint8; got {tuple(images.shape)} {images.dtype}. Crop to "
+                "that size."
+            )
+        if not images.shape[0]:
+            return uninitialised(self.config, self.tasks, 0)
+        largest, threads, parts = (
+            max(1, _LARGEST_SLICE // self.config.size**2),
+            torch.get_num_threads(),
+            list[Predictions](),
+        )
+        starts = range(0, images.shape[0], largest)
+        for first in range(0, len(starts), threads):
+            together = starts[first : first + threads]  # a thread a slice, or all threads one slice after another
+            groups = [together] if len(together) == threads else [[start] for start in together]
+            for group in groups:
+                pieces = [slice(start, start + largest) for start in group]
+                parts += self._together([(images[i], None if planes is None else planes[i]) for i in pieces])
+        return joined(parts)
+
+    def _together(self, slices: Sequence[tuple[Tensor, Tensor | None]]) -> list[Predictions]:
+        plans = [self._taken(images.shape[0], planes is not None) for images, planes in slices]
+        for plan, (images, planes) in zip(plans, slices, strict=True):
+            plan.fill(images, planes)
+        cpu_module().run_plans([plan.plan for plan in plans], torch.get_num_threads())
+        found = [plan.predictions() for plan in plans]
+        with self._lock:
+            for plan in plans:
+                self._plans[plan.key].append(plan)
+        return found
+
+    def _taken(self, count: int, from_planes: bool) -> Plan:
+        """A plan for that many faces that nobody runs now."""
+        key = (count, from_planes, kernels_in_use())
+        with self._lock:
+            if self._plans[key]:
+                return self._plans[key].pop()
+        iterations = 1 if from_planes else self.iterations
+        return Plan(key, self._weights, count, iterations, self.tasks, from_planes)
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
+    cpu_module()
+    if precision == "bf16" and (missing := bf16_refusal()):
+        raise ValueError(f"precision 'bf16': expected a processor with AVX512_BF16; {missing}. Use 'fp32'.")
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of slices of a batch as those of the batch."""
+    if len(parts) == 1:
+        return parts[0]
+    first, rows, start = parts[0], defaultdict(list), 0
+    for part in parts:
+        for name, row in part.rows.items():
+            rows[name].append(row + start)
+        start += max((row.shape[0] for row in part.rows.values()), default=0)
+    return Predictions(
+        torch.cat([p.parsing_logits for p in parts]),
+        torch.cat([p.points for p in parts]),
+        {name: torch.cat([p.class_logits[name] for p in parts]) for name in first.class_logits},
+        {name: torch.cat(row) for name, row in rows.items()},
+    )

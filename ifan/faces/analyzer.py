@@ -1,0 +1,267 @@
+"""`FaceAnalyzer`: photos in, faces out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+
+from ifan.config import NetworkConfig
+from ifan.crop import Crop, covered, crop_image, map_to_image, points_from_crop
+from ifan.engine.predictor import NetworkPredictor, Predictor
+from ifan.faces.detect import Box, CenterFace, Detection, Detector
+from ifan.faces.framing import FACE_MARGIN, crop_of
+from ifan.faces.photo import as_rgb
+from ifan.faces.result import Face, PhotoResult
+from ifan.network import IFAN
+from ifan.refine import WIDER, scene
+
+
+def load(name_or_path: str | Path | None = None, device: str | torch.device = "cpu", **options: Any) -> FaceAnalyzer:
+    """An analyzer with trained weights.
+
+    Args:
+        name_or_path: weights that ship with the package by name, or a folder with ``config.json`` and
+            ``model.safetensors``; ``None`` = the default weights.
+        device: where the network runs; on a GPU from CUDA graphs, also with ``precision="bf16"``.
+        options: further arguments of `FaceAnalyzer`.
+
+    Raises:
+        ValueError: unknown name, damaged or missing weights; says what there is.
+    """
+    from ifan.weights import DEFAULT, load_network
+
+    return FaceAnalyzer(load_network(DEFAULT if name_or_path is None else name_or_path), device, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is left of a photo before the network runs: its ``size`` (width, height), its ``faces`` with their crops,
+    what the network will see of them, ``pixels`` (N, 3, I, I) uint8 RGB, and the ``scenes`` of closer looks."""
+
+    size: tuple[int, int]
+    faces: list[tuple[Detection, Crop]]
+    pixels: np.ndarray
+    scenes: list[np.ndarray]
+
+    def rows(self) -> list[tuple[np.ndarray, ...]]:
+        """What a `Predictor` takes of each face: its pixels, and its scene if there are several looks."""
+        return list(zip(self.pixels, self.scenes, strict=True)) if self.scenes else [(face,) for face in self.pixels]
+
+
+class FaceAnalyzer:
+    """Photos in, faces out: detection, crops, one batched network for all of them, results in pixels of the photos.
+
+    Args:
+        network: the network; put into evaluation mode.
+        device: where it runs.
+        detector: finds the faces of photos that come without boxes: the one in the package, any object with its method
+            (`ifan.faces.detect.Detector`), or ``None``: each photo is the crop of one face.
+        iterations: feedback iterations; ``None`` = as the network's configuration says.
+        batch_size: most faces that run at once.
+        margin: how much wider than a face's box its crop is, see `FACE_MARGIN`; faces with points scale with it.
+        tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
+        precision: ``"fp32"``, or on a CPU with AVX512_BF16 ``"bf16"``: faster, errors in docs/kernels/engine.md.
+        looks: how often each face is looked at: more than once, and the first look frames it for closer ones and sees
+            more of the hair (`ifan.refine`), for as many times the time; ``None`` = as the configuration says.
+
+    Raises:
+        ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
+    """
+
+    def __init__(
+        self,
+        network: IFAN,
+        device: str | torch.device = "cpu",
+        *,
+        detector: Detector | Literal["centerface"] | None = "centerface",
+        iterations: int | None = None,
+        batch_size: int = 32,
+        margin: float = FACE_MARGIN,
+        tasks: Sequence[str] | None = None,
+        precision: str = "fp32",
+        looks: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        if not 0.5 <= margin <= 4:
+            raise ValueError(f"margin: expected crop side / face side between 0.5 and 4; got {margin}")
+        self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks, precision, looks)
+        self.network, self.batch_size, self.margin, self.iterations = network, batch_size, margin, iterations
+        self.detector = _detector(detector)
+        self.looks = network.config.looks if looks is None else looks
+        self._device, self._tasks, self._precision = device, tasks, precision
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, and those that other processes get, make an engine of their own."""
+        options: dict[str, Any] = {
+            "detector": self.detector,
+            "iterations": self.iterations,
+            "batch_size": self.batch_size,
+            "margin": self.margin,
+            "tasks": self._tasks,
+            "precision": self._precision,
+            "looks": self.looks,
+        }
+        return partial(type(self), **options), (self.network, self._device)
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network's configuration."""
+        return self.predictor.config
+
+    @overload
+    def __call__(self, photos: list[Any] | tuple[Any, ...], boxes: Any = None) -> list[PhotoResult]: ...
+    @overload
+    def __call__(self, photos: Any, boxes: Any = None) -> PhotoResult: ...
+    def __call__(self, photos: Any, boxes: Any = None) -> PhotoResult | list[PhotoResult]:
+        """Analyse one photo or a list of them.
+
+        Args:
+            photos: a path, the bytes of a picture file, an (H, W, 3) uint8 RGB array, a PIL image, a (3, H, W) uint8
+                RGB tensor; or a list or tuple of such.
+            boxes: where the faces are: one box (x0, y0, x1, y1) in pixels, hairline to chin, or a sequence of boxes;
+                for a list of photos one of these (or ``None``) a photo. ``None`` = the detector looks for them.
+
+        Returns:
+            A `PhotoResult`, or for a list of photos the list of theirs in order.
+
+        Raises:
+            ValueError: a photo that cannot be read, or a box that is not in its photo; names the photo.
+        """
+        if not isinstance(photos, (list, tuple)):
+            return self.analyze([photos], [boxes])[0]
+        if boxes is not None and len(boxes) != len(photos):
+            raise ValueError(f"boxes: expected one entry for each of the {len(photos)} photos; got {len(boxes)}")
+        return self.analyze(photos, [None] * len(photos) if boxes is None else boxes)
+
+    def analyze(self, photos: Sequence[Any], boxes: Sequence[Any]) -> list[PhotoResult]:
+        """The list form of calling an analyzer; faces of all photos share batches."""
+        paths = [os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None for photo in photos]
+        names = [path or (f"photo {i}" if len(photos) > 1 else "photo") for i, path in enumerate(paths, 1)]
+        images = [as_rgb(photo, name) for photo, name in zip(photos, names, strict=True)]
+        prepared = self.prepare(images, boxes, names)
+        predictions = self.predict(prepared)
+        return [
+            PhotoResult(path, photo.size, self.faces(photo, predictions), image)
+            for path, photo, image in zip(paths, prepared, images, strict=True)
+        ]
+
+    def prepare(self, images: Sequence[np.ndarray], boxes: Sequence[Any], names: Sequence[str]) -> list[Prepared]:
+        """Find and crop the faces of ``images`` (H, W, 3) uint8 RGB; ``boxes`` as for a call. Safe in threads."""
+        given = [
+            None if box is None else _faces_in(box, image, name)
+            for image, box, name in zip(images, boxes, names, strict=True)
+        ]
+        searched = [image for image, faces in zip(images, given, strict=True) if faces is None]
+        found = iter(self.detector.detect(searched) if self.detector and searched else [])
+        return [
+            self._prepare(image, next(found, None) if faces is None else faces)
+            for image, faces in zip(images, given, strict=True)
+        ]
+
+    def _prepare(self, image: np.ndarray, detections: list[Detection] | None) -> Prepared:
+        """``None`` = the whole image is a crop."""
+        size = self.config.image_size
+        height, width = image.shape[:2]
+        if detections is None:
+            whole = Detection((0.0, 0.0, float(width), float(height)), None)
+            faces = [(whole, Crop.from_box(whole.box))]
+        else:
+            margin = self.margin * (WIDER if self.looks > 1 else 1)
+            faces = [(face, crop_of(face, margin)) for face in detections]
+        pixels = np.empty((len(faces), 3, size, size), np.uint8)
+        for row, (_, crop) in zip(pixels, faces, strict=True):
+            row[:] = crop_image(image, crop, size).transpose(2, 0, 1)
+        scenes = [scene(image, crop, size) for _, crop in faces] if self.looks > 1 else []
+        return Prepared((width, height), faces, pixels, scenes)
+
+    def predict(
+        self, photos: Iterable[Prepared | None], patience: int | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The predictions of each face of ``photos`` in order; of one face, without the first axis of `Predictor`.
+
+        Photos are taken as they are needed, and batches go over photos: all are full but the last, and those that have
+        waited while ``patience`` photos came; ``None`` counts as a photo without a face.
+        """
+        waiting: list[tuple[np.ndarray, ...]] = []
+        taken = 0
+        for photo in photos:
+            waiting += photo.rows() if photo else []
+            taken += 1
+            while len(waiting) >= self.batch_size or (waiting and patience is not None and taken >= patience):
+                yield from self._run(waiting[: self.batch_size])
+                del waiting[: self.batch_size]
+                taken = 0
+        for start in range(0, len(waiting), self.batch_size):
+            yield from self._run(waiting[start : start + self.batch_size])
+
+    def _run(self, faces: Sequence[tuple[np.ndarray, ...]]) -> Iterator[dict[str, np.ndarray]]:
+        pixels, *scenes = zip(*faces, strict=True)
+        predicted = self.predictor(np.stack(pixels), *scenes)
+        return ({name: value[i] for name, value in predicted.items()} for i in range(len(pixels)))
+
+    def faces(self, photo: Prepared, predictions: Iterator[dict[str, np.ndarray]]) -> tuple[Face, ...]:
+        """The faces of ``photo``, in its pixels, from the next of ``predictions``."""
+        return tuple(self._face(photo.size, found, crop, next(predictions)) for found, crop in photo.faces)
+
+    def _face(self, size: tuple[int, int], found: Detection, crop: Crop, predicted: dict[str, np.ndarray]) -> Face:
+        x0, y0, x1, y1 = region = covered(crop, size[::-1])
+        parsing: np.ndarray | None = None
+        names: tuple[str, ...] = ()
+        landmarks, classes = {}, {}
+        for task in self.predictor.tasks:
+            value = predicted[task.name]
+            if task.kind == "parsing":
+                inside = Crop(crop.cx - x0, crop.cy - y0, crop.side, crop.angle_deg, crop.flip)
+                parsing, names = map_to_image(value, inside, (y1 - y0, x1 - x0)), task.classes
+            elif task.kind == "landmarks":
+                pixels = points_from_crop(value, crop)
+                landmarks = {name: (float(x), float(y)) for name, (x, y) in zip(task.classes, pixels, strict=True)}
+            else:
+                classes[task.name] = {name: float(p) for name, p in zip(task.classes, value, strict=True)}
+        return Face(found.box, crop, region, parsing, names, landmarks, classes, found.score)
+
+
+def _detector(detector: Detector | str | None) -> Detector | None:
+    if detector == "centerface":
+        return CenterFace()
+    if detector is not None and not callable(getattr(detector, "detect", None)):
+        raise ValueError(
+            f'detector: expected "centerface", None or an object with a method detect(images); got {detector!r}'
+        )
+    return detector  # type: ignore[return-value]
+
+
+def _faces_in(boxes: Any, image: np.ndarray, name: str) -> list[Detection]:
+    """Checked boxes as detections."""
+    height, width = image.shape[:2]
+    for x0, y0, x1, y1 in (listed := _list_of_boxes(boxes, name)):
+        inside = min(x1, width) > max(x0, 0) and min(y1, height) > max(y0, 0)
+        sides = x1 - x0, y1 - y0
+        if not (inside and min(sides) >= 1 and max(sides) <= 2 * max(width, height)):
+            raise ValueError(
+                f"{name}: box {(x0, y0, x1, y1)} is not a face in a photo of {width} x {height} pixels; "
+                "give x0,y0,x1,y1 with x0 < x1 and y0 < y1"
+            )
+    return [Detection(box, None) for box in listed]
+
+
+def _list_of_boxes(boxes: Any, name: str) -> list[Box]:
+    """One box or several, maybe none, as a list."""
+    try:
+        table = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError):
+        table = np.full(1, np.nan)
+    if table.size == 0:
+        return []
+    table = table[None] if table.ndim == 1 else table
+    if table.ndim != 2 or table.shape[1] != 4 or not np.isfinite(table).all():
+        raise ValueError(f"{name}: expected a box (x0, y0, x1, y1) or a list of boxes in pixels; got {boxes!r}")
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in table.tolist()]

@@ -1,0 +1,96 @@
+"""Clips: frames with their times, upright; damage is one clear line; overlays and JSON beside each other."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ifan.faces import FaceAnalyzer
+from ifan.faces.clip import analyse_clip, save_clip
+from ifan.faces.sources import count_frames, expand, frames
+from tests.support.clips import turn_clip, write_clip
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "grey.mp4", 11)
+
+
+def test_every_nth_frame_with_its_time(clip: Path) -> None:
+    found = list(frames(str(clip), every=4))
+    assert [(number, round(time, 3)) for number, time, _ in found] == [(0, 0.0), (4, 0.4), (8, 0.8)]
+    for number, _, image in found:
+        assert image.shape == (48, 64, 3)
+        assert abs(int(image[40, 50, 0]) - 8 * number) < 6
+    assert [number for number, _, _ in frames(str(clip), 4, skip=2)] == [8]
+    assert count_frames(str(clip), 4) == 3
+
+
+def test_frames_come_upright(clip: Path) -> None:
+    turn_clip(clip)
+    _, _, image = next(frames(str(clip)))
+    assert image.shape == (64, 48, 3)
+    assert image[5, 40].min() > 200
+    assert image[5, 5].max() < 60
+    ok, other = cv2.VideoCapture(str(clip)).read()
+    assert ok
+    assert np.abs(image[..., ::-1].astype(int) - other).max() < 8
+
+
+def test_what_is_no_clip_is_one_line(clip: Path, tmp_path: Path) -> None:
+    for data in (b"", b"hello", clip.read_bytes()[:300]):
+        bad = tmp_path / "bad.mp4"
+        bad.write_bytes(data)
+        with pytest.raises(ValueError, match=r"bad.mp4: the clip cannot be read \(.+\); check or convert it"):
+            list(frames(str(bad)))
+    with pytest.raises(ValueError, match="cannot be read"):
+        list(frames(str(tmp_path / "none.mp4")))
+
+
+def test_addresses_pipes_and_playlists_are_not_followed(clip: Path, tmp_path: Path) -> None:
+    playlist = tmp_path / "playlist.mp4"
+    playlist.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{clip}\n#EXT-X-ENDLIST\n")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for bad in (str(playlist), "http://127.0.0.1:9/a.mp4", f"concat:{clip}|{clip}", str(tmp_path / "pipe.mp4")):
+        with pytest.raises(ValueError, match=r"cannot be read|expected a file"):
+            list(frames(bad))
+
+
+def test_odd_names_are_read(clip: Path, tmp_path: Path) -> None:
+    for name in (b"data:two\nlines.mp4", b"caf\xe9%20.mp4"):
+        odd = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+        Path(odd).write_bytes(clip.read_bytes())
+        assert len(list(frames(odd))) == 11
+
+
+def test_large_frames_are_few_at_once(analyzer: FaceAnalyzer, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a clip of 64 x 48 pixels three at a time where 10,000 pixels may be in memory."""
+    sizes, real = [], FaceAnalyzer.analyze
+    monkeypatch.setattr("ifan.faces.clip.PIXELS_AT_ONCE", 10_000)
+    monkeypatch.setattr(FaceAnalyzer, "analyze", lambda self, *a: (sizes.append(len(a[0])), real(self, *a))[1])
+    assert [number for number, _, _ in analyse_clip(analyzer, str(clip))] == list(range(11))
+    assert sizes == [3, 3, 3, 2]
+
+
+def test_folders_give_clips_too(clip: Path) -> None:
+    assert expand([str(clip.parent)]) == [str(clip)]
+    with pytest.raises(ValueError, match="no pictures"):
+        expand([str(clip.parent)], (".png",))
+
+
+def test_save_writes_an_overlay_and_lines(analyzer: FaceAnalyzer, clip: Path, tmp_path: Path) -> None:
+    (film, lines), count, faces = save_clip(analyzer, str(clip), tmp_path / "out", "a", every=2)
+    assert (count, faces) == (6, 6)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jsonl", "a_overlay.mp4"]
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [row["frame"] for row in rows] == [0, 2, 4, 6, 8, 10]
+    assert rows[3]["time"] == pytest.approx(0.6)
+    assert len(list(frames(str(film)))) == 6
+    with pytest.raises(ValueError, match="cannot be read"):
+        save_clip(analyzer, str(lines.rename(tmp_path / "b.mp4")), tmp_path / "out2", "b")
+    assert list((tmp_path / "out2").iterdir()) == []

@@ -1,0 +1,1 @@
+"""What tests share: made data, made networks, tolerances, golden values."""

@@ -1,0 +1,93 @@
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ifan.safetensors_io import CheckpointError, load_checked, read_header
+
+EXPECTED = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.int64)}
+
+
+def write(path: Path, header: object, body: bytes = b"", length: int | None = None) -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + body)
+    return path
+
+
+def entry(dtype: object = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def test_sound_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {"a": torch.randn(2, 3), "b": torch.arange(4)}
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert read_header(path) == {"a": (torch.float32, (2, 3)), "b": (torch.int64, (4,))}
+    loaded = load_checked(path, EXPECTED, "this network")
+    assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+
+
+HOSTILE = {
+    "empty file": (b"", b"", 0),
+    "header longer than the file": ({}, b"", 1 << 40),
+    "negative as unsigned": ({}, b"", (1 << 64) - 1),
+    "not JSON": (b"{{{{", b"", None),
+    "not UTF-8": (b"\xff\xfe\xff\xfe", b"", None),
+    "deep nesting": (b"[" * 100_000, b"", None),
+    "not an object": ([1, 2], b"", None),
+    "entry not an object": ({"a": 5}, b"", None),
+    "unknown dtype": ({"a": entry(dtype="F31")}, b"12345678", None),
+    "dtype not a string": ({"a": entry(dtype=["F32"])}, b"12345678", None),
+    "negative size": ({"a": entry(shape=[-2, -1])}, b"12345678", None),
+    "huge size": ({"a": entry(shape=[1 << 62])}, b"12345678", None),
+    "product overflows": ({"a": entry(shape=[1 << 40, 1 << 40])}, b"12345678", None),
+    "size is a float": ({"a": entry(shape=[2.0])}, b"12345678", None),
+    "size is a bool": ({"a": entry(shape=[True, 2])}, b"12345678", None),
+    "offsets swapped": ({"a": entry(offsets=[8, 0])}, b"12345678", None),
+    "offsets beyond the file": ({"a": entry(offsets=[8, 16])}, b"12345678", None),
+    "overlap": ({"a": entry(), "b": entry()}, b"12345678", None),
+    "gap": ({"a": entry(), "b": entry(offsets=[12, 20])}, b"1234567890" * 2, None),
+    "bytes left over": ({"a": entry()}, b"1234567890", None),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_header_is_refused(tmp_path: Path, case: str) -> None:
+    header, body, length = HOSTILE[case]
+    path = write(tmp_path / "x.safetensors", header, body, length)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: not a sound safetensors file"):
+        read_header(path)
+
+
+def test_header_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 3 << 30))
+        file.truncate(4 << 30)  # sparse
+    with pytest.raises(CheckpointError, match="header of 3221225472 bytes"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"a": torch.zeros(2, 3)}, "'b' is missing"),
+        ({**EXPECTED, "c": torch.zeros(1)}, "'c' is not part of it"),
+        ({**EXPECTED, "a": torch.zeros(3, 2)}, r"'a' should be \(2, 3\) torch.float32; got \(3, 2\)"),
+        ({**EXPECTED, "b": torch.zeros(4)}, r"'b' should be \(4,\) torch.int64; got \(4,\) torch.float32"),
+    ],
+)
+def test_file_of_another_network(tmp_path: Path, tensors: dict[str, torch.Tensor], said: str) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load_checked(path, EXPECTED, "this network")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="check the path"):
+        read_header(tmp_path / "x.safetensors")
