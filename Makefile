@@ -52,8 +52,8 @@ wheel-check:
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
-	$(BIN)/python docs/tools/generate.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+	$(BIN)/python tools/generate_docs.py
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

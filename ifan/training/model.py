@@ -14,6 +14,7 @@ from torch import Tensor
 from ifan.config import Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, label_means
+from ifan.hub import Training
 from ifan.layers import EPSILON, HeatMapHead
 from ifan.network import IFAN
 from ifan.refine import drawn_into
@@ -170,9 +171,9 @@ def _group(name: str) -> str:
     return ".".join(parts[: heads.get(parts[0], len(parts))])
 
 
-def export(model: IFAN, target: Path) -> None:
-    """Write ``model.safetensors`` and ``config.json`` for ``IFAN.from_pretrained`` to folder ``target`` in one step."""
+def export(model: IFAN, target: Path, training: Training) -> None:
+    """Write what `IFAN.from_pretrained` reads, with a card of the run, to folder ``target`` in one step."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, training=training)
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
     write_folder(target, files)
