@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
     "Reader",
     "ShardDataset",
     "ToyFaces",
+    "class_names",
     "crop_image",
     "crop_labels",
     "map_to_image",
@@ -67,8 +69,7 @@ def open_dataset(name: str, path: str | Path, split: str, splits: str | Path | N
     check_split(name, split)
     if name == ToyFaces.name and not Path(path).is_dir():
         return open_toy(str(path), split)
-    chosen = None if Path(path).exists() else _CHOSEN.fullmatch(str(path))
-    reader, path = (chosen["reader"], Path(chosen["path"])) if chosen else (name, Path(path))
+    reader, path = _chosen(name, path)
     packed = shard_folder(path, split)
     if packed is not None:
         dataset = ShardDataset(packed)
@@ -85,6 +86,27 @@ def open_dataset(name: str, path: str | Path, split: str, splits: str | Path | N
     if missing:
         raise DataError(f"dataset {name!r}: {reader} lacks {', '.join(missing)}; derive it from ifan.data.Reader")
     return opened
+
+
+def class_names(name: str, path: str | Path) -> Mapping[str, tuple[str, ...]]:
+    """Class names by task of a dataset of `open_dataset`, as far as they are known before it is read."""
+    if name == ToyFaces.name and not Path(path).is_dir():
+        return ToyFaces.classes
+    reader, path = _chosen(name, path)
+    packed = shard_folder(path, "train")
+    if packed is not None:
+        return ShardDataset(packed).classes
+    make = _reader(reader)
+    if make is ClassFolders and reader != name and path.is_dir():
+        return ClassFolders.classes_in(path, name)
+    found: Mapping[str, tuple[str, ...]] = getattr(make, "classes", {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def _chosen(name: str, path: str | Path) -> tuple[str, Path]:
+    """Reader and path of ``PATH`` or ``READER=PATH``; a path that exists is one."""
+    chosen = None if Path(path).exists() else _CHOSEN.fullmatch(str(path))
+    return (chosen["reader"], Path(chosen["path"])) if chosen else (name, Path(path))
 
 
 def _reader(name: str) -> Any:

@@ -36,16 +36,12 @@ class ClassFolders(Reader):
     def __init__(self, root: Path, split: str, split_file: Path | None = None, task: str | None = None) -> None:
         super().__init__(root, split, split_file)
         self.require()
-        found = {part: self._folder(names) for part, names in SPLIT_FOLDERS.items()}
-        self.task = "emotion"
-        names = {group.name for folder in filter(None, found.values()) for group in _groups(folder)}
-        names = names or {group.name for group in _groups(self.root)}
-        if task and not {name.lower() for name in names} <= set(self.table):
-            if len(names) < 2:
-                raise DataError(f"{root}: expected a folder for each of two classes or more; got {sorted(names)}")
-            self.task = task
-            self.classes = {task: tuple(sorted(names))}  # type: ignore[misc] # of this folder
-            self.table = {name.lower(): name for name in names}
+        found = _split_folders(self.root)
+        if task:
+            self.classes = self.classes_in(self.root, task)  # type: ignore[misc] # of this folder
+        (self.task,) = self.classes
+        if task and self.task == task:
+            self.table = {name.lower(): name for name in self.classes[task]}
         parts = {part: self._scan(folder) for part, folder in found.items() if folder is not None}
         if not parts:
             parts = {part: three_way(self._scan(self.root), part) for part in SPLIT_FOLDERS}
@@ -64,8 +60,16 @@ class ClassFolders(Reader):
         """Class id of the task, from the folder's name."""
         return {self.task: self.labels[index]}
 
-    def _folder(self, names: tuple[str, ...]) -> Path | None:
-        return next((self.root / name for name in names if (self.root / name).is_dir()), None)
+    @classmethod
+    def classes_in(cls, root: Path, task: str) -> Mapping[str, tuple[str, ...]]:
+        """Class names by task that the folders under ``root`` stand for: emotions, or classes of ``task``."""
+        parts = [folder for folder in _split_folders(root).values() if folder]
+        names = {group.name for folder in parts or [root] for group in _groups(folder)}
+        if names and {name.lower() for name in names} <= set(cls.table):
+            return cls.classes
+        if len(names) < 2:
+            raise DataError(f"{root}: expected a folder for each of two classes or more; got {sorted(names)}")
+        return {task: tuple(sorted(names))}
 
     def _scan(self, folder: Path) -> dict[str, Path]:
         """Key = path from the root -> file, of the classes we have."""
@@ -94,6 +98,14 @@ class AffectNet(ClassFolders):
 
     name = "affectnet"
     table = AFFECTNET
+
+
+def _split_folders(root: Path) -> dict[str, Path | None]:
+    """Folder of each split, ``None`` where there is none."""
+    return {
+        part: next((root / name for name in names if (root / name).is_dir()), None)
+        for part, names in SPLIT_FOLDERS.items()
+    }
 
 
 def _groups(folder: Path) -> list[Path]:
