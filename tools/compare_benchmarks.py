@@ -48,9 +48,8 @@ def compare(
         if old is None or new is None:
             lines.append([name, _figure(old), _figure(new), "", "new" if old is None else "**missing**"])
             continue
-        change = new / old - 1
-        worse = change > most if more_is_worse else change < -most
-        lines.append([name, _figure(old), _figure(new), f"{change:+.1%}", "**worse**" if worse else ""])
+        worse = new > old * (1 + most) if more_is_worse else new < old * (1 - most)
+        lines.append([name, _figure(old), _figure(new), f"{new / old - 1:+.1%}", "**worse**" if worse else ""])
     return lines
 
 

@@ -46,11 +46,11 @@ def add_tasks(config: Config, init: str | Path, added: Sequence[str], data: Mapp
     return replace(config, network=replace(network, tasks=tuple(tasks)), training=training)
 
 
-def widened(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def widened(given: Mapping[str, Tensor], own: Mapping[str, Tensor], pixels: int) -> dict[str, Tensor]:
     """Tensors ``given`` in the shapes of ``own``, a network of the same tasks and classifications after them.
 
     What is new is zero in weights; a new task's normalisation is that of the last given task; label means are those of
-    ``own``.
+    ``own``. ``pixels``: of the map that a dense head for points reads, whose inputs are all channels of each pixel.
     """
     found = dict(given)
     for name, old in given.items():
@@ -58,8 +58,10 @@ def widened(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
         if new is None or new.dim() != old.dim() or new.shape == old.shape:
             continue
         value = new.clone() if ".norm" in name or name == "mean_classes" else new.new_zeros(new.shape)
+        if name.startswith("landmark_head.") and name.count(".") < 3 and old.dim() == 2:
+            value, old = (x.unflatten(1, (pixels, -1)) for x in (value, old))
         value[tuple(slice(count) for count in old.shape)] = old
         if ".norm" in name:
             value[old.shape[0] :, : old.shape[1]] = old[-1].to(value.dtype)
-        found[name] = value
+        found[name] = value.reshape(new.shape)
     return found

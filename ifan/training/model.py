@@ -22,6 +22,7 @@ from ifan.safetensors_io import CheckpointError, load_checked
 from ifan.training.added_tasks import widened
 from ifan.training.checkpoint import write_folder
 from ifan.weights import load_network
+from ifan.wiring import LEVELS
 
 
 def build_model(config: Config, datasets: dict[str, FaceDataset] | None) -> IFAN:
@@ -126,7 +127,7 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
         )
     given, own = other.state_dict(), model.state_dict()
     given["stem.weight"] = _stem(other, model.config)
-    given = widened(given, own) if added else given
+    given = widened(given, own, (model.config.size >> (LEVELS - 1)) ** 2) if added else given
     found = {name: given.get(name, given.get(_first_iterations(name))) for name in own}
     odd = {name for name, value in found.items() if value is None or value.shape != own[name].shape}
     both = own.keys() & given.keys()  # a dense head may lack the statistics of its inputs

@@ -12,6 +12,7 @@ import torch
 
 from ifan.cli.train import train
 from ifan.config import Config, NetworkConfig
+from ifan.data.mtfl import MTFL
 from ifan.data.sample import FaceSample
 from ifan.network import IFAN
 from ifan.training import Trainer
@@ -89,7 +90,10 @@ def test_classes_come_from_the_data(tmp_path: Path) -> None:
         (tmp_path / "hats" / "train" / name).mkdir(parents=True)
     data = {"mtfl": "nowhere", "hat": f"folders={tmp_path / 'hats'}"}
     config = add_tasks(Config(), tmp_path / "given", ["smile", "hat"], data, False)
-    assert [(t.name, t.classes) for t in config.network.tasks[3:]] == [("smile", ("no", "yes")), ("hat", ("off", "on"))]
+    assert [(t.name, t.classes) for t in config.network.tasks[3:]] == [
+        ("smile", MTFL.classes["smile"]),
+        ("hat", ("off", "on")),
+    ]
     assert config.training.only == ()
 
 
