@@ -89,14 +89,14 @@ def test_a_process_that_waits_is_ended_with_what_it_started(tmp_path: Path) -> N
 PROGRAM = """
 import sys
 from pathlib import Path
-from test_apart import apart, found
+from tests.bench.test_apart import apart, found
 apart(found, "wait", Path(sys.argv[1]))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes under /proc")
 def test_nothing_outlives_a_parent_that_is_killed(tmp_path: Path) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=Path(__file__).parent)
+    parent = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=Path(__file__).parents[2])
     pid = tmp_path / "pid"
     until(pid.exists)
     parent.kill()
