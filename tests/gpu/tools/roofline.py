@@ -10,7 +10,6 @@ the vector units' and what it multiplies at the tensor cores'; and each launch c
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,9 @@ import torch
 from ifan.kernels.configs import CONFIGS
 
 from ifan.bench import cases
+from ifan.bench.goals import GOALS, load_goals
 from ifan.bench.problem import Case
+from ifan.bench.suite import suite
 from tests.gpu.tools.gpu_cost import Cost
 from tests.gpu.tools.gpu_trace import Step, inference_steps, operation_steps, total, training_steps
 
@@ -102,8 +103,7 @@ def predict(steps: Sequence[Step], device: GPU, half: bool) -> Prediction:
 
 def chosen() -> list[Case]:
     """The operations that the goals name, and those that they do not name."""
-    goals = (ROOT / "benchmarks" / "goals.yaml").read_text(encoding="utf-8")
-    named = set(re.findall(r"row: (.*)", goals))
+    named = {goal.row for goal in load_goals(GOALS, suite())}
     rest = ("channel_moments", "encode_predictions")
     return [c for c in cases.operations() if f"{c.op} {c.shape} {c.work} float32" in named or c.op in rest]
 

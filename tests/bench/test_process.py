@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from ifan.bench.apart import Ended, Mark, apart, started
 from ifan.bench.machine import Peaks
-from ifan.bench.measure import Effort
 from ifan.bench.problem import Case, Problem, Ready, Setting
-from ifan.bench.suite import prepare_ahead, run_suite
+from ifan.bench.process import Mark, ProcessDied, in_subprocess, started
+from ifan.bench.run import prepare_ahead, run_suite
+from ifan.bench.schedule import Schedule
 from tests.support.fakes import right
 
 
@@ -60,18 +60,18 @@ def case(name: str, quick: bool) -> Case:
 
 
 def test_the_answer_comes_from_another_process(tmp_path: Path) -> None:
-    assert apart(found, "answer", tmp_path) != os.getpid()
+    assert in_subprocess(found, "answer", tmp_path) != os.getpid()
 
 
 def test_what_is_raised_is_raised_here(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^no$"):
-        apart(found, "raise", tmp_path)
+        in_subprocess(found, "raise", tmp_path)
 
 
 def test_a_dead_process_says_why_and_what_it_was_at(tmp_path: Path) -> None:
     why = r"the process ended by SIGABRT: double free or corruption \(!prev\)"
-    with pytest.raises(Ended, match=f"^{why}$") as raised:
-        apart(found, "abort", tmp_path)
+    with pytest.raises(ProcessDied, match=f"^{why}$") as raised:
+        in_subprocess(found, "abort", tmp_path)
     assert raised.value.mark == "abort"
 
 
@@ -80,7 +80,7 @@ def test_a_process_that_waits_is_ended_with_what_it_started(tmp_path: Path) -> N
     pid = tmp_path / "pid"
     with started(found, "wait", tmp_path) as answer:
         until(pid.exists)
-        with pytest.raises(Ended, match="not finished in 0 s") as raised:
+        with pytest.raises(ProcessDied, match="not finished in 0 s") as raised:
             answer(0.01)
     assert raised.value.mark == "wait"
     until(lambda: gone(pid))
@@ -89,8 +89,8 @@ def test_a_process_that_waits_is_ended_with_what_it_started(tmp_path: Path) -> N
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.bench.test_apart import apart, found
-apart(found, "wait", Path(sys.argv[1]))
+from tests.bench.test_process import found, in_subprocess
+in_subprocess(found, "wait", Path(sys.argv[1]))
 """
 
 
@@ -119,11 +119,11 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_a_rival_that_crashes_costs_only_its_own_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ifan.bench.suite.limits", lambda setting, cases: Peaks(1e10, {"float32": 1e11}))
+    monkeypatch.setattr("ifan.bench.run.limits", lambda setting, cases: Peaks(1e10, {"float32": 1e11}))
     cases = [case("crash 2x2 forward float32", False), case("well 2x2 forward float32", False)]
     rivals = ("eager", "compile", "onnxruntime", "openvino")
     setting = Setting(Path(), threads=1)
-    crashed, well = run_suite(cases, setting, lambda _: (Effort(0.0, 3, 5), rivals), find=case)
+    crashed, well = run_suite(cases, setting, Schedule(2, rivals, quick=True, seconds=0.0), find=case)
     dead = "the process ended by SIGABRT: double free or corruption (!prev)"
     assert crashed["problem"] == f"failed: ifan: {dead}"
     assert well["problem"] is None

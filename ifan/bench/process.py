@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Mark = Callable[[str], None]
-"""Notes what the process is at, for `Ended`; costs less than a microsecond."""
+"""Notes what the process is at, for `ProcessDied`; costs less than a microsecond."""
 
 LONGEST = 64
 """Of a mark, in bytes."""
@@ -24,7 +24,7 @@ LEAVE = 10.0
 """Seconds in which a process that has answered may tidy up."""
 
 
-class Ended(Exception):
+class ProcessDied(Exception):
     """A process that gave no answer: why, and in ``mark`` what it was at."""
 
     def __init__(self, why: str, mark: str) -> None:
@@ -32,11 +32,11 @@ class Ended(Exception):
         self.mark = mark
 
 
-def apart(function: Callable[..., T], *arguments: Any, timeout: float | None = None) -> T:
+def in_subprocess(function: Callable[..., T], *arguments: Any, timeout: float | None = None) -> T:
     """``function(mark, *arguments)`` in a fresh process, which gets them by pickling; so does its answer this one.
 
-    Raises what the function raises, and `Ended` if its process dies or is not done after ``timeout`` seconds. Processes
-    that it started end with it.
+    Raises what the function raises, and `ProcessDied` if its process dies or is not done after ``timeout`` seconds.
+    Processes that it started end with it.
     """
     with started(function, *arguments) as answer:
         return answer(timeout)
@@ -62,12 +62,12 @@ def started(function: Callable[..., T], *arguments: Any) -> Iterator[Callable[[f
 
 def _wait(process: SpawnProcess, receiver: Connection, mark: Any, said: Path, timeout: float | None) -> Any:
     if not receiver.poll(timeout):
-        raise Ended(f"not finished in {timeout:.0f} s", mark.value.decode())
+        raise ProcessDied(f"not finished in {timeout:.0f} s", mark.value.decode())
     try:
         good, found = receiver.recv()
     except EOFError:
         process.join()
-        raise Ended(_why(process.exitcode or 0, said), mark.value.decode()) from None
+        raise ProcessDied(_why(process.exitcode or 0, said), mark.value.decode()) from None
     process.join(LEAVE)
     if not good:
         raise found
