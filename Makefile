@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
+.PHONY: demo test docs-generated lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
   instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
@@ -34,6 +34,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# The tables of docs/kernels that follow from data files and from the kernels' own code.
+docs-generated: $(STAMP)
+	$(BIN)/python -m tests.gpu.tools.pages
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -59,16 +63,16 @@ $(OLD_TRITON)/.installed: $(STAMP)
 	touch $@
 
 $(FAMILIES:%=gpu-compile-%): gpu-compile-%: $(STAMP)
-	$(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	$(BIN)/python -m tests.gpu.tools.gpu_compile --families $*
 
 $(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $*
 
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
 	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/gpu/test_triton_kernels.py
 
 gpu-compile-cuda: $(STAMP)
-	$(BIN)/python -m tests.gpu.tools.cuda_compile --check docs/kernels/cuda.md
+	$(BIN)/python -m tests.gpu.tools.cuda_compile
 
 gpu-sanitize: $(STAMP)
 	$(BIN)/python -m pytest tests/gpu/cuda/test_sanitizers.py -m full
