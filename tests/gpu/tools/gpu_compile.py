@@ -348,8 +348,8 @@ def survey(families: Sequence[str], cases: Sequence[str], once: bool = False) ->
 
 
 LEGEND = (
-    "Registers / spills / shared bytes, the most of all variants launched, / 16-byte of all global accesses, summed over\n"
-    "them."
+    "Registers / spills / shared bytes, the most of all variants launched, / 16-byte of all global accesses,\n"
+    "summed over them."
 )
 KNOWN = Path(__file__).with_name("gpu_compile.yaml")
 """What each supported version of Triton made of every kernel, case and family."""

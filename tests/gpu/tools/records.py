@@ -35,14 +35,12 @@ def differences(path: Path, version: str, table: Table) -> list[str]:
     known = read(path).get(version)
     if known is None:
         return []
-    found = [
-        f"{row} {name}" for row, cells in table.items() for name in cells if known.get(row, {}).get(name) != cells[name]
-    ]
-    return (
-        [f"{path.name} says otherwise of {', '.join(found)}. If that is meant, run again with --write."]
-        if found
-        else []
-    )
+    now = {f"{row} {column}": cell for row, cells in table.items() for column, cell in cells.items()}
+    before = {f"{row} {column}": cell for row, cells in known.items() for column, cell in cells.items()}
+    changed = [place for place, cell in now.items() if before.get(place) != cell]
+    if not changed:
+        return []
+    return [f"{path.name} says otherwise of {', '.join(changed)}. If that is meant, run again with --write."]
 
 
 def markdown(table: Table, columns: Sequence[str]) -> str:
