@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test docs-generated lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
+.PHONY: demo test docs-generated lint format bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
   instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
@@ -34,6 +34,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+CXX_FILES := '*.cpp' '*.h' '*.cu' '*.inc' '*.c'
 # The tables of docs/kernels that follow from data files and from the kernels' own code.
 docs-generated: $(STAMP)
 	$(BIN)/python -m tests.gpu.tools.pages
@@ -41,7 +42,12 @@ docs-generated: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 instruction-counts: $(STAMP)
 	$(BIN)/python -m tests.native.instructions --write
