@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test test-analysis wheel-check docs lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
-  instruction-counts sanitize
+.PHONY: demo test test-analysis wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
+  gpu-sanitize gpu-compile-cuda gpu-check clean instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,18 +51,28 @@ test-analysis: $(ANALYSIS_VENV)/.installed
 wheel-check:
 	PYTHON=$(PYTHON) tools/check_wheel.sh $(ANALYSIS_TESTS) --at-least 100
 
-docs: $(STAMP)
+docs: docs-generated
 	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
 	$(BIN)/python tools/generate_docs.py
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
+CXX_FILES := '*.cpp' '*.h' '*.cu' '*.inc' '*.c'
+# The tables of docs/kernels that follow from data files and from the kernels' own code.
+docs-generated: $(STAMP)
+	$(BIN)/python -m tests.gpu.tools.pages
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 
+format: $(STAMP)
+	$(BIN)/ruff format .
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format -i
+
 instruction-counts: $(STAMP)
-	$(BIN)/python tests/native/instructions.py --write
+	$(BIN)/python -m tests.native.instructions --write
 
 sanitize: $(STAMP)
 	tests/native/sanitize.sh tests/ops tests/engine
@@ -81,26 +91,26 @@ $(OLD_TRITON)/.installed: $(STAMP)
 	touch $@
 
 $(FAMILIES:%=gpu-compile-%): gpu-compile-%: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	$(BIN)/python -m tests.gpu.tools.gpu_compile --families $*
 
 $(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m benchmarks.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $*
 
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/test_kernels.py
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/gpu/test_triton_kernels.py
 
 gpu-compile-cuda: $(STAMP)
-	$(BIN)/python -m benchmarks.cuda_compile --check docs/kernels/cuda.md
+	$(BIN)/python -m tests.gpu.tools.cuda_compile
 
 gpu-sanitize: $(STAMP)
-	$(BIN)/python -m pytest tests/cuda/test_sanitizers.py -m full
+	$(BIN)/python -m pytest tests/gpu/cuda/test_sanitizers.py -m full
 
 gpu-proof: gpu-interpret-oldest gpu-sanitize gpu-compile-cuda $(FAMILIES:%=gpu-compile-%) $(FAMILIES:%=gpu-compile-oldest-%)
 
 # On a machine with a GPU, with its own Python: needs torch, triton and the CUDA toolkit, and no network.
 gpu-check:
 	IFAN_CUDA=build $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m benchmarks.gpu_check
+	$(PYTHON) -m tests.gpu.tools.gpu_check
 
 clean:
 	rm -rf $(VENV) $(ANALYSIS_VENV) build out *.egg-info ifan/*.so ifan/_build.json

@@ -15,6 +15,7 @@ from ifan.config import NetworkConfig
 from ifan.hub import Training, model_card
 from ifan.network import IFAN
 from ifan.training import Trainer
+from ifan.training.trainer import RunOptions
 from tests.support.faces import small_config, three_datasets
 
 TINY = NetworkConfig(size=32, growth=2, block_layers=1, stem_channels=4, up_channels=4)
@@ -40,7 +41,8 @@ def test_card_of_a_run_has_its_data_figures_and_licence(tmp_path: Path) -> None:
     given = IFAN(small_config().network)
     given.save_pretrained(tmp_path / "given")
     datasets = three_datasets()
-    Trainer(small_config(steps=1), datasets, tmp_path / "run", validate=validate, init=tmp_path / "given").run()
+    options = RunOptions(init=tmp_path / "given", validate=validate)
+    Trainer(small_config(steps=1), datasets, tmp_path / "run", options=options).run()
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "license_name: research-use-only" in header(card)
     assert "| points/landmarks | nme | 0.0625 |" in card

@@ -17,6 +17,7 @@ from ifan.data.sample import FaceSample
 from ifan.network import IFAN
 from ifan.training import Trainer
 from ifan.training.added_tasks import add_tasks
+from ifan.training.trainer import RunOptions
 from tests.support.faces import small_config
 
 NETWORK = NetworkConfig(size=32, growth=4, stem_channels=8, up_channels=8, iterations=2)
@@ -70,8 +71,8 @@ def saved(folder: Path, **network: Any) -> IFAN:
 def test_old_predictions_stay_and_the_new_head_learns(tmp_path: Path, network: dict[str, Any]) -> None:
     before = saved(tmp_path / "given", **network)
     config = add_tasks(small_config(steps=3, shares={"mine": 1.0}), tmp_path / "given", ["smile=no,yes"], {}, True)
-    options: dict[str, Any] = {"init": tmp_path / "given", "partial": True}
-    trainer = Trainer(config, {"mine": Smiles()}, tmp_path / "run", **options)
+    options = RunOptions(init=tmp_path / "given", partial=True)
+    trainer = Trainer(config, {"mine": Smiles()}, tmp_path / "run", options=options)
     start = trainer.model.class_heads["smile"].weight.clone()
     trainer.run()
     assert not torch.equal(trainer.model.class_heads["smile"].weight, start)
