@@ -14,7 +14,7 @@ from ifan.network import IFAN
 from ifan.training import Trainer
 from ifan.training.calibration import calibrate
 from ifan.training.model import planes_before
-from tests.training.faces import small_config, three_datasets
+from tests.support.faces import small_config, three_datasets
 
 
 def stem_means(model: IFAN, batch: Batch, planes: torch.Tensor) -> list[torch.Tensor]:
