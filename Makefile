@@ -40,7 +40,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 instruction-counts: $(STAMP)
-	$(BIN)/python tests/native/instructions.py --write
+	$(BIN)/python -m tests.native.instructions --write
 
 sanitize: $(STAMP)
 	tests/native/sanitize.sh tests/ops tests/engine
@@ -59,26 +59,26 @@ $(OLD_TRITON)/.installed: $(STAMP)
 	touch $@
 
 $(FAMILIES:%=gpu-compile-%): gpu-compile-%: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	$(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
 
 $(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m benchmarks.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
 
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/test_kernels.py
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/gpu/test_triton_kernels.py
 
 gpu-compile-cuda: $(STAMP)
-	$(BIN)/python -m benchmarks.cuda_compile --check docs/kernels/cuda.md
+	$(BIN)/python -m tests.gpu.tools.cuda_compile --check docs/kernels/cuda.md
 
 gpu-sanitize: $(STAMP)
-	$(BIN)/python -m pytest tests/cuda/test_sanitizers.py -m full
+	$(BIN)/python -m pytest tests/gpu/cuda/test_sanitizers.py -m full
 
 gpu-proof: gpu-interpret-oldest gpu-sanitize gpu-compile-cuda $(FAMILIES:%=gpu-compile-%) $(FAMILIES:%=gpu-compile-oldest-%)
 
 # On a machine with a GPU, with its own Python: needs torch, triton and the CUDA toolkit, and no network.
 gpu-check:
 	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m benchmarks.gpu_check
+	$(PYTHON) -m tests.gpu.tools.gpu_check
 
 clean:
 	rm -rf $(VENV) build out *.egg-info ifan/*.so ifan/_build.json

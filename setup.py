@@ -210,7 +210,7 @@ if __name__ == "__main__":
     setup(
         packages=[*find_packages(include=["ifan", "ifan.*"]), "ifan.kernels"],
         package_dir={"ifan.kernels": "kernels"},
-        package_data={"ifan": ["py.typed", "_build.json", "presets/*.yaml", "weights/*/*", "assets/*"]},
+        package_data={"ifan": ["py.typed", "_build.json", "presets/*.yaml", "bench/*.yaml", "weights/*/*", "assets/*"]},
         ext_modules=EXTENSIONS,
         cmdclass={"build_ext": Build, "build_py": BuildPython},
         distclass=NativeDistribution,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,9 +10,14 @@ import numpy as np
 
 from ifan.bench.measure import Row
 from ifan.bench.problem import CONTENDERS, OURS, RIVALS
-from ifan.evaluation.report import require_matplotlib
 
 COLOURS = dict(zip(CONTENDERS, ("#c0392b", "#7f8c8d", "#2980b9", "#16a085", "#8e44ad"), strict=True))
+
+
+def require_matplotlib() -> None:
+    """Raise ``ValueError`` where plots cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots: matplotlib is not installed; run: pip install 'ifan[plot]'")
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -75,8 +81,8 @@ def _roofline(rows: Sequence[Row], path: Path) -> Path:
     axes = figure.add_subplot()
     copy, gemm = rows[0]["copy_gb_s"], rows[0]["gemm_gflop_s"]
     intensity = np.array([row["flop"] / row["bytes"] for row in rows])
-    least = min(intensity.min(), min(gemm.values()) / copy) / 3
-    reach = np.logspace(np.log10(least), np.log10(intensity.max() * 3), 200)
+    low = min(intensity.min(), min(gemm.values()) / copy) / 3
+    reach = np.logspace(np.log10(low), np.log10(intensity.max() * 3), 200)
     for dtype, rate in gemm.items():
         axes.plot(reach, np.minimum(reach * copy, rate), color="black", linewidth=1)
         axes.annotate(f"GEMM {dtype} {rate:.0f} GFLOP/s", (reach[-1], rate), ha="right", va="bottom", fontsize=7)

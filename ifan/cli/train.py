@@ -71,7 +71,7 @@ def _run(
     from ifan.data import open_dataset
     from ifan.evaluation import evaluate
     from ifan.evaluation.report import write_json
-    from ifan.training import Trainer
+    from ifan.training import RunOptions, Trainer
     from ifan.training.log import Figures
 
     if threads:
@@ -87,8 +87,8 @@ def _run(
         results = {f"{name}/{task}": r for name, d in report["datasets"].items() for task, r in d["tasks"].items()}
         return {name: result["iterations"][-1] for name, result in results.items()}
 
-    begin: dict[str, Any] = {"init": init, "partial": partial}
-    trainer = Trainer(config, train_sets, out, device, resume, **begin, workers=workers, validate=validate)
+    options = RunOptions(init, partial, workers, validate)
+    trainer = Trainer(config, train_sets, out, device, resume, options)
     gc.freeze()  # what lives as long as the run is not searched again at every collection
     try:
         return trainer.run(time_limit)

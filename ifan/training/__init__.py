@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ifan.safetensors_io import CheckpointError
     from ifan.training.model import build_model, export, load_weights
-    from ifan.training.trainer import Trainer
+    from ifan.training.trainer import RunOptions, Trainer
 
-__all__ = ["CheckpointError", "Trainer", "build_model", "export", "load_weights"]
+__all__ = ["CheckpointError", "RunOptions", "Trainer", "build_model", "export", "load_weights"]
 
-_HOMES = {"CheckpointError": "ifan.safetensors_io", "Trainer": "ifan.training.trainer"}
+_HOMES = {
+    "CheckpointError": "ifan.safetensors_io",
+    "RunOptions": "ifan.training.trainer",
+    "Trainer": "ifan.training.trainer",
+}
 
 
 def __getattr__(name: str) -> Any:
