@@ -72,13 +72,14 @@ def test_auto_takes_the_kernels_only_after_a_check_on_a_gpu(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("tools", "environment", "status", "message"),
     [
-        (["false"], {}, 0, "skipped: nvcc is neither in $CUDA_HOME/bin nor on the PATH"),
-        (["false", "nvcc"], {}, 0, "names no toolkit with libcudart_static.a"),
+        (["false"], {"IFAN_CUDA": "build"}, 0, "skipped: nvcc is neither in $CUDA_HOME/bin nor on the PATH"),
+        (["false", "nvcc"], {"IFAN_CUDA": "build"}, 1, "names no toolkit with libcudart_static.a"),
+        (["false", "nvcc"], {}, 0, "skipped: IFAN_CUDA=off at installation, IFAN_CUDA=build adds it"),
         (["false", "nvcc"], {"IFAN_CUDA": "off"}, 0, "skipped: IFAN_CUDA=off at installation"),
         (["false"], {"IFAN_CUDA": "require"}, 1, "IFAN_CUDA=require, but skipped: nvcc is neither"),
-        (["false"], {"IFAN_CUDA": "maybe"}, 1, "IFAN_CUDA must be auto, require or off; got 'maybe'"),
+        (["false"], {"IFAN_CUDA": "maybe"}, 1, "IFAN_CUDA must be build, require or off; got 'maybe'"),
     ],
-    ids=["no nvcc", "failing nvcc", "off", "required", "unknown"],
+    ids=["no nvcc", "failing nvcc", "default", "off", "required", "unknown"],
 )
 def test_missing_or_failing_nvcc(
     tools: list[str], environment: dict[str, str], status: int, message: str, tmp_path: Path
@@ -93,7 +94,7 @@ def test_missing_or_failing_nvcc(
         (path / tool).chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("IFAN_", "CUDA_"))}
     command = [sys.executable, "setup.py", "-q", "build", "--build-base", tmp_path, "--build-lib", tmp_path / "lib"]
-    environment = kept | {"PATH": str(path), "CXX": "false"} | environment
+    environment = kept | {"PATH": str(path), "CXX": "false", "IFAN_NATIVE": "off"} | environment
     build = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (build.returncode != 0) == bool(status), build.stderr
     assert message in build.stdout + build.stderr
