@@ -72,7 +72,7 @@ class NetworkConfig:
     that side, and their blocks of ``image_fold`` squared pixels are folded into channels (space to depth) before the
     stem; 1 as released. ``image_scale`` (a factor on the image after its means are taken off) and ``normalise_heads``
     (normalised inputs of the dense heads) are not in the released graph. They change what weights mean, not what the
-    network can compute (`ifan.network.released` folds them away), and training from scratch with Adam, whose steps do
+    network can compute (`fold_training_extras` folds them away), and training from scratch with Adam, whose steps do
     not know the inputs' scale, needs them. ``landmark_head``: points by a dense layer from the coarsest map that they
     reach, as released, or as means of ``heat_maps`` (`ifan.layers.HeatMapHead`). Without ``task_norm`` all tasks share
     one set of normalisation parameters and statistics. ``iteration_norm``: iterations after the first, which see

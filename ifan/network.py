@@ -33,7 +33,7 @@ from ifan.wiring import LEVELS, MIDDLE, Widths, joined_maps, wire
 
 BGR_MEAN = (103.939, 116.779, 123.68)
 
-__all__ = ["IFAN", "Lanes", "Predictions", "released"]
+__all__ = ["IFAN", "Lanes", "Predictions", "fold_training_extras"]
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ class _Layers:
 
 
 @torch.no_grad()
-def released(model: IFAN) -> IFAN:
+def fold_training_extras(model: IFAN) -> IFAN:
     """The same function in the released graph: ``image_scale`` 1, no normalised heads, a normalisation each task.
 
     What differs is folded into the weights. A normalisation that iterations do not share has no place in that graph:

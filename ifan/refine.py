@@ -20,6 +20,7 @@ import numpy as np
 
 from ifan.config import POINT_NAMES, NetworkConfig
 from ifan.crop import Crop, crop_image, points_from_crop, points_to_crop
+from ifan.cuda_graph import joined
 from ifan.data.labels import mirrored
 from ifan.faces.framing import crop_of_points
 from ifan.predictions import FacePredictions
