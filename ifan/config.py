@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -131,6 +132,11 @@ class NetworkConfig:
             f"iterations; this one has {[task.name for task in self.tasks]}; use 1, or reframe: false",
         )
         return iterations
+
+    def needed(self, tasks: Collection[TaskConfig], iterations: int) -> list[str]:
+        """Names of what each pass over a crop has to predict for ``tasks``, in order: all where a later crop begins
+        with it."""
+        return [t.name for t in self.tasks if t in tasks or (self.reframe and iterations > 1)]
 
     @property
     def iterations_per_crop(self) -> int:

@@ -112,7 +112,7 @@ class GraphRunner:
         most_graphs: int = len(BUCKETS),
     ) -> None:
         self.network, self.config, self.most_graphs = network, network.config, most_graphs
-        self.iterations = self.config.iterations if iterations is None else iterations
+        self.iterations = self.config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
         names = [t.name for t in self.config.tasks] if tasks is None else list(tasks)

@@ -174,7 +174,7 @@ class IFAN(
             One `Predictions` an iteration. Only the last, or with ``every`` each, has the given lanes, batch statistics
             and dropout in training.
         """
-        passes = self.config.iterations if iterations is None else iterations
+        passes = self.config.iterations_per_crop if iterations is None else iterations
         self._check(images, passes)
         batch, everything = images.shape[0], Lanes.all_tasks(images.shape[0], self.config, images.device)
         lanes = lanes or everything

@@ -37,7 +37,7 @@ class TorchRunner:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
         self.config = network.config
-        self.iterations = self.config.iterations if iterations is None else iterations
+        self.iterations = self.config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
         names = [t.name for t in self.config.tasks]

@@ -53,7 +53,7 @@ class Engine:
     ) -> None:
         _check_precision(precision)
         self.config: NetworkConfig = model.config
-        self.iterations = self.config.iterations if iterations is None else iterations
+        self.iterations = self.config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
         names = [t.name for t in self.config.tasks]

@@ -48,7 +48,7 @@ class FeedbackGraph(nn.Module):
     def __init__(self, network: IFAN, iterations: int | None = None) -> None:
         super().__init__()
         self.config = config = network.config
-        self.iterations = config.iterations if iterations is None else iterations
+        self.iterations = config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
         plain = fold_training_extras(network).eval()

@@ -114,12 +114,12 @@ def publish(source: str | Path, target: str | Path) -> None:
     """Write the weights of `resolve` to folder ``target`` for shipping: in the released graph, as fp16.
 
     What only training needs is folded away (`ifan.network.fold_training_extras`), and of a network of one iteration,
-    whose looks do not carry over, what later ones have of their own; rounding to fp16 is all that changes.
+    what later ones have of their own; rounding to fp16 is all that changes.
     """
     from ifan.network import IFAN, fold_training_extras
 
     network = load_network(source)
-    if network.config.iterations == 1 and not network.config.carry:
+    if network.config.iterations == 1:
         state, network = network.state_dict(), IFAN(replace(network.config, iteration_norm="shared")).eval()
         network.load_state_dict({name: state[name] for name in network.state_dict()})
     fold_training_extras(network).half().save_pretrained(target)
