@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ class MissingPackageError(ImportError, ValueError):
 
 def missing(what: str, name: str, requirement: str) -> MissingPackageError:
     """The error of ``what`` (a function or command), which needs the package called ``name``."""
-    return MissingPackageError(f"{what} needs {name}: pip install '{requirement}'")
+    return MissingPackageError(f"{what} needs {name}: pip install {shlex.quote(requirement)}")
 
 
 def require(what: str, module: str, name: str, requirement: str) -> ModuleType:
@@ -29,6 +30,11 @@ def require(what: str, module: str, name: str, requirement: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise missing(what, name, requirement) from error
+
+
+def require_matplotlib() -> None:
+    """Raise `MissingPackageError` where plots cannot be drawn."""
+    require("drawing plots", "matplotlib", "Matplotlib", "ifan[plot]")
 
 
 def lazy(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -53,6 +53,15 @@ Runner = Callable[[np.ndarray, FacePredictions | None], FacePredictions]
 one that begins with the predictions given."""
 
 
+def softmax(logits: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Probabilities along ``axis``; those of logits that are not finite are not either."""
+    with np.errstate(invalid="ignore"):
+        powers = logits - logits.max(axis, keepdims=True, initial=-np.inf)
+        np.exp(powers, out=powers)
+        powers /= powers.sum(axis, keepdims=True)
+    return powers
+
+
 def source_window(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
     """Pixels that later crops are cut from: `WINDOW` times as much of ``image`` (H, W, 3) uint8 as the first ``crop``
     of ``size`` pixels, twice as fine: (V, V, 3) uint8."""
@@ -117,7 +126,7 @@ def moved(config: NetworkConfig, found: FacePredictions, crops: Sequence[Crop]) 
         for row, logits, crop in zip(parsing, found.parsing_logits, crops, strict=True):
             side = logits.shape[-1]
             matrix = side * cv2.invertAffineTransform(crop.matrix(config.size)) + np.array([0, 0, side / 2])
-            drawn = _sampled(_softmax(logits), *_places(matrix, config.size))
+            drawn = _sampled(softmax(logits), *_places(matrix, config.size))
             row[:] = _log(_named(drawn, config.parsing.classes, crop))
     if config.landmarks:
         points = np.empty((len(crops), 2, config.landmarks.width), np.float32)
@@ -144,7 +153,7 @@ class _Mean:
             side = 2 * config.size
             self.parsing = np.empty((*first.parsing_logits.shape[:2], side, side), np.float32)
             for row, logits in zip(self.parsing, first.parsing_logits, strict=True):
-                for drawn, plane in zip(row, _softmax(logits) * np.float32(FIRST), strict=True):
+                for drawn, plane in zip(row, softmax(logits) * np.float32(FIRST), strict=True):
                     drawn[:] = cv2.resize(plane, (side, side), interpolation=cv2.INTER_LINEAR)
             self.weight = np.full((len(self.parsing), side, side), FIRST, np.float32)
 
@@ -157,7 +166,7 @@ class _Mean:
             for task in config.classifications:
                 self.classes[task.name][i] += _named(found.class_logits[task.name][i], task.classes, crop)
             if config.parsing:
-                planes = _named(_softmax(found.parsing_logits[i]), config.parsing.classes, crop)
+                planes = _named(softmax(found.parsing_logits[i]), config.parsing.classes, crop)
                 self._draw_back(i, planes, crop)
         parsing = _log(self.parsing / self.weight[:, None]) if config.parsing else self.first.parsing_logits
         classes = {name: total / np.float32(self.later) for name, total in self.classes.items()}
@@ -194,14 +203,6 @@ def _named(values: np.ndarray, names: Sequence[str], crop: Crop, axis: int = 0) 
 @lru_cache
 def _mirror(names: tuple[str, ...]) -> np.ndarray:
     return np.array(mirrored(names))
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the first axis."""
-    powers = logits - logits.max(0)
-    np.exp(powers, out=powers)
-    powers /= powers.sum(0)
-    return powers
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:

@@ -217,12 +217,12 @@ def test_a_pass_from_given_planes_is_a_later_one(training: bool) -> None:
 def test_what_is_fed_back_turns_from_the_means_into_the_predictions() -> None:
     model, x = network(64), images(64)
     first, second = model(x, iterations=2)
-    model.fed_back = 0.0
+    model.feedback = 0.0
     torch.testing.assert_close(model(x, iterations=2)[-1].points, first.points, rtol=0, atol=1e-6)
     planes = model.encode(first, len(x))
-    model.fed_back = 0.25
+    model.feedback = 0.25
     halfway = model.encode(first, len(x))
-    model.fed_back = 1.0
+    model.feedback = 1.0
     torch.testing.assert_close(halfway, 0.75 * planes + 0.25 * model.encode(first, len(x)))
     assert (second.points - first.points).abs().max() > 1e-4
 

@@ -61,7 +61,7 @@ def bench(
         names = {goal.row for goal in wanted}
         cases = [case for case in cases if case.name in names]
     if plots:
-        from ifan.evaluation.report import require_matplotlib
+        from ifan.optional import require_matplotlib
 
         require_matplotlib()
     if mallopt:
