@@ -179,10 +179,11 @@ def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Settin
     steps, short = passes(network.config.iterations), dtype == "bfloat16"
     if setting.device == "cpu":
         from ifan.engine.engine import Engine
+        from ifan.torch_runner import torch_predictions
 
         def loop(iterations: int, precision: str) -> Run:
-            engine = Engine(network, iterations, precision=precision)
-            return lambda i: outputs(_listed(engine(images[i % 2])))
+            engine = Engine.from_network(network, iterations=iterations, precision=precision)
+            return lambda i: outputs(_listed(torch_predictions(engine(images[i % 2].numpy()))))
 
         if dtype == "float32":
             return Ready(loop(network.config.iterations, "fp32"), "engine", steps=steps)

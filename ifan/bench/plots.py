@@ -10,6 +10,7 @@ import numpy as np
 
 from ifan.bench.measure import Row
 from ifan.bench.problem import CONTENDERS, OURS, RIVALS
+from ifan.optional import require_matplotlib
 
 COLOURS = dict(zip(CONTENDERS, ("#c0392b", "#7f8c8d", "#2980b9", "#16a085", "#8e44ad"), strict=True))
 

@@ -60,6 +60,8 @@ def bench(
         names = {goal.row for goal in wanted}
         cases = [case for case in cases if case.name in names]
     if plots:
+        from ifan.optional import require_matplotlib
+
         require_matplotlib()
     if mallopt:
         keep_freed_memory()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ifan import reference
 from ifan.config import NetworkConfig
 from ifan.layers import EPSILON, DenseBlock, DenseHead, HeatMapHead, TaskNorm, TransitionDown, TransitionUp, centres
-from ifan.network import IFAN, released
+from ifan.network import IFAN, fold_training_extras
 from ifan.wiring import LEVELS, Widths
 
 FORMATS = {".onnx": "onnx", ".xml": "openvino"}
@@ -48,10 +48,10 @@ class FeedbackGraph(nn.Module):
     def __init__(self, network: IFAN, iterations: int | None = None) -> None:
         super().__init__()
         self.config = config = network.config
-        self.iterations = config.iterations if iterations is None else iterations
+        self.iterations = config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
-        plain = released(network).eval()
+        plain = fold_training_extras(network).eval()
         self.plain, self.past_tap = plain, [i for i, t in enumerate(config.tasks) if t.kind != "landmarks"]
         self.outputs = tuple(_OUTPUTS.get(t.kind, f"{t.name}_logits") for t in config.tasks)
         self.down_blocks = nn.ModuleList(_Block(cast(DenseBlock, b)) for b in plain.down_blocks)

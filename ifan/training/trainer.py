@@ -160,7 +160,7 @@ class Trainer:
         samples = sum(self.mixture.counts(self.done).values())
         torch.manual_seed(_seed(settings.seed, self.done, self.processes.rank))
         self.model.train()
-        self.model.fed_back = min(1.0, (self.done + 1) / max(1, settings.feedback_warmup))
+        self.model.feedback = min(1.0, (self.done + 1) / max(1, settings.feedback_warmup))
         batch = _to(batch, self.device)
         losses, whole, present = self._losses(batch)
         total = self.weighting.combine(losses, whole, present, 1 / self.processes.world)
@@ -267,16 +267,22 @@ class Trainer:
         self.processes.barrier()
 
     def _trained_passes(self) -> int:
-        """Passes that predictions can rely on: the network's, but no more than training ever makes."""
-        made = [k for k, p in enumerate(self.config.training.iterations, 1) if p > 0]
-        return min(self.config.network.iterations, max(made))
+        """Passes that predictions can rely on: the network's, but no more than training ever makes.
+
+        Passes over closer crops are all trained as soon as some are: each begins with what the ones before found.
+        """
+        network, training = self.config.network, self.config.training
+        if network.reframe:
+            return network.iterations if training.refine_share > 0 else 1
+        return min(network.iterations, max(k for k, p in enumerate(training.iterations, 1) if p > 0))
 
     def _calibrate(self) -> None:
         """Give the averaged network statistics of its own, from the batches that would come next."""
         last, count = self.config.training.steps, self.config.training.calibrate
         batches = Loader(self.mixture, last, last + count, self.options.workers, **self._part())
         with self.ema.applied(self.model):
-            calibrate(self.model, (_to(batch, self.device) for batch in batches), self._trained_passes())
+            passes = min(self._trained_passes(), self.config.network.iterations_per_crop)
+            calibrate(self.model, (_to(batch, self.device) for batch in batches), passes)
             self.ema.assign(self.model)
         self.log.say(f"running statistics of the averaged network estimated from {count} batches")
 

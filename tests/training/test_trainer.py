@@ -110,7 +110,7 @@ def test_a_loss_on_every_iteration(tmp_path: Path) -> None:
 
 def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path) -> None:
     """Which comes without gradient, and through the warm-up in part only."""
-    config = small_config(steps=3, closer=1.0, feedback_warmup=2, iterations=(1.0,))
+    config = small_config(steps=3, refine_share=1.0, feedback_warmup=2, iterations=(1.0,))
     config = replace(config, network=replace(config.network, dropout=0.0, iteration_norm="separate"))
     trainer = Trainer(config, three_datasets(), tmp_path)
     for step, share in enumerate((0.5, 1.0, 1.0)):
@@ -124,8 +124,8 @@ def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path
         torch.testing.assert_close(trainer.step(batch).losses, expected.losses.detach(), rtol=1e-4, atol=1e-5)
         moved = {n for n, value in trainer.model.named_buffers() if not torch.equal(value, before[n])}
         assert {name.rpartition(".")[2] for name in moved} == {"later_mean", "later_var"}
-        assert trainer.model.fed_back == share
-        trainer.model.fed_back = 1.0  # of the copies above
+        assert trainer.model.feedback == share
+        trainer.model.feedback = 1.0  # of the copies above
 
 
 def test_datasets_plug_in_and_out(tmp_path: Path) -> None:
