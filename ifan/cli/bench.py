@@ -42,7 +42,7 @@ def bench(
     from ifan.bench import report
     from ifan.bench.goals import judge
     from ifan.bench.measure import threads as on_threads
-    from ifan.bench.plots import draw, require_matplotlib
+    from ifan.bench.plots import draw
     from ifan.bench.problem import Setting
     from ifan.bench.run import fill_caches, run_suite
     from ifan.bench.schedule import Schedule
