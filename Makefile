@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test test-analysis wheel-check docs lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
+.PHONY: demo test test-analysis wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
   instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
@@ -55,10 +55,21 @@ docs: $(STAMP)
 	$(BIN)/python docs/tools/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
+CXX_FILES := '*.cpp' '*.h' '*.cu' '*.inc' '*.c'
+# The tables of docs/kernels that follow from data files and from the kernels' own code.
+docs-generated: $(STAMP)
+	$(BIN)/python -m tests.gpu.tools.pages
+
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 instruction-counts: $(STAMP)
 	$(BIN)/python -m tests.native.instructions --write
@@ -80,16 +91,16 @@ $(OLD_TRITON)/.installed: $(STAMP)
 	touch $@
 
 $(FAMILIES:%=gpu-compile-%): gpu-compile-%: $(STAMP)
-	$(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	$(BIN)/python -m tests.gpu.tools.gpu_compile --families $*
 
 $(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $*
 
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
 	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/gpu/test_triton_kernels.py
 
 gpu-compile-cuda: $(STAMP)
-	$(BIN)/python -m tests.gpu.tools.cuda_compile --check docs/kernels/cuda.md
+	$(BIN)/python -m tests.gpu.tools.cuda_compile
 
 gpu-sanitize: $(STAMP)
 	$(BIN)/python -m pytest tests/gpu/cuda/test_sanitizers.py -m full

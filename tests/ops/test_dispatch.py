@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +18,10 @@ X = torch.ones(2, 3, 2, 2)
 
 
 @pytest.fixture
-def no_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where the compiler was missing."""
     monkeypatch.setattr(native, "_load", lambda name: (None, "skipped: no C++ compiler found"))
     monkeypatch.setattr(dispatch, "_warned", set())
-    return
 
 
 def test_table_names_every_backend_with_reason_and_fix() -> None:

@@ -113,7 +113,7 @@ def poisoned() -> Iterator[None]:
     """PyTorch fills every tensor that is made without values with NaN."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)

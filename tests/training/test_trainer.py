@@ -102,7 +102,7 @@ def test_a_loss_on_every_iteration(tmp_path: Path) -> None:
     trainer = Trainer(config, three_datasets(), tmp_path)
     batch = trainer.mixture.batch(0)
     passes = copy.deepcopy(trainer.model).train()(batch.images, batch.lanes, 2, every=True)
-    each = [trainer._hybrid_loss(p, batch).losses for p in passes]
+    each = [trainer.hybrid_loss(p, batch).losses for p in passes]
     assert (each[1] - each[0])[0].abs() > 1e-3 * each[0][0]
     torch.testing.assert_close(trainer.step(batch).losses, (each[0] + each[1]).detach() / 2)
     assert torch.autograd.grad(each[0].sum(), passes[0].parsing_logits)[0].abs().sum() > 0
@@ -119,7 +119,7 @@ def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path
         with torch.no_grad():
             found = model.eval()(batch.earlier, iterations=1)[-1]
             planes = model.first_planes().lerp(drawn_into(model, found, batch.closer), share)
-        expected = trainer._hybrid_loss(model.train()(batch.images, batch.lanes, 1, planes=planes)[-1], batch)
+        expected = trainer.hybrid_loss(model.train()(batch.images, batch.lanes, 1, planes=planes)[-1], batch)
         before = {name: value.clone() for name, value in trainer.model.named_buffers()}
         torch.testing.assert_close(trainer.step(batch).losses, expected.losses.detach(), rtol=1e-4, atol=1e-5)
         moved = {n for n, value in trainer.model.named_buffers() if not torch.equal(value, before[n])}
