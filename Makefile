@@ -40,7 +40,8 @@ ANALYSIS_TESTS := tests/faces tests/bulk tests/cli tests/engine $(patsubst %,tes
 $(ANALYSIS_VENV)/.installed: pyproject.toml setup.py $(NATIVE)
 	test -x $(ANALYSIS_VENV)/bin/python || $(PYTHON) -m venv $(ANALYSIS_VENV)
 	$(ANALYSIS_VENV)/bin/python -m pip install --quiet "setuptools>=77" "pybind11>=3" ninja
-	$(ANALYSIS_VENV)/bin/python -m pip install --quiet --no-build-isolation --editable ".[test-analysis]"
+	IFAN_CUDA=$(if $(wildcard ifan/_cuda*.so),build,off) \
+	  $(ANALYSIS_VENV)/bin/python -m pip install --quiet --no-build-isolation --editable ".[test-analysis]"
 	touch $@
 
 test-analysis: $(ANALYSIS_VENV)/.installed
@@ -51,9 +52,9 @@ wheel-check:
 	PYTHON=$(PYTHON) tools/check_wheel.sh $(ANALYSIS_TESTS) --at-least 100
 
 docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
-	$(BIN)/python docs/tools/generate.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
+	$(BIN)/python tools/generate_docs.py
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 CXX_FILES := '*.cpp' '*.h' '*.cu' '*.inc' '*.c'
 # The tables of docs/kernels that follow from data files and from the kernels' own code.

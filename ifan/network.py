@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ifan import ops
 from ifan.concat import Concat, Lanes, MomentsReduce
 from ifan.config import Kind, NetworkConfig, TaskConfig, from_dict
-from ifan.hub import PyTorchModelHubMixin
+from ifan.hub import HubModel
 from ifan.layers import (
     DenseBlock,
     DenseHead,
@@ -60,13 +60,7 @@ class Predictions:
         return torch.cat(parts, 1)
 
 
-class IFAN(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="ifan",
-    license="apache-2.0",
-    tags=["face-parsing", "facial-landmarks", "emotion"],
-):
+class IFAN(nn.Module, HubModel):
     """The network of a `NetworkConfig` (or of the mapping that a saved model's ``config.json`` holds).
 
     ``moments_reduce`` joins normalisation statistics over processes while training (`ifan.concat.MomentsReduce`).

@@ -22,6 +22,7 @@ from ifan import ops
 from ifan.config import Config, dump_config, to_dict
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, Loader, Mixture
+from ifan.hub import Training
 from ifan.network import IFAN, Predictions
 from ifan.training.calibration import calibrate, normalise_heads
 from ifan.training.checkpoint import (
@@ -45,6 +46,9 @@ Validate = Callable[[IFAN, int], Figures]
 """Measures a network with that many passes."""
 LossFn = Callable[[Batch], tuple[Tensor, Tensor]]
 """Losses of the tasks and counts of their labels, ``(T,)`` each, of the network's passes over a batch."""
+
+BEGUN_FROM = "init.txt"
+"""File of a run that names the weights it began from: its model's licence depends on them."""
 
 _HEAD_BATCHES = 40  # for statistics that follow every batch from then on
 
@@ -84,6 +88,7 @@ class Trainer:
     ) -> None:
         self.config, self.out, self.device = config, Path(out), own_device(device)
         self.options, self.done = options, 0
+        self.figures: Figures = {}
         init, partial = options.init, options.partial
         self.processes = Processes.join(self.device)
         first = self.processes.rank == 0
@@ -119,6 +124,8 @@ class Trainer:
         self.processes.barrier()  # nobody looks at the folder any more
         if first:
             _claim(self.out, config)
+            if init:
+                (self.out / BEGUN_FROM).write_text(f"{init}\n", encoding="utf-8")
         for module in (self.model, self.weighting):
             self.processes.copy_from_first(module)
 
@@ -263,7 +270,8 @@ class Trainer:
     def _validate(self) -> None:
         if self.options.validate is not None and self.processes.rank == 0:
             with self.ema.applied(self.model):
-                self.log.validation(self.done, self.options.validate(self.model, self._trained_passes()))
+                self.figures = self.options.validate(self.model, self._trained_passes())
+                self.log.validation(self.done, self.figures)
         self.processes.barrier()
 
     def _trained_passes(self) -> int:
@@ -292,9 +300,16 @@ class Trainer:
         self._validate()
         if self.processes.rank == 0:
             with self.ema.applied(self.model):
-                export(self.model, self.out / "model")
+                export(self.model, self.out / "model", self._about())
             plot_losses(self.out)
             self.log.say(f"finished after step {self.done}: {self.out / 'model'}")
+
+    def _about(self) -> Training:
+        """What the model's card says of this run."""
+        samples = {name: len(dataset) for name, dataset in self.mixture.datasets.items()}
+        begun = self.out / BEGUN_FROM
+        init = Path(begun.read_text(encoding="utf-8").strip()).name if begun.exists() else None
+        return Training(samples, self.done, self.figures, init)
 
     def _any(self, flag: bool) -> bool:
         return bool(self.processes.sum(torch.tensor(float(flag), device=self.device)) > 0)
