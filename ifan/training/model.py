@@ -14,11 +14,11 @@ from torch import Tensor
 from ifan.config import Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, label_means
+from ifan.files import write_folder
 from ifan.layers import EPSILON, HeatMapHead
 from ifan.network import IFAN
 from ifan.refine import drawn_into
 from ifan.safetensors_io import CheckpointError, load_checked
-from ifan.training.checkpoint import write_folder
 from ifan.weights import load_network
 
 
