@@ -130,16 +130,19 @@ def unique_stems(paths: Sequence[str]) -> list[str]:
     """
     names = [os.fsencode(Path(path).stem)[:200].decode("utf-8", "replace") for path in paths]
     taken = {name.casefold() for name in names}
-    used: set[str] = set()
+    numbers: dict[str, int] = {}
     stems = []
     for name in names:
-        stem, number = name, 2
-        if stem.casefold() in used:
-            while f"{name}_{number}".casefold() in taken | used:
-                number += 1
-            stem = f"{name}_{number}"
-        used.add(stem.casefold())
-        stems.append(stem)
+        key = name.casefold()
+        if key not in numbers:
+            numbers[key] = 1
+            stems.append(name)
+            continue
+        numbers[key] += 1
+        while f"{key}_{numbers[key]}" in taken:
+            numbers[key] += 1
+        taken.add(f"{key}_{numbers[key]}")
+        stems.append(f"{name}_{numbers[key]}")
     return stems
 
 
@@ -200,6 +203,6 @@ def _summary(result: PhotoResult) -> str:
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    from ifan.bulk.files import write_files
+    from ifan.files import write_files
 
     write_files({path: json.dumps(tree, indent=1).encode()})

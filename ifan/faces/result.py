@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ifan.bulk.files import encode_label_png, encode_png, write_files
 from ifan.crop import Crop
 from ifan.faces.detect import Box
 from ifan.faces.draw import overlay
+from ifan.files import write_files
 from ifan.optional import require
+from ifan.png import encode_label_png, encode_png
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ifan.config import Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, label_means
+from ifan.files import write_folder
 from ifan.hub import Training
 from ifan.layers import EPSILON, HeatMapHead
 from ifan.network import IFAN
@@ -21,7 +22,6 @@ from ifan.refine import moved
 from ifan.safetensors_io import CheckpointError, load_checked
 from ifan.torch_runner import face_predictions, torch_predictions
 from ifan.training.added_tasks import widened
-from ifan.training.checkpoint import write_folder
 from ifan.weights import load_network
 
 
