@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
+.PHONY: demo test test-analysis wheel-check docs lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
   instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
@@ -34,13 +34,34 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# The same without PyTorch: what analysing photos, clips and tables needs, in an environment of its own.
+ANALYSIS_VENV := .venv-analysis
+ANALYSIS_TESTS := tests/faces tests/bulk tests/cli tests/engine $(patsubst %,tests/test_%.py,config crop refine wiring safetensors_io weights)
+$(ANALYSIS_VENV)/.installed: pyproject.toml setup.py $(NATIVE)
+	test -x $(ANALYSIS_VENV)/bin/python || $(PYTHON) -m venv $(ANALYSIS_VENV)
+	$(ANALYSIS_VENV)/bin/python -m pip install --quiet "setuptools>=77" "pybind11>=3" ninja
+	$(ANALYSIS_VENV)/bin/python -m pip install --quiet --no-build-isolation --editable ".[test-analysis]"
+	touch $@
+
+test-analysis: $(ANALYSIS_VENV)/.installed
+	$(ANALYSIS_VENV)/bin/python -m pytest $(ANALYSIS_TESTS) --at-least 100
+
+# Source archive, a wheel from it, an environment without a compiler, a photo, the same tests.
+wheel-check:
+	PYTHON=$(PYTHON) tools/check_wheel.sh $(ANALYSIS_TESTS) --at-least 100
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	$(BIN)/python docs/tools/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 instruction-counts: $(STAMP)
-	$(BIN)/python tests/native/instructions.py --write
+	$(BIN)/python -m tests.native.instructions --write
 
 sanitize: $(STAMP)
 	tests/native/sanitize.sh tests/ops tests/engine
@@ -59,26 +80,26 @@ $(OLD_TRITON)/.installed: $(STAMP)
 	touch $@
 
 $(FAMILIES:%=gpu-compile-%): gpu-compile-%: $(STAMP)
-	$(BIN)/python -m benchmarks.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	$(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
 
 $(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m benchmarks.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
 
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/test_kernels.py
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/gpu/test_triton_kernels.py
 
 gpu-compile-cuda: $(STAMP)
-	$(BIN)/python -m benchmarks.cuda_compile --check docs/kernels/cuda.md
+	$(BIN)/python -m tests.gpu.tools.cuda_compile --check docs/kernels/cuda.md
 
 gpu-sanitize: $(STAMP)
-	$(BIN)/python -m pytest tests/cuda/test_sanitizers.py -m full
+	$(BIN)/python -m pytest tests/gpu/cuda/test_sanitizers.py -m full
 
 gpu-proof: gpu-interpret-oldest gpu-sanitize gpu-compile-cuda $(FAMILIES:%=gpu-compile-%) $(FAMILIES:%=gpu-compile-oldest-%)
 
 # On a machine with a GPU, with its own Python: needs torch, triton and the CUDA toolkit, and no network.
 gpu-check:
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m benchmarks.gpu_check
+	IFAN_CUDA=build $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m tests.gpu.tools.gpu_check
 
 clean:
-	rm -rf $(VENV) build out *.egg-info ifan/*.so ifan/_build.json
+	rm -rf $(VENV) $(ANALYSIS_VENV) build out *.egg-info ifan/*.so ifan/_build.json

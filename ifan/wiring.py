@@ -165,8 +165,10 @@ class Widths:
         self.heads: dict[str, list[Width]] = {}
         self.macs: Counter[str] = Counter()
         self.planes = sum(t.width for t in config.tasks)
-        planes = [Width(t.width, config.size) for t in config.tasks]
-        encoded = [[Width(w, config.size >> i) for i, w in enumerate(encoder_widths(t), 2)] for t in config.tasks]
+        planes: list[Width] = [Width(t.width, config.size) for t in config.tasks]
+        encoded: list[list[Width]] = [
+            [Width(w, config.size >> i) for i, w in enumerate(encoder_widths(t), 2)] for t in config.tasks
+        ]
         wire(self, Width(config.stem_channels, config.size), joined_maps(planes, encoded), tasks or config.tasks)
 
     def dense_inputs(self, block: int) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ FIVE = TaskConfig("mood", "classification", ("a", "b", "c", "d", "e"))
 STEP = """
 import torch
 from ifan.layers import ReEncoder
-from test_layers import FIVE
+from tests.test_layers import FIVE
 
 encoder = ReEncoder(FIVE)
 planes = torch.rand(2, 5, 64, 64).to(memory_format=torch.channels_last)
@@ -55,7 +55,7 @@ def test_channels_last_planes_of_few_classes_can_be_trained_on() -> None:
     assert len(seen.found) == 6
     assert all(stride == [1, 1] for _, kernel, stride in seen.found if kernel == [1, 1])
     command = [sys.executable, "-c", STEP]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
 
 

@@ -14,11 +14,12 @@ from ifan.bench.suite import choose, suite
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed: pip install triton", allow_module_level=True)
 
-from benchmarks import gpu_compile, gpu_profile
+from tests.gpu.tools import gpu_compile, gpu_profile
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "profiling.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^ncu-ifan -o (\w+) -k 'regex:\^(\w+)\$' python -m benchmarks\.gpu_profile (.+)$", PAGE, re.M)
+PROGRAM = r"python -m tests\.gpu\.tools\.gpu_profile"
+COMMANDS = re.findall(rf"^ncu-ifan -o (\w+) -k 'regex:\^(\w+)\$' {PROGRAM} (.+)$", PAGE, re.M)
 
 
 def asked(arguments: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Floors that measured rows are held against: ``benchmarks/goals.yaml`` of a checkout, or another file like it."""
+"""Floors that measured rows are held against: `GOALS`, or another file like it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from ifan.bench.machine import checkout
 from ifan.bench.measure import Row
 from ifan.bench.problem import OURS, Case
 from ifan.config import from_dict
 
+GOALS = Path(__file__).with_name("goals.yaml")
+"""The floors that this package was released with."""
 COPY = "copy bandwidth"
 REACHED, SHORT, UNMEASURED, INAPPLICABLE = "reached", "falls short", "not measured", "not applicable"
 
@@ -57,14 +58,6 @@ class Verdict:
     def failed(self) -> bool:
         """Short of its floor, or not measured."""
         return self.state in (SHORT, UNMEASURED)
-
-
-def default_file() -> Path:
-    """``benchmarks/goals.yaml`` beside the package; ``ValueError`` where it is not run from a checkout."""
-    root = checkout()
-    if root is None or not (root / "benchmarks" / "goals.yaml").is_file():
-        raise ValueError("--goals: no benchmarks/goals.yaml beside the package; name a file with --goals-file FILE")
-    return root / "benchmarks" / "goals.yaml"
 
 
 def load_goals(path: Path, cases: Sequence[Case]) -> list[Goal]:

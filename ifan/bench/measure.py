@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from ifan.bench import memory
 from ifan.bench.machine import Peaks, has_bf16, synchronise
 from ifan.bench.problem import CONTENDERS, OURS, Case, Missing, Problem, Ready, Run, Setting
-from ifan.bench.timing import interleave, pair_ratios, spread
+from ifan.bench.timing import Rounds, interleave, pair_ratios, percentiles
 from ifan.profiling import named_ranges
 
 Row = dict[str, Any]
@@ -23,12 +23,10 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How long to measure: seconds and rounds of the turns, whose memory, where a trace goes."""
+class Budget:
+    """Time and rounds of the turns, contenders whose memory is measured, and where a trace goes."""
 
-    seconds: float = 10.0
-    least: int = 5
-    most: int = 100
+    rounds: Rounds = field(default=Rounds())
     memory: Sequence[str] = ()
     trace: Path | None = None
 
@@ -36,7 +34,7 @@ class Effort:
 def measure(
     case: Case,
     setting: Setting,
-    effort: Effort,
+    budget: Budget,
     limits: Peaks | None,
     machine: dict[str, Any],
     against: Sequence[str],
@@ -56,10 +54,10 @@ def measure(
     try:
         problem = case.build(setting)
         ready = _prepare(problem, row["contenders"], [n for n in CONTENDERS if n == OURS or n in against], turn)
-        _time(problem, ready, row, setting, effort, turn)
+        _time(problem, ready, row, setting, budget, turn)
     except Exception as error:  # one row must not end the others
         row["problem"] = f"failed: {_line(error)}"
-    sound = [name for name in effort.memory if row["contenders"].get(name, {}).get("status") == "ok"]
+    sound = [name for name in budget.memory if row["contenders"].get(name, {}).get("status") == "ok"]
     at_once = len(sound) if sound and setting.device == "cpu" else 1  # in processes of their own; nothing is timed
     with ThreadPoolExecutor(at_once) as pool:
         for name, found in zip(sound, pool.map(lambda name: memory.measured(case, name, setting), sound), strict=True):
@@ -116,7 +114,7 @@ def _time(
     ready: dict[str, Ready],
     row: Row,
     setting: Setting,
-    effort: Effort,
+    budget: Budget,
     turn: Callable[[str], None],
 ) -> None:
     entries = row["contenders"]
@@ -125,13 +123,13 @@ def _time(
     if not ready:
         return
     runs = {name: _synchronised(name, one.run, setting.device) for name, one in ready.items()}
-    taken, last = interleave(runs, effort.seconds, effort.least, effort.most, turn=turn)
-    if effort.trace:
+    taken, last = interleave(runs, budget.rounds, turn)
+    if budget.trace:
         steps = {f"{name}, part by part": one.steps for name, one in ready.items() if one.steps}
-        _trace({**runs, **steps}, row["name"], effort.trace)
+        _trace({**runs, **steps}, row["name"], budget.trace)
     for name, seconds in taken.items():
         entry = entries[name]
-        entry["ms"] = asdict(spread([1e3 * s for s in seconds]))
+        entry["ms"] = asdict(percentiles([1e3 * s for s in seconds]))
         if problem.repeatable:
             i, check = (len(seconds) - 1) % 2, ready[name].check
             again = problem.error(check(i) if check else last[name], problem.expected(i))

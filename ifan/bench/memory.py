@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ifan.bench.problem import Case, Setting
+from ifan.bench.suite import named, suite
 
 TIMEOUT = 180.0
 
@@ -82,14 +83,11 @@ def _on_gpu(case: Case, contender: str, setting: Setting) -> dict[str, Any]:
 def _main(given: str) -> None:
     import torch
 
-    from ifan.bench.suite import suite
-
     name, contender, settings = json.loads(given)
     with tempfile.TemporaryDirectory() as folder:
         setting = Setting(**{**settings, "folder": Path(folder), "compile_modes": ("default",)})
         torch.set_num_threads(setting.threads)
-        every = suite(setting.quick)
-        case = next(case for case in every if case.name == name)
+        case = named(name, setting.quick)
         kind = _kind(case)
         small = next((one for one in suite(True) if _kind(one) == kind), None)
         print(extra_megabytes(case, small, contender, setting))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -180,10 +180,11 @@ def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Settin
     steps, short = passes(network.config.iterations), dtype == "bfloat16"
     if setting.device == "cpu":
         from ifan.engine.engine import Engine
+        from ifan.torch_runner import torch_predictions
 
         def loop(iterations: int, precision: str) -> Run:
-            engine = Engine(network, iterations, precision=precision)
-            return lambda i: outputs(_listed(engine(images[i % 2])))
+            engine = Engine.from_network(network, iterations=iterations, precision=precision)
+            return lambda i: outputs(_listed(torch_predictions(engine(images[i % 2].numpy()))))
 
         if dtype == "float32":
             return Ready(loop(network.config.iterations, "fp32"), "engine", steps=steps)
@@ -203,10 +204,17 @@ def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Settin
     return Ready(replay(network.config.iterations), note, check=check, steps=steps)
 
 
+class _Parts(NamedTuple):
+    """What runs the image's share, an iteration and the drawing of its planes."""
+
+    share: Callable[..., Any]
+    iterate: Callable[..., Any]
+    draw: Callable[..., Any]
+
+
 def _graph(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Setting, outputs: Outputs) -> Ready:
     model = FeedbackGraph(network).to(setting.device)
-
-    run = _loop(model, images, dtype, setting, outputs, model.image_share, model.iterate, model.draw)
+    run = _loop(model, _Parts(model.image_share, model.iterate, model.draw), images, dtype, setting, outputs)
     return Ready(run, "the exported graph, run by PyTorch")
 
 
@@ -215,30 +223,23 @@ def _compiled(
 ) -> Run:
     """One compiled function an iteration instead of all in one: the same arithmetic, a third of the compile time."""
     model = FeedbackGraph(network).to(setting.device)
-    parts: list[Any] = [model.image_share, model.iterate, model.draw]
-    share, iterate, draw = (torch.compile(part, mode=mode, dynamic=False, fullgraph=True) for part in parts)
-    return _loop(model, images, dtype, setting, outputs, share, iterate, draw)
+    whole: list[Any] = [model.image_share, model.iterate, model.draw]
+    parts = _Parts(*(torch.compile(part, mode=mode, dynamic=False, fullgraph=True) for part in whole))
+    return _loop(model, parts, images, dtype, setting, outputs)
 
 
 def _loop(
-    model: FeedbackGraph,
-    images: Sequence[Tensor],
-    dtype: str,
-    setting: Setting,
-    outputs: Outputs,
-    share: Callable[..., Any],
-    iterate: Callable[..., Any],
-    draw: Callable[..., Any],
+    model: FeedbackGraph, parts: _Parts, images: Sequence[Tensor], dtype: str, setting: Setting, outputs: Outputs
 ) -> Run:
     """All iterations by these parts of the graph; gives the last one's outputs, in bfloat16 the first one's."""
 
     @torch.inference_mode()
     def run(i: int) -> list[Tensor]:
         with _autocast(setting.device, dtype):
-            image, planes = share(images[i % 2]), cast(Tensor, model.first)
-            found = first = iterate(image, planes.expand(image.shape[0], -1, -1, -1).contiguous())
+            image, planes = parts.share(images[i % 2]), cast(Tensor, model.first)
+            found = first = parts.iterate(image, planes.expand(image.shape[0], -1, -1, -1).contiguous())
             for _ in range(model.iterations - 1):
-                found = iterate(image, draw(found))
+                found = parts.iterate(image, parts.draw(found))
             return outputs([value.float() for value in (first if dtype == "bfloat16" else found)])
 
     return run
@@ -263,14 +264,6 @@ def _autocast(device: str, dtype: str) -> contextlib.AbstractContextManager[None
     return contextlib.nullcontext()
 
 
-@dataclass
-class _Trainee:
-    """A `ifan.training.Trainer` of its own for each contender, all beginning alike, on one batch."""
-
-    step: Run
-    compile: Callable[[str], None]
-
-
 def _training(config: Config, samples: int, setting: Setting) -> Problem:
     """Without dropout, whose masks a compiler draws in its own way."""
     config = replace(config, network=replace(config.network, dropout=0.0))
@@ -278,17 +271,15 @@ def _training(config: Config, samples: int, setting: Setting) -> Problem:
 
     def expected(i: int) -> list[Tensor]:
         if not first:
-            first.append([value.clone() for value in _trainee(config, samples, setting, "reference").step(0)])
+            first.append([value.clone() for value in _trainee(config, samples, setting, "reference")(0)])
         return first[0]
 
     def compiled(mode: str) -> Run:
-        trainee = _trainee(config, samples, setting, "reference")
-        trainee.compile(mode)
-        return trainee.step
+        return _trainee(config, samples, setting, "reference", mode)
 
     makers: dict[str, Callable[[], Ready]] = {
-        "ifan": lambda: Ready(_trainee(config, samples, setting, "auto").step, "Trainer.step"),
-        "eager": lambda: Ready(_trainee(config, samples, setting, "reference").step, "Trainer.step, reference ops"),
+        "ifan": lambda: Ready(_trainee(config, samples, setting, "auto"), "Trainer.step"),
+        "eager": lambda: Ready(_trainee(config, samples, setting, "reference"), "Trainer.step, reference ops"),
         "compile": lambda: rivals.compiled(compiled, setting),
     }
     return Problem(makers, expected, 2e-3, repeatable=False, error=_step_error)
@@ -299,11 +290,13 @@ def _step_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return vector_error(*([x[0], torch.cat([value.flatten() for value in x[1:]])] for x in (found, expected)))
 
 
-def _trainee(config: Config, samples: int, setting: Setting, backend: str) -> _Trainee:
+def _trainee(config: Config, samples: int, setting: Setting, backend: str, mode: str | None = None) -> Run:
+    """Steps of a trainer on one batch, all trainers beginning alike; with ``mode`` network and loss are compiled as one
+    graph."""
     from ifan.data import FaceDataset
     from ifan.data.mixture import Batch
     from ifan.data.toy import ToyFaces
-    from ifan.training import Trainer
+    from ifan.training import RunOptions, Trainer
 
     kinds = {"mtfl": "landmarks", "celebamask": "parsing", "fer2013": "emotion"}
     sets: dict[str, FaceDataset] = {
@@ -312,8 +305,14 @@ def _trainee(config: Config, samples: int, setting: Setting, backend: str) -> _T
     training = replace(
         config.training, batch_size=samples, shares=dict.fromkeys(sets, 1.0), iterations=(1.0,), precision="fp32"
     )
+
+    def losses(batch: Batch) -> tuple[Tensor, Tensor]:
+        result = trainer.hybrid_loss(trainer.model(batch.images, batch.lanes, 1)[-1], batch)
+        return result.losses, result.counts
+
+    options = RunOptions(loss_fn=torch.compile(losses, mode=mode, dynamic=False, fullgraph=True) if mode else None)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-        trainer = Trainer(replace(config, training=training), sets, Path(folder), setting.device)
+        trainer = Trainer(replace(config, training=training), sets, Path(folder), setting.device, options=options)
     batch = trainer.mixture.batch(0)
 
     def step(i: int) -> list[Tensor]:
@@ -322,18 +321,4 @@ def _trainee(config: Config, samples: int, setting: Setting, backend: str) -> _T
             result = trainer.step(batch)
         return [result.losses, *(p.grad for p in trainer.model.parameters() if p.grad is not None)]
 
-    def forward_and_loss(batch: Batch) -> tuple[Tensor, Tensor]:
-        result = trainer._hybrid_loss(trainer.model(batch.images, batch.lanes, 1)[-1], batch)
-        return result.losses, result.counts
-
-    def compile_(mode: str) -> None:
-        """Network and loss as one compiled graph in place of the trainer's own."""
-        whole = torch.compile(forward_and_loss, mode=mode, dynamic=False, fullgraph=True)
-
-        def losses(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-            found, counts = whole(batch)
-            return found, found.detach(), counts > 0
-
-        trainer._losses = losses  # type: ignore[method-assign]
-
-    return _Trainee(step, compile_)
+    return step

@@ -9,7 +9,7 @@ import numpy as np
 
 from ifan.bench.measure import Row
 from ifan.bench.problem import CONTENDERS, OURS, RIVALS
-from ifan.evaluation.report import require_matplotlib
+from ifan.optional import require_matplotlib
 
 COLOURS = dict(zip(CONTENDERS, ("#c0392b", "#7f8c8d", "#2980b9", "#16a085", "#8e44ad"), strict=True))
 
@@ -75,8 +75,8 @@ def _roofline(rows: Sequence[Row], path: Path) -> Path:
     axes = figure.add_subplot()
     copy, gemm = rows[0]["copy_gb_s"], rows[0]["gemm_gflop_s"]
     intensity = np.array([row["flop"] / row["bytes"] for row in rows])
-    least = min(intensity.min(), min(gemm.values()) / copy) / 3
-    reach = np.logspace(np.log10(least), np.log10(intensity.max() * 3), 200)
+    low = min(intensity.min(), min(gemm.values()) / copy) / 3
+    reach = np.logspace(np.log10(low), np.log10(intensity.max() * 3), 200)
     for dtype, rate in gemm.items():
         axes.plot(reach, np.minimum(reach * copy, rate), color="black", linewidth=1)
         axes.annotate(f"GEMM {dtype} {rate:.0f} GFLOP/s", (reach[-1], rate), ha="right", va="bottom", fontsize=7)

@@ -8,10 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 Clock = Callable[[], float]
+PAUSE = 0.003
+"""Seconds before each run, in which threads that the run before left spinning go to sleep."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Rounds:
+    """Rounds go on for ``seconds``; there are no fewer than ``min`` and no more than ``max``."""
+
+    seconds: float = 10.0
+    min: int = 5
+    max: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
     """Median with the 20th and 80th percentile, over ``count`` samples."""
 
     median: float
@@ -20,8 +31,8 @@ class Spread:
     count: int
 
 
-def spread(samples: Sequence[float]) -> Spread:
-    """Percentiles of at least one sample, linear between neighbours."""
+def percentiles(samples: Sequence[float]) -> Percentiles:
+    """Percentiles of one or more samples, linear between neighbours."""
     ordered = sorted(samples)
 
     def at(share: float) -> float:
@@ -30,41 +41,37 @@ def spread(samples: Sequence[float]) -> Spread:
         high = min(low + 1, len(ordered) - 1)
         return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
-    return Spread(at(0.5), at(0.2), at(0.8), len(ordered))
+    return Percentiles(at(0.5), at(0.2), at(0.8), len(ordered))
 
 
-def pair_ratios(rival: Sequence[float], ours: Sequence[float]) -> Spread:
+def pair_ratios(rival: Sequence[float], ours: Sequence[float]) -> Percentiles:
     """``rival / ours`` of each round; above 1 = ours is faster."""
-    return spread([theirs / own for theirs, own in zip(rival, ours, strict=True)])
+    return percentiles([theirs / own for theirs, own in zip(rival, ours, strict=True)])
 
 
 def interleave(
     runs: Mapping[str, Callable[[int], Any]],
-    seconds: float,
-    least: int = 5,
-    most: int = 100,
-    pause: float = 0.003,
+    rounds: Rounds,
+    turn: Callable[[str], Any] = lambda name: None,
     clock: Clock = time.perf_counter,
     rest: Callable[[float], Any] = time.sleep,
-    turn: Callable[[str], Any] = lambda name: None,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of each run in each round, and what each returned last.
 
-    A round runs everybody once, beginning with another one each time. Rounds go on for ``seconds``, at least ``least``
-    and at most ``most`` of them. Before each run is a ``pause``, in which the threads that the one before left spinning
-    go to sleep, and ``turn`` is told whose it is.
+    A round runs everybody once, beginning with another one each time. Before each run is a `PAUSE`, and ``turn`` is
+    told whose it is.
     """
     names, began = list(runs), clock()
     taken: dict[str, list[float]] = {name: [] for name in names}
     last: dict[str, Any] = {}
-    for index in range(most):
-        if index >= least and clock() - began >= seconds:
+    for index in range(rounds.max):
+        if index >= rounds.min and clock() - began >= rounds.seconds:
             break
         first = index % len(names) if names else 0
         for name in names[first:] + names[:first]:
             last.pop(name, None)
             turn(name)
-            rest(pause)
+            rest(PAUSE)
             start = clock()
             last[name] = runs[name](index)
             taken[name].append(clock() - start)

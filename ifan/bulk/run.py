@@ -33,6 +33,7 @@ from ifan.faces.analyzer import FaceAnalyzer, Prepared
 from ifan.faces.pipeline import ordered_map, prefetched
 from ifan.faces.result import compose
 from ifan.faces.sources import count_frames, frames, is_clip
+from ifan.weights import SavedModel, model_of
 
 MANIFEST, COMMITS, MAPS = "_manifest.json", "_commits", "_maps"
 WAITING = 4
@@ -310,17 +311,17 @@ class _Run:
 
 def _settings(analyzer: FaceAnalyzer, every: int, maps: bool, shard_rows: int) -> bytes:
     """All that decides a result beside the inputs: weights, configuration, detector, options, version."""
+    model = analyzer.model if isinstance(analyzer.model, SavedModel) else model_of(analyzer.model)
     weights = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(analyzer.network.state_dict().items()):
+    for name, tensor in sorted(model.tensors.items()):
         weights.update(name.encode())
-        weights.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+        weights.update(np.ascontiguousarray(tensor))
     settings = {
         "version": __version__,
         "weights": weights.hexdigest(),
         "config": asdict(analyzer.config),
         "tasks": [task.name for task in analyzer.predictor.tasks],
         "iterations": analyzer.iterations,
-        "looks": analyzer.looks,
         "detector": _identity(analyzer.detector),
         "options": [analyzer.margin, every, maps, shard_rows],
     }

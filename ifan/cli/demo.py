@@ -56,7 +56,7 @@ def _drawn_faces(analyzer: FaceAnalyzer) -> np.ndarray:
 
     faces = ToyFaces(DRAWN_FACES, seed=0, size=DRAWN_SIDE)
     samples = [faces[i] for i in range(len(faces))]
-    results = FaceAnalyzer(analyzer.network, detector=None)([sample.image for sample in samples])
+    results = FaceAnalyzer(analyzer.model, detector=None)([sample.image for sample in samples])
     rows = [
         [_tile(sample.image), _labelled(sample), _predicted(result)]
         for sample, result in zip(samples, results, strict=True)

@@ -16,8 +16,8 @@ from ifan.processor import processor
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "safetensors", "huggingface_hub", "triton")
 ENVIRONMENT = {
     "IFAN_BACKEND": "backend of the ops: auto, reference, cpu, triton or cuda",
-    "IFAN_NATIVE": "native modules when building: auto, require or off",
-    "IFAN_CUDA": "CUDA kernels when building: auto (where nvcc is found), require or off",
+    "IFAN_NATIVE": "native modules when building: build (default), require or off",
+    "IFAN_CUDA": "CUDA kernels when building: build (where nvcc is found), require or off (default)",
     "IFAN_DEBUG": "1 = tracebacks instead of one-line errors",
 }
 

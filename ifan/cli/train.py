@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from ifan.allocator import keep_freed_memory
 from ifan.cli.options import Datasets, Splits, by_name
-from ifan.config import Config, from_dict, load_config, to_dict
+from ifan.optional import TORCH, require
 
 if TYPE_CHECKING:
+    from ifan.config import Config
     from ifan.network import IFAN
 
 
@@ -42,6 +42,8 @@ def train(
     mallopt: Annotated[bool, typer.Option(help="Let glibc keep freed memory (faster on the CPU).")] = True,
 ) -> None:
     """Train one network on datasets that each label some of its tasks."""
+    from ifan.config import load_config
+
     short = {"training.steps": steps, "network.iterations": iterations}
     changes = [*(set_ or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
     settings = override(load_config(config), changes)
@@ -66,12 +68,12 @@ def _run(
     time_limit: float | None,
 ) -> int | None:
     """Open the datasets, build the trainer, run it; imports torch only when the options are sound."""
-    import torch
+    torch = require("ifan train", *TORCH)
 
     from ifan.data import open_dataset
     from ifan.evaluation import evaluate
     from ifan.evaluation.report import write_json
-    from ifan.training import Trainer
+    from ifan.training import RunOptions, Trainer
     from ifan.training.log import Figures
 
     if threads:
@@ -87,8 +89,8 @@ def _run(
         results = {f"{name}/{task}": r for name, d in report["datasets"].items() for task, r in d["tasks"].items()}
         return {name: result["iterations"][-1] for name, result in results.items()}
 
-    begin: dict[str, Any] = {"init": init, "partial": partial}
-    trainer = Trainer(config, train_sets, out, device, resume, **begin, workers=workers, validate=validate)
+    options = RunOptions(init, partial, workers, validate)
+    trainer = Trainer(config, train_sets, out, device, resume, options)
     gc.freeze()  # what lives as long as the run is not searched again at every collection
     try:
         return trainer.run(time_limit)
@@ -98,6 +100,10 @@ def _run(
 
 def override(config: Config, changes: list[str]) -> Config:
     """``config`` with ``section.key=value`` changes, values in YAML; ``ValueError`` names a wrong key or type."""
+    import yaml
+
+    from ifan.config import Config, from_dict, to_dict
+
     tree = to_dict(config)
     for change in changes:
         key, equals, value = change.partition("=")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import tempfile
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from ifan.evaluation import landmarks, parsing
 from ifan.evaluation.runner import HEADLINES
+from ifan.optional import require_matplotlib
 
 Report = dict[str, Any]
 
@@ -66,16 +66,11 @@ def write_json(report: Report, path: Path) -> None:
         raise ValueError(f"{path}: cannot write the report ({error.strerror or error}); name another file") from error
 
 
-def require_matplotlib() -> None:
-    """Raise ``ValueError`` where plots cannot be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plots: matplotlib is not installed; run: pip install 'ifan[plot]'")
-
-
 def plots(report: Report, folder: Path) -> list[Path]:
     """Draw one PNG a dataset and task into ``folder``: F bars, cumulative error curve or confusion matrix; their paths.
 
-    Tasks in which nothing was measured are left out. Raises ``ValueError`` without matplotlib or a folder to write in.
+    Tasks in which nothing was measured are left out. Raises ``ImportError`` without Matplotlib, ``ValueError`` without a
+    folder to write in.
     """
     require_matplotlib()
     from matplotlib.figure import Figure

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ifan import reference
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.layers import EPSILON, DenseBlock, DenseHead, HeatMapHead, TaskNorm, TransitionDown, TransitionUp, centres
-from ifan.network import IFAN, released
+from ifan.network import IFAN, fold_training_extras
 from ifan.wiring import LEVELS, MIDDLE, Widths, encoder_widths, joined_maps, wire
 
 OUTPUTS = {"parsing": "parsing_logits", "landmarks": "points"}
@@ -52,10 +52,10 @@ class FeedbackGraph(nn.Module):
     def __init__(self, network: IFAN, iterations: int | None = None) -> None:
         super().__init__()
         self.config = config = network.config
-        self.iterations = config.iterations if iterations is None else iterations
+        self.iterations = config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
-        plain = released(network).eval()
+        plain = fold_training_extras(network).eval()
         self.plain, self.raw = plain, _RawReaders(config)
         self.outputs = tuple(OUTPUTS.get(t.kind, f"{t.name}_logits") for t in config.tasks)
         blocks = [*plain.down_blocks, *([plain.middle] if plain.middle else ())]

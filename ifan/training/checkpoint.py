@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from ifan.safetensors_io import CheckpointError, check_header, load_checked
+from ifan.safetensors_io import CheckpointError, check_header, load_checked, specs_of
 
 KEEP = 2
 """Checkpoints left in a run folder."""
@@ -111,7 +111,7 @@ def load_tensors(checkpoint: Path, expected: Tensors) -> Tensors:
     """All tensors of a checkpoint; every header is compared with ``expected`` before anything is allocated."""
     paths = {name: checkpoint / f"{name}.safetensors" for name in expected}
     for name, path in paths.items():
-        check_header(path, expected[name], "this run")
+        check_header(path, specs_of(expected[name]), "this run")
     return {name: load_checked(path, expected[name], "this run") for name, path in paths.items()}
 
 

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,34 @@ from ifan.training.weighting import make_weighting
 
 Validate = Callable[[IFAN, int], Figures]
 """Measures a network with that many passes."""
+LossFn = Callable[[Batch], tuple[Tensor, Tensor]]
+"""Losses of the tasks and counts of their labels, ``(T,)`` each, of the network's passes over a batch."""
 
 _HEAD_BATCHES = 40  # for statistics that follow every batch from then on
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run begins with and how it is watched; nothing that changes what a step computes.
+
+    ``init`` is a model folder or safetensors file to begin from, or with ``partial`` weights of another size or variant
+    of which what fits is taken (`load_fitting`); ``workers`` processes prepare batches; ``validate`` measures the
+    averaged network; ``loss_fn`` takes the place of the trainer's own passes and losses in a run of one process, such
+    as a compiled version of them.
+    """
+
+    init: Path | None = None
+    partial: bool = False
+    workers: int = 0
+    validate: Validate | None = None
+    loss_fn: LossFn | None = None
 
 
 class Trainer:
     """A run in folder ``out``: ``config.yaml``, ``checkpoints/``, ``log.jsonl`` and, finished, ``model/``.
 
-    ``datasets`` by the names that ``config.training.shares`` uses; ``validate`` measures the averaged network;
-    ``init`` is a model folder or safetensors file to begin from, or with ``partial`` weights of another size or variant
-    of which what fits is taken (`load_fitting`); ``workers`` processes prepare batches. Raises ``ValueError`` for a
-    folder in use without ``resume``, for weights of another shape, and when the loss diverges.
+    ``datasets`` by the names that ``config.training.shares`` uses. Raises ``ValueError`` for a folder in use without
+    ``resume``, for weights of another shape, and when the loss diverges.
     """
 
     def __init__(
@@ -63,14 +80,11 @@ class Trainer:
         out: Path,
         device: str = "cpu",
         resume: bool = False,
-        *,
-        init: Path | None = None,
-        partial: bool = False,
-        workers: int = 0,
-        validate: Validate | None = None,
+        options: RunOptions = RunOptions(),
     ) -> None:
         self.config, self.out, self.device = config, Path(out), own_device(device)
-        self.validate, self.workers, self.done = validate, workers, 0
+        self.options, self.done = options, 0
+        init, partial = options.init, options.partial
         self.processes = Processes.join(self.device)
         first = self.processes.rank == 0
         _check_folder(self.out, resume)
@@ -115,7 +129,7 @@ class Trainer:
         Returns the signal's number if one did, else ``None``.
         """
         settings, began = self.config.training, time.monotonic()
-        loader = Loader(self.mixture, self.done, settings.steps, self.workers, **self._part())
+        loader = Loader(self.mixture, self.done, settings.steps, self.options.workers, **self._part())
         with StopSignals() as signals, self.log.open(self.done):
             if self._trained_passes() < self.config.network.iterations:
                 self.log.say(
@@ -146,7 +160,7 @@ class Trainer:
         samples = sum(self.mixture.counts(self.done).values())
         torch.manual_seed(_seed(settings.seed, self.done, self.processes.rank))
         self.model.train()
-        self.model.fed_back = min(1.0, (self.done + 1) / max(1, settings.feedback_warmup))
+        self.model.feedback = min(1.0, (self.done + 1) / max(1, settings.feedback_warmup))
         batch = _to(batch, self.device)
         losses, whole, present = self._losses(batch)
         total = self.weighting.combine(losses, whole, present, 1 / self.processes.world)
@@ -176,6 +190,9 @@ class Trainer:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Losses (T,) of this process with gradient, those of the global batch without, and which tasks have labels."""
+        if self.options.loss_fn is not None:
+            losses, counts = self.options.loss_fn(batch)
+            return losses, losses.detach(), counts > 0
         settings = self.config.training
         seeded = random.Random(f"{settings.seed}:{self.done}")
         passes = seeded.choices(range(1, len(settings.iterations) + 1), settings.iterations)[0]
@@ -183,7 +200,7 @@ class Trainer:
             every = settings.supervise == "all"
             iterations = self.model(batch.images, batch.lanes, passes, every, planes_before(self.model, batch))
         trained = iterations if every else iterations[-1:]
-        results = [self._hybrid_loss(predictions, batch) for predictions in trained]
+        results = [self.hybrid_loss(predictions, batch) for predictions in trained]
         counts = self.processes.sum(results[0].counts)  # the labels', so the same for every iteration
         losses = torch.stack([result.losses for result in results]).mean(0)
         if self.processes.world > 1:
@@ -194,7 +211,8 @@ class Trainer:
             losses = losses + sum(_full(o).sum() for o in outputs if o.shape[0] == 0)
         return losses, self.processes.sum(losses.detach()), counts > 0
 
-    def _hybrid_loss(self, predictions: Predictions, batch: Batch) -> ops.HybridLoss:
+    def hybrid_loss(self, predictions: Predictions, batch: Batch) -> ops.HybridLoss:
+        """Loss of one pass over a batch, by the configuration's settings."""
         loss, size = self.config.training.loss, batch.images.shape[0]
         weights = loss.parsing_class_weights
         return ops.hybrid_loss(
@@ -243,22 +261,28 @@ class Trainer:
             raise CheckpointError(f"{self.out}: every checkpoint is damaged; begin again in another folder")
 
     def _validate(self) -> None:
-        if self.validate is not None and self.processes.rank == 0:
+        if self.options.validate is not None and self.processes.rank == 0:
             with self.ema.applied(self.model):
-                self.log.validation(self.done, self.validate(self.model, self._trained_passes()))
+                self.log.validation(self.done, self.options.validate(self.model, self._trained_passes()))
         self.processes.barrier()
 
     def _trained_passes(self) -> int:
-        """Passes that predictions can rely on: the network's, but no more than training ever makes."""
-        made = [k for k, p in enumerate(self.config.training.iterations, 1) if p > 0]
-        return min(self.config.network.iterations, max(made))
+        """Passes that predictions can rely on: the network's, but no more than training ever makes.
+
+        Passes over closer crops are all trained as soon as some are: each begins with what the ones before found.
+        """
+        network, training = self.config.network, self.config.training
+        if network.reframe:
+            return network.iterations if training.refine_share > 0 else 1
+        return min(network.iterations, max(k for k, p in enumerate(training.iterations, 1) if p > 0))
 
     def _calibrate(self) -> None:
         """Give the averaged network statistics of its own, from the batches that would come next."""
         last, count = self.config.training.steps, self.config.training.calibrate
-        batches = Loader(self.mixture, last, last + count, self.workers, **self._part())
+        batches = Loader(self.mixture, last, last + count, self.options.workers, **self._part())
         with self.ema.applied(self.model):
-            calibrate(self.model, (_to(batch, self.device) for batch in batches), self._trained_passes())
+            passes = min(self._trained_passes(), self.config.network.iterations_per_crop)
+            calibrate(self.model, (_to(batch, self.device) for batch in batches), passes)
             self.ema.assign(self.model)
         self.log.say(f"running statistics of the averaged network estimated from {count} batches")
 

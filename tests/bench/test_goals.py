@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ifan.bench import report
-from ifan.bench.goals import INAPPLICABLE, REACHED, SHORT, UNMEASURED, default_file, judge, load_goals
+from ifan.bench.goals import GOALS, INAPPLICABLE, REACHED, SHORT, UNMEASURED, judge, load_goals
 from ifan.bench.problem import Ready
 from ifan.bench.suite import suite
 from tests.support.fakes import MACHINE, case, right
@@ -39,7 +39,7 @@ def measured(ratios: dict[str, float], **changes: Any) -> dict[str, Any]:
 
 
 def test_the_shipped_goals_name_rows_that_exist() -> None:
-    goals = load_goals(default_file(), suite())
+    goals = load_goals(GOALS, suite())
     assert len(goals) == 14
     assert goals[0].floor("avx2") == 2.0
     assert goals[0].floor("avx512") == 1.6

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ifan.bench.timing import Spread, interleave, pair_ratios, spread
+from ifan.bench.timing import Percentiles, Rounds, interleave, pair_ratios, percentiles
 
 
 class Watch:
@@ -28,15 +28,15 @@ class Watch:
 
 
 def test_percentiles_are_linear_between_neighbours() -> None:
-    assert spread([5, 1, 2, 4, 3]) == Spread(3, pytest.approx(1.8), pytest.approx(4.2), 5)
-    assert spread([7.0]) == Spread(7.0, 7.0, 7.0, 1)
-    assert spread([1.0, 2.0]).median == 1.5
+    assert percentiles([5, 1, 2, 4, 3]) == Percentiles(3, pytest.approx(1.8), pytest.approx(4.2), 5)
+    assert percentiles([7.0]) == Percentiles(7.0, 7.0, 7.0, 1)
+    assert percentiles([1.0, 2.0]).median == 1.5
 
 
 def test_ratios_are_of_pairs_not_of_medians() -> None:
     """A machine that slows down over time moves both medians; the pairs still say two."""
     ours = [1.0, 2.0, 4.0, 8.0, 100.0]
-    assert pair_ratios([2 * t for t in ours], ours) == Spread(2.0, 2.0, 2.0, 5)
+    assert pair_ratios([2 * t for t in ours], ours) == Percentiles(2.0, 2.0, 2.0, 5)
     assert pair_ratios([3.0, 1.0, 1.0], [1.0, 1.0, 2.0]).median == 1.0
     with pytest.raises(ValueError, match="longer"):
         pair_ratios([1.0], [1.0, 2.0])
@@ -45,15 +45,15 @@ def test_ratios_are_of_pairs_not_of_medians() -> None:
 def test_turns_rotate_and_rests_are_not_timed() -> None:
     watch = Watch()
     runs = {"a": watch.worker("a", lambda i: 0.25 * (i + 1)), "b": watch.worker("b", lambda i: 0.5)}
-    taken, last = interleave(runs, 0.0, 3, 9, pause=10.0, clock=lambda: watch.now, rest=watch.rest)
+    taken, last = interleave(runs, Rounds(0.0, 3, 9), clock=lambda: watch.now, rest=watch.rest)
     assert watch.log == ["a0", "b0", "b1", "a1", "a2", "b2"]
     assert taken == {"a": [0.25, 0.5, 0.75], "b": [0.5, 0.5, 0.5]}
     assert last == {"a": "a of round 2", "b": "b of round 2"}
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 4), (5.5, 6), (100.0, 10)], ids=["least", "time", "most"])
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 4), (5.5, 6), (100.0, 10)], ids=["min", "time", "max"])
 def test_number_of_rounds(seconds: float, rounds: int) -> None:
     watch = Watch()
     runs = {"a": watch.worker("a", lambda i: 1.0)}
-    taken, _ = interleave(runs, seconds, 4, 10, pause=0.0, clock=lambda: watch.now, rest=watch.rest)
+    taken, _ = interleave(runs, Rounds(seconds, 4, 10), clock=lambda: watch.now, rest=watch.rest)
     assert len(taken["a"]) == rounds

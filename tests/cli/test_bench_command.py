@@ -27,7 +27,7 @@ def one_case(monkeypatch: pytest.MonkeyPatch) -> str:
 
     case = Case("abacus", "1", "forward", build)
     monkeypatch.setattr("ifan.bench.suite.suite", lambda quick=False: [case])
-    monkeypatch.setattr("ifan.bench.suite.peaks", lambda device, dtypes: _peaks())
+    monkeypatch.setattr("ifan.bench.run.peaks", lambda device, dtypes: _peaks())
     return case.name
 
 
@@ -47,7 +47,7 @@ def goals_file(folder: Path, row: str, floor: float) -> Path:
 def test_goals_decide_the_exit_code(run, one_case: str, tmp_path: Path, floor: float, code: int) -> None:
     table = tmp_path / "out.json"
     arguments = ("--goals-file", goals_file(tmp_path, one_case, floor), "--json", table, "--no-mallopt")
-    found, text, errors = run("bench", *arguments, "--seconds", 0, "--no-apart")
+    found, text, errors = run("bench", *arguments, "--seconds", 0, "--no-subprocess")
     assert found == code
     assert f"| {one_case} | eager |" in text
     assert ("reached" if code == 0 else "falls short") in text
@@ -70,7 +70,17 @@ def test_rows_are_written_as_they_come(one_case: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr("ifan.bench.suite.suite", lambda quick=False: cases)
     folder = tmp_path / "new"
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        main(["bench", "--json", str(folder / "out.json"), "--no-mallopt", "--no-memory", "--no-apart", "--seconds=0"])
+        main(
+            [
+                "bench",
+                "--json",
+                str(folder / "out.json"),
+                "--no-mallopt",
+                "--no-memory",
+                "--no-subprocess",
+                "--seconds=0",
+            ]
+        )
     assert [row["name"] for row in json.loads((folder / "out.json").read_text())["rows"]] == [one_case]
     assert [path.name for path in folder.iterdir()] == ["out.json"]
 
@@ -78,7 +88,14 @@ def test_rows_are_written_as_they_come(one_case: str, monkeypatch: pytest.Monkey
 def test_threads_are_as_before_afterwards(run, one_case: str, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     code, _, _ = run(
-        "bench", "--threads", before + 3, "--json", tmp_path / "o.json", "--no-mallopt", "--no-memory", "--no-apart"
+        "bench",
+        "--threads",
+        before + 3,
+        "--json",
+        tmp_path / "o.json",
+        "--no-mallopt",
+        "--no-memory",
+        "--no-subprocess",
     )
     assert code == 0
     assert torch.get_num_threads() == before

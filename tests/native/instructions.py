@@ -1,6 +1,6 @@
 """Instructions that each native kernel executes at one thread, counted by valgrind's callgrind.
 
-``python tests/native/instructions.py`` prints what was counted beside what is expected; ``--write`` makes the one the
+``python -m tests.native.instructions`` prints what was counted beside what is expected; ``--write`` makes the one the
 other. Valgrind 3.19 knows no AVX-512, so the kernels compiled for AVX2 are counted. Only the kernels' own calls are:
 drawing the inputs and comparing the results are not.
 """
@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from native_driver import build_driver, compiler
+
+from tests.native.build import build_driver, compiler
 
 EXPECTED = Path(__file__).with_name("instruction_counts.yaml")
 HEADER = """\

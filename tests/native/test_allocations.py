@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from native_driver import compiler
+
+from tests.native.build import compiler
 
 FOLDER = Path(__file__).parent
 
@@ -24,7 +25,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int
         [compiler(), "-x", "c", "-O1", "-shared", "-fPIC", FOLDER / "allocations.c", "-o", library], check=True
     )
     environment = {**os.environ, "LD_PRELOAD": str(library)}
-    command = [sys.executable, str(FOLDER / "count_allocations.py")]
+    command = [sys.executable, "-m", "tests.native.count_allocations"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=FOLDER.parents[1])
     found: dict[str, dict[str, int]] = json.loads(ran.stdout)
     return found

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from native_driver import X86, build_driver, needs
 
 from ifan.ops import native
+from tests.native.build import X86, build_driver, needs
 
 CASES = 17
 

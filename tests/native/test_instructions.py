@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import instructions
 import pytest
-from native_driver import X86, needs
+
+from tests.native import instructions
+from tests.native.build import X86, needs
 
 COUNTS = {"integrate_forward": 1000, "dense_head": 200}
 EXPECTED = instructions.Expected("c++ 12", margin=0.03, other_compiler=0.5, counts=COUNTS)

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_dense_block import convolve
 from torch import Tensor
 from torch.library import opcheck
 
 from ifan.ops import transition_up
 from ifan.ops.transition_up import _forward
+from tests.ops.test_dense_block import convolve
 from tests.support.cases import (
     LAYOUTS,
     arrange,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifan.bench.measure import Effort, measure
+from ifan.bench.measure import Budget, measure
 from ifan.bench.problem import Case, Problem, Ready, Setting
+from ifan.bench.timing import Rounds
 
 MACHINE = {
     "commit": "abc",
@@ -34,4 +35,4 @@ def case(makers: dict[str, Callable[[], Ready]], op: str = "abacus", **settings:
 
 
 def row(of: Case, against: Sequence[str] = ("eager", "compile", "onnxruntime", "openvino")) -> dict[str, Any]:
-    return measure(of, Setting(Path()), Effort(0.0, 3, 5), None, MACHINE, against)
+    return measure(of, Setting(Path()), Budget(Rounds(0.0, 3, 5)), None, MACHINE, against)

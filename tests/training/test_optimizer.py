@@ -7,7 +7,7 @@ from ifan.config import TrainingConfig
 from ifan.network import IFAN
 from ifan.training.optimizer import HEAD_RATES, learning_rate, make_optimizer, optimizer_tensors, set_learning_rate
 from ifan.training.weighting import make_weighting
-from tests.training.faces import small_config
+from tests.support.faces import small_config
 
 SCHEDULE = TrainingConfig(steps=100, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.1)
 

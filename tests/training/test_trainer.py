@@ -18,12 +18,12 @@ from ifan.config import Config
 from ifan.data.mixture import label_means
 from ifan.network import IFAN
 from ifan.refine import drawn_into
-from ifan.training import CheckpointError, Trainer, build_model, load_weights
+from ifan.training import CheckpointError, RunOptions, Trainer, build_model, load_weights
 from ifan.training import trainer as module
 from ifan.training.checkpoint import checkpoints
 from ifan.training.model import load_fitting
 from ifan.weights import load_network, publish
-from tests.training.faces import Faces, small_config, three_datasets
+from tests.support.faces import Faces, small_config, three_datasets
 
 FILES = ("model", "ema", "optimizer")
 
@@ -110,7 +110,7 @@ def test_a_loss_on_every_iteration(tmp_path: Path) -> None:
 
 def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path) -> None:
     """Which comes without gradient, and through the warm-up in part only."""
-    config = small_config(steps=3, closer=1.0, feedback_warmup=2, iterations=(1.0,))
+    config = small_config(steps=3, refine_share=1.0, feedback_warmup=2, iterations=(1.0,))
     config = replace(config, network=replace(config.network, dropout=0.0, iteration_norm="separate"))
     trainer = Trainer(config, three_datasets(), tmp_path)
     for step, share in enumerate((0.5, 1.0, 1.0)):
@@ -124,8 +124,8 @@ def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path
         torch.testing.assert_close(trainer.step(batch).losses, expected.losses.detach(), rtol=1e-4, atol=1e-5)
         moved = {n for n, value in trainer.model.named_buffers() if not torch.equal(value, before[n])}
         assert {name.rpartition(".")[2] for name in moved} == {"later_mean", "later_var"}
-        assert trainer.model.fed_back == share
-        trainer.model.fed_back = 1.0  # of the copies above
+        assert trainer.model.feedback == share
+        trainer.model.feedback = 1.0  # of the copies above
 
 
 def test_datasets_plug_in_and_out(tmp_path: Path) -> None:
@@ -224,7 +224,12 @@ def test_released_model_holds_the_averaged_weights(tmp_path: Path) -> None:
         seen.update({k: v.clone() for k, v in model.state_dict().items()}, passes=passes)
         return {"points/landmarks": {"nme": 0.5}}
 
-    trainer = Trainer(small_config(steps=2, iterations=(0.0, 1.0, 0.0)), three_datasets(), tmp_path, validate=validate)
+    trainer = Trainer(
+        small_config(steps=2, iterations=(0.0, 1.0, 0.0)),
+        three_datasets(),
+        tmp_path,
+        options=RunOptions(validate=validate),
+    )
     trainer.run()
     assert seen.pop("passes") == 2
     loaded = IFAN.from_pretrained(tmp_path / "model")
@@ -240,7 +245,7 @@ def test_initial_weights(tmp_path: Path) -> None:
     torch.manual_seed(5)
     other = IFAN(config.network)
     other.save_pretrained(tmp_path / "given")
-    trainer = Trainer(config, three_datasets(), tmp_path / "run", init=tmp_path / "given")
+    trainer = Trainer(config, three_datasets(), tmp_path / "run", options=RunOptions(tmp_path / "given"))
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in trainer.model.state_dict().items())
     assert torch.equal(trainer.ema.shadow["stem.weight"], other.stem.weight)
     save_file({"stem.weight": torch.zeros(1)}, tmp_path / "odd.safetensors")
@@ -257,7 +262,9 @@ def test_what_fits_of_a_network_of_another_size(tmp_path: Path, capsys: pytest.C
     other.down_blocks[0].norms[0].running_mean.fill_(2.0)
     other.save_pretrained(tmp_path / "given")
     larger = replace(config, network=replace(config.network, size=64, normalise_heads=True, iteration_norm="separate"))
-    model = Trainer(larger, three_datasets(), tmp_path / "run", init=tmp_path / "given", partial=True).model
+    model = Trainer(
+        larger, three_datasets(), tmp_path / "run", options=RunOptions(tmp_path / "given", partial=True)
+    ).model
     fresh = build_model(larger, three_datasets())  # type: ignore[arg-type]
     out = capsys.readouterr().out
     assert "left as in a fresh run: class_heads.emotion, landmark_head, mean_classes, mean_parsing, mean_points" in out
@@ -318,7 +325,9 @@ def test_published_weights_are_trained_further(tmp_path: Path, capsys: pytest.Ca
     other.save_pretrained(tmp_path / "trained")
     publish(tmp_path / "trained", tmp_path / "published")
     expected = load_network(tmp_path / "published")
-    model = Trainer(config, three_datasets(), tmp_path / "run", init=tmp_path / "published", partial=True).model
+    model = Trainer(
+        config, three_datasets(), tmp_path / "run", options=RunOptions(tmp_path / "published", partial=True)
+    ).model
     assert "left as in a fresh run: mean_classes, mean_parsing, mean_points\n" in capsys.readouterr().out
     for name in ("mean_parsing", "mean_points", "mean_classes"):
         getattr(model, name).copy_(getattr(expected, name))
@@ -371,7 +380,7 @@ def test_weights_of_which_nothing_can_be_taken(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"wide: only .* convolution weights fit this network"):
         load_fitting(build_model(config, None), tmp_path / "wide")
     with pytest.raises(ValueError, match="--partial says how much of --init"):
-        Trainer(config, three_datasets(), tmp_path / "run", partial=True)
+        Trainer(config, three_datasets(), tmp_path / "run", options=RunOptions(partial=True))
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,39 @@
+"""The tests of the Triton kernels, in a process of their own whose environment chooses Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST_COVERAGE = 95
+
+
+TESTS = ["-m", "pytest", "tests/gpu/triton", "-x", "-p", "no:cacheprovider"]
+
+
+def needs(module: str, name: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(module) is None
+    return pytest.mark.skipif(missing, reason=f"{name} is not installed: pip install {module}")
+
+
+def run(arguments: list[str], **variables: str) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"} | variables
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+
+
+@needs("triton", "Triton")
+@needs("coverage", "coverage")
+@pytest.mark.timeout(600)
+def test_triton_kernels_in_the_interpreter_and_their_coverage(tmp_path: Path) -> None:
+    """Interpreted kernels are Python, so their lines and branches are counted like any other's."""
+    file = str(tmp_path / "coverage")
+    run(["-m", "coverage", "run", "--branch", "--source=kernels", *TESTS], COVERAGE_FILE=file)
+    run(["-m", "coverage", "report", "--show-missing", f"--fail-under={LEAST_COVERAGE}"], COVERAGE_FILE=file)
