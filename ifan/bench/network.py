@@ -18,7 +18,8 @@ from ifan.bench import rivals
 from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting, vector_error
 from ifan.config import Config, NetworkConfig, load_config
 from ifan.cuda_graph import GraphRunner, in_bfloat16
-from ifan.export.graph import FeedbackGraph, export, require
+from ifan.export.graph import FeedbackGraph
+from ifan.export.write import export, require
 from ifan.layers import DenseHead
 from ifan.network import IFAN, Predictions
 from ifan.wiring import macs
