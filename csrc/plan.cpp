@@ -15,6 +15,7 @@
 #include "cpu/encode_predictions.h"
 #include "cpu/feedback.h"
 #include "cpu/integrate.h"
+#include "cpu/mobile_block.h"
 #include "cpu/runtime/thread_pool.h"
 #include "cpu/small_maps.h"
 #include "cpu/tiles_bf16.h"
@@ -148,6 +149,23 @@ class RecordedPlan {
            IFAN_PICK(add_shared));
   }
 
+  // first: (filters, bias, outputs, kernel, stride); depthwise: (weight, bias, stride); last: (filters, bias, outputs, relu, subpixels).
+  void mobile_block(Address x, const std::array<int64_t, 3>& shape, const std::array<int64_t, 5>& first,
+                    const std::array<int64_t, 3>& depthwise, const std::array<int64_t, 5>& last, Address add, Address out) {
+    const auto [inputs, height, width] = shape;
+    const int64_t step = (first[0] ? first[4] : 1) * (depthwise[0] ? depthwise[2] : 1);
+    const bool strides = step == 1 || step == 2 || step == 4, kernels = !first[0] || first[3] == 3 || (first[3] == 1 && first[4] == 1);
+    if (inputs < 1 || height < step || width < step || height % step || width % step || last[2] < 1 || (last[4] && last[2] % 4) ||
+        (first[0] && first[2] < 1) || !strides || !kernels)
+      throw std::invalid_argument("mobile_block: expected kernels of 1 or 3, strides of 1 or 2 and sides that these divide");
+    MobileBlock call{read(x), inputs, height, width,
+                     read(first[0]), read(first[1]), first[0] ? first[2] : inputs, first[3], first[4],
+                     read(depthwise[0]), read(depthwise[1]), depthwise[2],
+                     read(last[0]), read(last[1]), last[2], last[3] != 0, last[4] != 0,
+                     read(add), written(out), 1};
+    record("mobile_block", call, IFAN_PICK(mobile_block));
+  }
+
   size_t steps() const { return steps_.size(); }
 
   // False: out of memory.
@@ -277,6 +295,7 @@ void bind_plan(py::module_& module) {
       .def("class_maps", &RecordedPlan::class_maps)
       .def("max_pool", &RecordedPlan::max_pool)
       .def("add_shared", &RecordedPlan::add_shared)
+      .def("mobile_block", &RecordedPlan::mobile_block)
       .def("profile", &RecordedPlan::profile)
       .def("__len__", &RecordedPlan::steps);
 }

@@ -6,13 +6,15 @@
     result = analyzer("photo.jpg")
     result.save("out")
 
-Everything that needs torch is imported on first use.
+Everything else is imported on first use. Analysing photos needs no PyTorch; `IFAN`, the network as a PyTorch module,
+and the backends of its operations do.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ifan.optional import lazy
 
 if TYPE_CHECKING:
     from ifan.faces import FaceAnalyzer, load
@@ -22,19 +24,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["IFAN", "FaceAnalyzer", "__version__", "load", "use_backend"]
 
-_HOMES = {
-    "IFAN": "ifan.network",
-    "FaceAnalyzer": "ifan.faces",
-    "load": "ifan.faces",
-    "use_backend": "ifan.ops",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ifan' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
-    return value
+__getattr__ = lazy(
+    __name__,
+    {"IFAN": "ifan.network", "FaceAnalyzer": "ifan.faces", "load": "ifan.faces", "use_backend": "ifan.ops"},
+)
 
 
 def __dir__() -> list[str]:

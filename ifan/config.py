@@ -60,7 +60,7 @@ PAPER_TASKS = (
 )
 
 
-LARGEST = {"size": 4096, "iterations": 64, "looks": 16, "growth": 512, "block_layers": 64, "blocks": 5,
+LARGEST = {"size": 4096, "iterations": 64, "growth": 512, "block_layers": 64, "blocks": 5,
            "stem_channels": 4096, "up_channels": 4096, "point_radius": 4096, "image_fold": 8}  # fmt: skip
 """Bounds of what a file from outside may ask for before anything is allocated."""
 
@@ -73,22 +73,21 @@ class NetworkConfig:
     that side, and their blocks of ``image_fold`` squared pixels are folded into channels (space to depth) before the
     stem; 1 as released. ``image_scale`` (a factor on the image after its means are taken off) and ``normalise_heads``
     (normalised inputs of the dense heads) are not in the released graph. They change what weights mean, not what the
-    network can compute (`ifan.network.released` folds them away), and training from scratch with Adam, whose steps do
+    network can compute (`fold_training_extras` folds them away), and training from scratch with Adam, whose steps do
     not know the inputs' scale, needs them. ``landmark_head``: points by a dense layer from the coarsest map that they
     reach, as released, or as means of ``heat_maps`` (`ifan.layers.HeatMapHead`). Without ``task_norm`` all tasks share
     one set of normalisation parameters and statistics. ``iteration_norm``: iterations after the first, which see
     predictions instead of constant means, share the first one's normalisation, as released, or have running
-    ``statistics`` of their own, or all of it ``separate``. ``looks``: how often a face is looked at, framed anew by the
-    points of the first look (`ifan.refine`); ``carry``: a closer look begins with what those before it found,
-    drawn into its crop, instead of the label means. Both are no part of the graph. Tasks come in the order parsing,
-    landmarks, classifications; at most one parsing and one landmark task.
+    ``statistics`` of their own, or all of it ``separate``. ``iterations``: passes of the network, each after the first
+    begun with what those before it found. They see the same crop, as released, or with ``reframe`` a closer one framed
+    by the points found so far (`ifan.refine`). Tasks come in the order parsing, landmarks, classifications; at most one
+    parsing and one landmark task.
     """
 
     size: int = 128
     tasks: tuple[TaskConfig, ...] = PAPER_TASKS
     iterations: int = 3
-    looks: int = 1
-    carry: bool = False
+    reframe: bool = False
     feedback_gradient: bool = False
     growth: int = 12
     block_layers: int = 3
@@ -121,22 +120,28 @@ class NetworkConfig:
             kinds == sorted(kinds) and kinds.count(0) <= 1 and kinds.count(1) <= 1,
             f"network.tasks must be at most one parsing, at most one landmark task, then classifications; got {names}",
         )
-        self.check_looks(self.looks)
+        self.check_iterations(self.iterations)
 
-    def check_looks(self, looks: int) -> int:
-        """``looks`` if this network can look that often (`ifan.refine`); else raises ``ValueError``."""
-        _require(looks >= 1, f"looks must be at least 1; got {looks}")
+    def check_iterations(self, iterations: int) -> int:
+        """``iterations`` if this network can make so many; else raises ``ValueError``."""
+        _require(iterations >= 1, f"iterations must be at least 1; got {iterations}")
+        points = self.landmarks.classes if self.landmarks else ()
         _require(
-            looks == 1 or set(POINT_NAMES) <= set(self.landmarks.classes if self.landmarks else ()),
-            f"looks: expected a network that finds {', '.join(POINT_NAMES)} to look {looks} times; this one has "
-            f"{[task.name for task in self.tasks]}; use 1",
+            iterations == 1 or not self.reframe or set(POINT_NAMES) <= set(points),
+            f"iterations: expected a network that finds {', '.join(POINT_NAMES)} to reframe a face for {iterations} "
+            f"iterations; this one has {[task.name for task in self.tasks]}; use 1, or reframe: false",
         )
-        return looks
+        return iterations
 
-    def needed(self, tasks: Collection[TaskConfig], looks: int) -> list[str]:
-        """Names of what has to be predicted for ``tasks``, in order: several looks need the points too, and all where
-        predictions carry over."""
-        return [t.name for t in self.tasks if t in tasks or (looks > 1 and (self.carry or t.kind == "landmarks"))]
+    def needed(self, tasks: Collection[TaskConfig], iterations: int) -> list[str]:
+        """Names of what each pass over a crop has to predict for ``tasks``, in order: all where a later crop begins
+        with it."""
+        return [t.name for t in self.tasks if t in tasks or (self.reframe and iterations > 1)]
+
+    @property
+    def iterations_per_crop(self) -> int:
+        """Iterations that see the same crop: one if the network reframes, else all."""
+        return 1 if self.reframe else self.iterations
 
     def task(self, name: str) -> TaskConfig:
         """The task of that name; ``ValueError`` lists the known ones."""
@@ -222,9 +227,9 @@ class TrainingConfig:
     weighting: Literal["fixed", "uncertainty", "famo"] = "fixed"
     iterations: tuple[float, ...] = (1.0,)
     """Probability of training with 1, 2, ... iterations at a step."""
-    closer: float = 0.0
-    """Share of the steps that train a closer look (`ifan.refine`): a pass that begins with what the network
-    finds in another crop of the same picture, drawn into its own."""
+    refine_share: float = 0.0
+    """Share of the steps that train an iteration in a closer crop (`ifan.refine`): a pass that begins with what the
+    network finds in another crop of the same picture, moved into its own."""
     feedback_warmup: int = 0
     """Steps over which the planes that are fed back turn from the label means into the predictions. Weights that know
     only the means take later iterations for first ones to begin with, instead of being thrown off."""
@@ -258,12 +263,22 @@ class TrainingConfig:
             len(self.iterations) > 0 and min(self.iterations) >= 0 and sum(self.iterations) > 0,
             f"training.iterations must be non-negative probabilities with a positive sum; got {self.iterations}",
         )
-        _require(0 <= self.closer <= 1, f"training.closer must be between 0 and 1; got {self.closer}")
+        _require(
+            0 <= self.refine_share <= 1, f"training.refine_share must be between 0 and 1; got {self.refine_share}"
+        )
         _require(
             self.feedback_warmup >= 0, f"training.feedback_warmup must not be negative; got {self.feedback_warmup}"
         )
         _require(self.calibrate >= 0, f"training.calibrate must not be negative; got {self.calibrate}")
         _require(0 <= self.ema_decay < 1, f"training.ema_decay must be in [0, 1); got {self.ema_decay}")
+
+
+RENAMED = {
+    "network.looks": "network.iterations, with network.reframe: true",
+    "network.carry": "network.reframe",
+    "training.closer": "training.refine_share",
+}
+"""Keys of older files, and what says the same today."""
 
 
 @dataclass(frozen=True)
@@ -334,6 +349,8 @@ def _build(kind: Any, value: Any, at: str) -> Any:
         hints = typing.get_type_hints(kind)
         known = {f.name: f for f in dataclasses.fields(kind)}
         for key in value:
+            renamed = RENAMED.get(f"{at}.{key}")
+            _require(renamed is None, f"{where}: the key {key!r} is no longer used; set {renamed}")
             _require(key in known, f"{where}: unknown key {key!r}; expected one of {sorted(known)}")
         for name, f in known.items():
             has_default = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +20,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ifan.engine.engine import joined
 from ifan.network import IFAN, Lanes, Predictions
 from ifan.ops.dispatch import current_backend
 
@@ -113,7 +112,7 @@ class GraphRunner:
         most_graphs: int = len(BUCKETS),
     ) -> None:
         self.network, self.config, self.most_graphs = network, network.config, most_graphs
-        self.iterations = self.config.iterations if iterations is None else iterations
+        self.iterations = self.config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
         names = [t.name for t in self.config.tasks] if tasks is None else list(tasks)
@@ -198,6 +197,23 @@ def tensors(predictions: Predictions) -> list[Tensor]:
     """All tensors of some predictions."""
     found = predictions
     return [found.parsing_logits, found.points, *found.class_logits.values(), *found.rows.values()]
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of slices of a batch as those of the batch."""
+    if len(parts) == 1:
+        return parts[0]
+    first, rows, start = parts[0], defaultdict(list), 0
+    for part in parts:
+        for name, row in part.rows.items():
+            rows[name].append(row + start)
+        start += max((row.shape[0] for row in part.rows.values()), default=0)
+    return Predictions(
+        torch.cat([p.parsing_logits for p in parts]),
+        torch.cat([p.points for p in parts]),
+        {name: torch.cat([p.class_logits[name] for p in parts]) for name in first.class_logits},
+        {name: torch.cat(row) for name, row in rows.items()},
+    )
 
 
 def _first(found: Predictions, count: int) -> Predictions:

@@ -251,8 +251,8 @@ class DenseHead(nn.Linear):
     """Dropout and a dense layer over all inputs in the release's order: row, column, channel.
 
     With ``network.normalise_heads`` each input first gets mean 0 and variance 1 over the lanes (no parameters), which
-    `ifan.network.released` folds away. Normalising a whole channel would not do: its mean still differs from pixel to
-    pixel, and these thousands of constants add up to one bias that every step of Adam throws about.
+    `ifan.network.fold_training_extras` folds away. Normalising a whole channel would not do: its mean still differs
+    from pixel to pixel, and these thousands of constants add up to one bias that every step of Adam throws about.
     """
 
     def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:

@@ -33,7 +33,7 @@ from ifan.wiring import LEVELS, MIDDLE, Widths, joined_maps, wire
 
 BGR_MEAN = (103.939, 116.779, 123.68)
 
-__all__ = ["IFAN", "Lanes", "Predictions", "released"]
+__all__ = ["IFAN", "Lanes", "Predictions", "fold_training_extras"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class IFAN(nn.Module, HubModel):
         config = network if isinstance(network, NetworkConfig) else from_dict(NetworkConfig, network or {}, "network")
         self.config = config
         self.moments_reduce: MomentsReduce | None = None
-        self.fed_back = 1.0
+        self.feedback = 1.0
         """Share of the predictions in the planes that are fed back; the rest is the label means."""
         self.class_sizes = tuple(t.width for t in config.classifications)
         widths, tasks = Widths(config), len(config.tasks)
@@ -168,7 +168,7 @@ class IFAN(nn.Module, HubModel):
             One `Predictions` an iteration. Only the last, or with ``every`` each, has the given lanes, batch statistics
             and dropout in training.
         """
-        passes = self.config.iterations if iterations is None else iterations
+        passes = self.config.iterations_per_crop if iterations is None else iterations
         self._check(images, passes)
         batch, everything = images.shape[0], Lanes.all_tasks(images.shape[0], self.config, images.device)
         lanes = lanes or everything
@@ -223,7 +223,7 @@ class IFAN(nn.Module, HubModel):
         if config.landmarks is None:
             points = points.new_zeros(batch, 2, 0)
         planes = self._draw(parsing, points, predictions.dense_class_logits(batch))
-        return planes if self.fed_back == 1 else self.first_planes().lerp(planes, self.fed_back)
+        return planes if self.feedback == 1 else self.first_planes().lerp(planes, self.feedback)
 
     def _draw(self, parsing_logits: Tensor, points: Tensor, class_logits: Tensor) -> Tensor:
         radius = self.config.point_radius
@@ -271,6 +271,9 @@ class IFAN(nn.Module, HubModel):
         size = self.config.image_size
         if images.dim() != 4 or images.shape[1:] != (3, size, size):
             raise ValueError(f"images: expected (B, 3, {size}, {size}); got {tuple(images.shape)}. Crop to that size.")
+        floats = images.device.type == "cpu" and images.is_floating_point() and not torch.compiler.is_compiling()
+        if floats and images.numel() and 0 < float(images.detach().amax()) <= 1:
+            raise ValueError("images: expected RGB values 0 to 255; got floats of at most 1. Multiply them by 255.")
         if passes < 1:
             raise ValueError(f"iterations: expected at least 1; got {passes}")
 
@@ -318,7 +321,7 @@ class _Layers:
 
 
 @torch.no_grad()
-def released(model: IFAN) -> IFAN:
+def fold_training_extras(model: IFAN) -> IFAN:
     """The same function in the released graph: ``image_scale`` 1, no normalised heads, a normalisation each task.
 
     What differs is folded into the weights. A normalisation that iterations do not share has no place in that graph:

@@ -1,194 +1,249 @@
-"""Closer looks: the points of a first look frame the face anew, and what the others predict is averaged (test-time
-augmentation over crops that a first pass aligns).
+"""Iterations: what the next pass of a network sees, and what it begins with.
 
-The network's own points are fed back, as the paper's iterations feed predictions back, but into the framing: faces come
-upright, centred and as large as in training, or larger, with the picture's own pixels. Closer looks differ in side, and
-every other one sees the mirror image, so that their errors differ too. Regions beyond them are the first look's. With
-``network.carry`` all that was found is also drawn into the next crop, and re-encoded as the paper's iterations do.
+A pass feeds the next one. Where ``network.reframe`` says so, the points found so far also frame the face anew: upright,
+centred and as large as in training, or larger, with the photo's own pixels. Later crops differ in side, and every other
+one sees the mirror image, so that their errors differ too; what they find is averaged. What was found is moved into the
+next crop and fed back there, as the paper's iterations feed it back into the same one. Regions beyond the later crops
+are the first iteration's.
+
+Any runner will do, and `moved` takes predictions into any crop: that of the next frame of a clip as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import cycle
+from functools import lru_cache
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ifan.config import POINT_NAMES, NetworkConfig
 from ifan.crop import Crop, crop_image, points_from_crop, points_to_crop
 from ifan.data.labels import mirrored
-from ifan.engine.engine import joined
 from ifan.faces.framing import crop_of_points
-from ifan.network import IFAN, Predictions
+from ifan.predictions import FacePredictions
 
 SIDES = 0.75, 0.95
-"""Sides of the closest and the widest closer look, in sides of the usual crop around a face's points."""
+"""Sides of the closest and the widest later crop, in sides of the usual crop around a face's points."""
 
 REACH = 0.3
-"""How far from the first crop's centre a closer one's may be, in its sides; points farther away are wrong."""
+"""How far from the first crop's centre a later one's may be, in its sides; points farther away are wrong."""
 
 NEAREST, FARTHEST = 0.4, 1.4
-"""Bounds of a closer crop's side, in sides of the first."""
+"""Bounds of a later crop's side, in sides of the first."""
 
-SCENE = 1.6
-"""Sides of the first crop around it that are kept for closer looks."""
+WINDOW = 1.6
+"""Side of the source window around the first crop, in its sides; later crops are cut from it."""
 
 WIDER = 1.3
-"""Sides of the usual crop that the first of several looks sees where a face was found: hair is wider than a face."""
+"""Side of the first of several crops, in sides of the usual one, where a face was found: hair is wider than a face."""
 
 FIRST = 0.2
-"""How much the first look's parsing counts beside a closer one's."""
+"""Weight of the first iteration's parsing beside a later one's."""
 
 FEATHER = 0.06
-"""Sides of a closer crop along its border over which its parsing counts less and less."""
+"""Sides of a later crop along its border over which its parsing counts less and less."""
 
-Run = Callable[[Tensor, Tensor | None], Sequence[Predictions]]
-"""Any number of images (N, 3, I, I) uint8 RGB to predictions, an iteration each, with a row an image of the points and
-of what else is wanted; one iteration from planes, where there are any."""
+TINY = np.finfo(np.float32).tiny
 
-
-def scene(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """What closer looks are cut from: `SCENE` times as much of ``image`` as the first look's ``crop`` of ``size``
-    pixels, twice as fine: (V, V, 3) uint8."""
-    return crop_image(image, replace(crop, side=crop.side * SCENE), round(2 * size * SCENE))
+Runner = Callable[[np.ndarray, FacePredictions | None], FacePredictions]
+"""Any number of images (N, 3, I, I) uint8 RGB to predictions, a row a face: all iterations that see these images, or
+one that begins with the predictions given."""
 
 
-def closer_crops(config: NetworkConfig, points: np.ndarray, looks: int) -> list[Crop]:
-    """The crops of all looks but the first around ``points`` (2, P), in sides of the first crop from its centre."""
+def softmax(logits: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Probabilities along ``axis``; those of logits that are not finite are not either."""
+    with np.errstate(invalid="ignore"):
+        powers = logits - logits.max(axis, keepdims=True, initial=-np.inf)
+        np.exp(powers, out=powers)
+        powers /= powers.sum(axis, keepdims=True)
+    return powers
+
+
+def source_window(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """Pixels that later crops are cut from: `WINDOW` times as much of ``image`` (H, W, 3) uint8 as the first ``crop``
+    of ``size`` pixels, twice as fine: (V, V, 3) uint8."""
+    return crop_image(image, replace(crop, side=crop.side * WINDOW), round(2 * size * WINDOW))
+
+
+def closer_crop(config: NetworkConfig, points: np.ndarray, iteration: int, iterations: int) -> Crop:
+    """Crop of ``iteration`` (1 = the second) of ``iterations`` around ``points`` (2, P), in sides of the first crop
+    from its centre."""
     assert config.landmarks
     five = points[:, [config.landmarks.classes.index(name) for name in POINT_NAMES]].T.astype(np.float64)
     sound = np.isfinite(five).all() and np.ptp(five, 0).max() > 0
     usual = crop_of_points(five) if sound else Crop(0, 0, 1)
     cx, cy = np.clip((usual.cx, usual.cy), -REACH, REACH)
-    count = looks - 1
-    sides = np.linspace(*SIDES, count) if count > 1 else [sum(SIDES) / 2]
-    return [
-        Crop(float(cx), float(cy), float(np.clip(usual.side * side, NEAREST, FARTHEST)), usual.angle_deg, k % 2 == 0)
-        for k, side in enumerate(sides)
-    ]
+    sides = np.linspace(*SIDES, iterations - 1) if iterations > 2 else [sum(SIDES) / 2]
+    side = np.clip(usual.side * sides[iteration - 1], NEAREST, FARTHEST)
+    return Crop(float(cx), float(cy), float(side), usual.angle_deg, iteration % 2 == 1)
 
 
-def look(network: IFAN, run: Run, images: Tensor, scenes: Sequence[np.ndarray], looks: int) -> list[Predictions]:
-    """What ``looks`` looks say together, an iteration each, in terms of the first look's crops.
+def refine(
+    config: NetworkConfig, run: Runner, images: np.ndarray, windows: Sequence[np.ndarray], iterations: int
+) -> list[FacePredictions]:
+    """Predictions after each of ``iterations`` that reframe a face, in terms of the first crops; with one, those of
+    ``run``.
 
-    ``images`` are the first look's, ``scenes`` (one an image, see `scene`) what the others are cut from. Points and
-    logits of classes are means over the closer ones; parsing comes as logarithms of probabilities ``(N, K, 2S, 2S)``,
-    averaged over all where closer ones reach. With one look ``scenes`` are not used and all is as ``run`` gives it.
-    With ``network.carry`` a closer look is one more iteration, framed by all looks before it and begun with what they
-    say together.
+    Args:
+        config: of a network with ``reframe``.
+        run: makes one iteration of all tasks.
+        images: (N, 3, I, I) uint8 RGB, the first crops.
+        windows: an image's source window (see `source_window`) each; not used with one iteration.
+        iterations: at least 1.
 
-    Raises ``ValueError`` for several looks without a scene for each image.
+    Returns:
+        An entry an iteration. After the first, points and logits of classes are means over the later crops, and
+        parsing comes as logarithms of probabilities (N, K, 2S, 2S), averaged over all where later crops reach.
+
+    Raises:
+        ValueError: several iterations without a window for each image, or of a network that cannot frame a face.
     """
-    if looks > 1 and len(scenes) != len(images):
+    if config.check_iterations(iterations) > 1 and len(windows) != len(images):
         raise ValueError(
-            f"looks: expected a scene for each of {len(images)} crops to look {looks} times; got {len(scenes)}"
+            f"iterations: expected a source window for each of {len(images)} crops to make {iterations} iterations; "
+            f"got {len(windows)}; pass one each"
         )
-    config, first = network.config, list(run(images, None))
-    if looks == 1 or not images.shape[0]:
-        return first
-
-    def framed(found: Predictions) -> list[tuple[Crop, ...]]:
-        """The crops of the faces, a closer look after another."""
-        around = [closer_crops(config, face, looks) for face in found.points.double().cpu().numpy()]
-        return list(zip(*around, strict=True))
-
-    def cut(crops: Sequence[Crop]) -> Tensor:
-        pixels = [_cut(seen, crop, images.shape[-1]) for seen, crop in zip(cycle(scenes), crops, strict=False)]
-        return torch.from_numpy(np.stack(pixels)).to(images.device)
-
-    if not config.carry:
-        crops = [crop for one_look in framed(first[-1]) for crop in one_look]
-        closer = run(cut(crops), None)
-        return [_together(config, one, more, crops) for one, more in zip(first, closer, strict=True)]
-    found, after, crops = list(first), list[Predictions](), list[Crop]()
-    for k in range(looks - 1):
-        now = framed(found[-1])[k]
-        after += run(cut(now), drawn_into(network, found[-1], now))[-1:]
-        crops += now
-        found.append(_together(config, first[-1], joined(after), crops))
+    found = [run(images, None)]
+    if iterations == 1 or not len(images):
+        return found
+    mean = _Mean(config, found[0])
+    for iteration in range(1, iterations):
+        crops = [closer_crop(config, points, iteration, iterations) for points in found[-1].points]
+        closer = np.stack([_cut(window, crop, images.shape[-1]) for window, crop in zip(windows, crops, strict=True)])
+        found.append(mean.with_later(run(closer, moved(config, found[-1], crops)), crops))
     return found
 
 
-def drawn_into(network: IFAN, found: Predictions, crops: Sequence[Crop]) -> Tensor:
-    """What was ``found`` of all tasks, a row an image, as the planes (N, planes, S, S) that a look at ``crops``, one an
-    image and in sides of its own crop, begins with."""
-    if not crops:
-        return network.first_planes()[:0]
-    config, parsing, points = network.config, found.parsing_logits, found.points
+def moved(config: NetworkConfig, found: FacePredictions, crops: Sequence[Crop]) -> FacePredictions:
+    """Predictions of all tasks as a pass at ``crops``, one a face, begins with them: parsing (N, K, S, S) from that of
+    any side. Each crop is in sides of the one that was seen, from its centre (`Crop.seen_from`)."""
+    parsing, points, classes = found.parsing_logits, found.points, found.class_logits
     if config.parsing:
-        maps = np.stack([cv2.invertAffineTransform(crop.matrix(1)) for crop in crops])
-        maps[:, :, 2] = maps[:, :, :2].sum(2) + 2 * maps[:, :, 2]  # [0, 1] of the closer to sides; -1 to 1 both
-        seen = parsing.float().softmax(1)
-        seen = F.grid_sample(seen, _grid(seen, maps, config.size), padding_mode="border", align_corners=False)
-        seen = _named(seen, config.parsing.classes, 1, crops)
-        parsing = seen.clamp_min(torch.finfo(seen.dtype).tiny).log().to(parsing.dtype)
+        parsing = np.empty((len(crops), config.parsing.width, config.size, config.size), np.float32)
+        for row, logits, crop in zip(parsing, found.parsing_logits, crops, strict=True):
+            side = logits.shape[-1]
+            matrix = side * cv2.invertAffineTransform(crop.matrix(config.size)) + np.array([0, 0, side / 2])
+            drawn = _sampled(softmax(logits), *_places(matrix, config.size))
+            row[:] = _log(_named(drawn, config.parsing.classes, crop))
     if config.landmarks:
-        there = [points_to_crop(face.T, crop) for face, crop in zip(points.double().cpu().numpy(), crops, strict=True)]
-        points = _named(torch.from_numpy(np.stack(there)).to(points), config.landmarks.classes, 2, crops)
-    classes = {t.name: _named(found.class_logits[t.name], t.classes, 1, crops) for t in config.classifications}
-    return network.encode(Predictions(parsing, points, classes, found.rows), len(crops))
+        points = np.empty((len(crops), 2, config.landmarks.width), np.float32)
+        for row, face, crop in zip(points, found.points, crops, strict=True):
+            row[:] = _named(points_to_crop(face.T, crop), config.landmarks.classes, crop, axis=1)
+    named = {
+        task.name: np.array(
+            [_named(logits, task.classes, crop) for logits, crop in zip(classes[task.name], crops, strict=True)],
+            np.float32,
+        ).reshape(len(crops), task.width)
+        for task in config.classifications
+    }
+    return FacePredictions(parsing, points, named)
 
 
-def _cut(seen: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """``crop``, in sides of the first one, from a scene: (3, I, I)."""
-    unit, middle = seen.shape[0] / SCENE, seen.shape[0] / 2
+class _Mean:
+    """Mean over the iterations so far, in terms of the first crops."""
+
+    def __init__(self, config: NetworkConfig, first: FacePredictions) -> None:
+        self.config, self.first, self.later = config, first, 0
+        self.points = np.zeros(first.points.shape)
+        self.classes = {name: np.zeros_like(logits) for name, logits in first.class_logits.items()}
+        if config.parsing:
+            side = 2 * config.size
+            self.parsing = np.empty((*first.parsing_logits.shape[:2], side, side), np.float32)
+            for row, logits in zip(self.parsing, first.parsing_logits, strict=True):
+                for drawn, plane in zip(row, softmax(logits) * np.float32(FIRST), strict=True):
+                    drawn[:] = cv2.resize(plane, (side, side), interpolation=cv2.INTER_LINEAR)
+            self.weight = np.full((len(self.parsing), side, side), FIRST, np.float32)
+
+    def with_later(self, found: FacePredictions, crops: Sequence[Crop]) -> FacePredictions:
+        """The mean with what another iteration found in its ``crops``."""
+        config, self.later = self.config, self.later + 1
+        for i, crop in enumerate(crops):
+            if config.landmarks:
+                self.points[i] += points_from_crop(_named(found.points[i], config.landmarks.classes, crop, 1), crop).T
+            for task in config.classifications:
+                self.classes[task.name][i] += _named(found.class_logits[task.name][i], task.classes, crop)
+            if config.parsing:
+                planes = _named(softmax(found.parsing_logits[i]), config.parsing.classes, crop)
+                self._draw_back(i, planes, crop)
+        parsing = _log(self.parsing / self.weight[:, None]) if config.parsing else self.first.parsing_logits
+        classes = {name: total / np.float32(self.later) for name, total in self.classes.items()}
+        return FacePredictions(parsing, (self.points / self.later).astype(np.float32), classes)
+
+    def _draw_back(self, face: int, planes: np.ndarray, crop: Crop) -> None:
+        """Add planes (K, S, S) of a later crop where it reaches the first, on a grid twice as fine."""
+        size = self.config.size
+        matrix = crop.matrix(size)  # sides of the first crop from its centre -> pixels of the later one
+        matrix[:, 2] -= matrix[:, :2].sum(1) / 2
+        matrix[:, :2] /= 2 * size
+        x, y = _places(matrix, 2 * size)
+        border = np.minimum(np.minimum(x, size - x), np.minimum(y, size - y))
+        weight = np.clip(border * np.float32(1 / (size * FEATHER)), 0, 1)
+        rows, columns = (np.flatnonzero(weight.any(axis)) for axis in (1, 0))
+        if rows.size:
+            reached = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            self.parsing[face][:, *reached] += weight[reached] * _sampled(planes, x[reached], y[reached])
+            self.weight[face] += weight
+
+
+def _cut(window: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """``crop``, in sides of the first one, from a source window: (3, I, I)."""
+    unit, middle = window.shape[0] / WINDOW, window.shape[0] / 2
     there = replace(crop, cx=crop.cx * unit + middle, cy=crop.cy * unit + middle, side=crop.side * unit)
-    return crop_image(seen, there, size).transpose(2, 0, 1)
+    return crop_image(window, there, size).transpose(2, 0, 1)
 
 
-def _together(config: NetworkConfig, first: Predictions, closer: Predictions, crops: Sequence[Crop]) -> Predictions:
-    """``closer`` has the rows of one look's ``crops`` after another's."""
-    assert config.landmarks
-    faces = first.points.shape[0]
-
-    def by_look(values: Tensor) -> Tensor:
-        return values.unflatten(0, (len(crops) // faces, faces))
-
-    points = by_look(_points_back(_named(closer.points, config.landmarks.classes, 2, crops), crops)).mean(0)
-    classes = dict(first.class_logits)
-    for task in config.classifications:
-        if classes[task.name].shape[0]:
-            logits = _named(closer.class_logits[task.name], task.classes, 1, crops)
-            classes[task.name] = by_look(logits).mean(0)
-    parsing = first.parsing_logits
-    if config.parsing and parsing.shape[0]:
-        parsing = F.interpolate(parsing.float().softmax(1), scale_factor=2, mode="bilinear", align_corners=False)
-        seen = _named(closer.parsing_logits.float().softmax(1), config.parsing.classes, 1, crops)
-        drawn, weight = _drawn_back(seen, crops)
-        parsing = FIRST * parsing + by_look(weight * drawn).sum(0)
-        parsing = (parsing / (FIRST + by_look(weight).sum(0))).clamp_min(torch.finfo(parsing.dtype).tiny).log()
-    return Predictions(parsing, points, classes, first.rows)
+def _named(values: np.ndarray, names: Sequence[str], crop: Crop, axis: int = 0) -> np.ndarray:
+    """``values`` with left and right traded along ``axis`` if the crop is mirrored."""
+    return values.take(_mirror(tuple(names)), axis) if crop.flip else values
 
 
-def _named(values: Tensor, names: Sequence[str], dim: int, crops: Sequence[Crop]) -> Tensor:
-    """``values`` with left and right traded along ``dim`` in the rows of mirrored crops."""
-    flipped = torch.tensor([crop.flip for crop in crops], device=values.device)
-    traded = values.index_select(dim, torch.tensor(mirrored(names), device=values.device))
-    return torch.where(flipped.view(-1, *[1] * (values.dim() - 1)), traded, values)
+@lru_cache
+def _mirror(names: tuple[str, ...]) -> np.ndarray:
+    return np.array(mirrored(names))
 
 
-def _points_back(points: Tensor, crops: Sequence[Crop]) -> Tensor:
-    """Points (M, 2, P) of closer looks in the first ones' crops."""
-    back = [points_from_crop(face, crop).T for face, crop in zip(points.double().cpu().numpy(), crops, strict=True)]
-    return torch.from_numpy(np.stack(back)).to(points)
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    """Logarithms of fresh ``probabilities``, in their place."""
+    np.maximum(probabilities, TINY, out=probabilities)
+    return np.log(probabilities, out=probabilities)
 
 
-def _drawn_back(planes: Tensor, crops: Sequence[Crop]) -> tuple[Tensor, Tensor]:
-    """Planes (M, K, S, S) of closer looks on grids (2S, 2S) of the first ones' crops, and how much each pixel
-    counts."""
-    maps = np.stack([crop.matrix(2) for crop in crops])  # sides of the first crop from its centre -> 0 to 2
-    maps[:, :, 2] -= 1
-    maps[:, :, :2] /= 2  # affine_grid's coordinates are from -1 to 1, ours from -0.5 to 0.5
-    grid = _grid(planes, maps, 2 * planes.shape[2])
-    inside = ((1 - grid.abs().amax(3)) / (2 * FEATHER)).clamp(0, 1).unsqueeze(1)
-    return F.grid_sample(planes, grid, padding_mode="border", align_corners=False), inside
+def _places(matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the centres of ``size`` x ``size`` pixels lie under ``matrix`` (2, 3): x and y, continuous, float32."""
+    centres = np.arange(size) + 0.5
+    x, y = ((row[0] * centres + (row[1] * centres + row[2])[:, None]).astype(np.float32) for row in matrix)
+    return x, y
 
 
-def _grid(planes: Tensor, maps: np.ndarray, size: int) -> Tensor:
-    shape = [planes.shape[0], planes.shape[1], size, size]
-    return F.affine_grid(torch.from_numpy(maps).to(planes), shape, align_corners=False)
+def _sampled(planes: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Planes (K, H, W) float32 at continuous places, bilinear, the border pixel repeated: (K, *x.shape).
+
+    In full precision, where OpenCV's warps round places to 1/32 of a pixel.
+    """
+    height, width = planes.shape[1:]
+    (columns, x), (rows, y) = _cells(x, width), _cells(y, height)
+    corners = [rows * width + columns + step for step in (0, 1, width, width + 1)]
+    out = np.empty((len(planes), *x.shape), np.float32)
+    for plane, drawn in zip(planes.reshape(len(planes), -1), out, strict=True):  # one stays in the caches
+        upper, right, lower, lower_right = (plane.take(at, mode="clip") for at in corners)  # all within: no checks
+        _lerp(upper, right, x)
+        _lerp(lower, lower_right, x)
+        _lerp(upper, lower, y)
+        drawn[:] = upper
+    return out
+
+
+def _lerp(start: np.ndarray, end: np.ndarray, share: np.ndarray) -> None:
+    """Move ``start`` by ``share`` of the way to ``end``, which is overwritten."""
+    end -= start
+    end *= share
+    start += end
+
+
+def _cells(places: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Index of the pixel whose centre comes before each place, and how far the place is from there to the next."""
+    places = np.clip(places - np.float32(0.5), 0, pixels - 1)
+    before = np.minimum(places.astype(np.intp), pixels - 2)
+    return before, places - before.astype(np.float32)

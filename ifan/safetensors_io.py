@@ -6,27 +6,30 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
+"""Name and bytes of a value by the name in a file."""
+
 MAX_HEADER = 8 << 20
 """Largest header read, in bytes; a network of this package needs about 0.1 MB."""
 
-Spec = tuple[torch.dtype, tuple[int, ...]]
+Spec = tuple[str, tuple[int, ...]]
+"""Name of a dtype and shape."""
 
 
 class CheckpointError(ValueError):
@@ -38,6 +41,64 @@ def read_header(path: Path) -> dict[str, Spec]:
 
     Raises `CheckpointError` unless the header is small, well formed, and describes exactly the bytes the file holds.
     """
+    return {name: spec for name, (_, _, spec) in _entries(path).items()}
+
+
+def check_header(path: Path, expected: Mapping[str, Spec], what: str) -> None:
+    """Compare the header of ``path`` with what is expected; `CheckpointError` names the first difference."""
+    found = read_header(path)
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        first = f"{missing[0]!r} is missing" if missing else f"{extra[0]!r} is not part of it"
+        raise CheckpointError(
+            f"{path}: does not fit {what}: {first} ({len(missing)} missing, {len(extra)} unknown tensors);"
+            " use the configuration it was written with"
+        )
+    for name, (dtype, shape) in expected.items():
+        if found[name] != (dtype, shape):
+            raise CheckpointError(
+                f"{path}: does not fit {what}: {name!r} should be {shape} {dtype}; got {found[name][1]} "
+                f"{found[name][0]}; use the configuration it was written with"
+            )
+
+
+def load_arrays(path: Path, expected: Mapping[str, Spec], what: str) -> dict[str, np.ndarray]:
+    """Arrays of ``path`` after `check_header` against ``expected``; bfloat16, which numpy lacks, as float32."""
+    check_header(path, expected, what)
+    try:
+        entries, content = _entries(path), np.fromfile(path, np.uint8)
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        return {name: _array(content[start + i : start + j], spec) for name, (i, j, spec) in entries.items()}
+    except (ValueError, OSError) as error:  # changed meanwhile
+        raise _damaged(path, " ".join(str(error).split())) from error
+
+
+def load_checked(path: Path, expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """PyTorch tensors of ``path`` on the CPU, after `check_header` against ``expected`` ones."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    check_header(path, specs_of(expected), what)
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+
+
+def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
+    """Dtype's name and shape of PyTorch tensors."""
+    return {name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def _array(content: np.ndarray, spec: Spec) -> np.ndarray:
+    dtype, shape = spec
+    if dtype == "bfloat16":
+        return (content.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    return content.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+
+def _entries(path: Path) -> dict[str, tuple[int, int, Spec]]:
+    """(begin, end, (dtype, shape)) of each tensor; begin and end count from the header's end."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -62,46 +123,19 @@ def read_header(path: Path) -> dict[str, Spec]:
         end = stop
     if end != size - 8 - length:
         raise _damaged(path, f"header describes {end} bytes of tensors; the file holds {size - 8 - length}")
-    return {name: spec for name, (_, _, spec) in entries.items()}
-
-
-def check_header(path: Path, expected: Mapping[str, Tensor], what: str) -> None:
-    """Compare the header of ``path`` with ``expected`` tensors; `CheckpointError` names the first difference."""
-    found = read_header(path)
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or extra:
-        first = f"{missing[0]!r} is missing" if missing else f"{extra[0]!r} is not part of it"
-        raise CheckpointError(
-            f"{path}: does not fit {what}: {first} ({len(missing)} missing, {len(extra)} unknown tensors);"
-            " use the configuration it was written with"
-        )
-    for name, tensor in expected.items():
-        if found[name] != (tensor.dtype, tuple(tensor.shape)):
-            dtype, shape = found[name]
-            raise CheckpointError(
-                f"{path}: does not fit {what}: {name!r} should be {tuple(tensor.shape)} {tensor.dtype};"
-                f" got {shape} {dtype}; use the configuration it was written with"
-            )
-
-
-def load_checked(path: Path, expected: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
-    """Tensors of ``path`` on the CPU, after `check_header` against ``expected``."""
-    check_header(path, expected, what)
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from error
+    return entries
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[int, int, Spec]:
     """(begin, end, (dtype, shape)) of one header entry."""
-    dtype = DTYPES.get(str(entry.get("dtype"))) if isinstance(entry, dict) else None
-    if dtype is None:
+    known = DTYPES.get(str(entry.get("dtype"))) if isinstance(entry, dict) else None
+    if known is None:
         raise _damaged(path, f"entry {name[:60]!r} has no known dtype")
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
     if not (_sizes(shape) and len(shape) <= 8 and _sizes(offsets) and len(offsets) == 2):
         raise _damaged(path, f"entry {name[:60]!r} has no sound shape and offsets")
-    if offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+    dtype, size = known
+    if offsets[1] - offsets[0] != math.prod(shape) * size:
         raise _damaged(path, f"entry {name[:60]!r} does not fill its bytes")
     return offsets[0], offsets[1], (dtype, tuple(shape))
 

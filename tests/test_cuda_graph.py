@@ -15,9 +15,10 @@ from torch import Tensor
 from ifan import cuda_graph, ops
 from ifan.config import NetworkConfig
 from ifan.cuda_graph import CudaDevice, GraphRunner, in_bfloat16, tensors
-from ifan.engine.predictor import NetworkPredictor
+from ifan.engine.predictor import make_runner
 from ifan.network import IFAN, Lanes, Predictions
 from ifan.ops import dispatch
+from ifan.torch_runner import TorchRunner
 from tests.support.pretended_gpu import FakeDevice, pretended_gpu
 
 SIZE = 32
@@ -239,23 +240,37 @@ def test_what_waits_is_noticed(work: Callable[[Tensor], Any]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_predictor_of_a_gpu_uses_the_runner(network: IFAN, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runner_of_a_gpu_replays_graphs(network: IFAN, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "CudaDevice", lambda device: FakeDevice())
-    predictor, crops = NetworkPredictor(network), faces(3).numpy()
-    predictor.device = torch.device("cuda")
-    runner = predictor._make_engine(precision)
-    assert isinstance(runner, GraphRunner)
-    predictor.device, predictor._engine = torch.device("cpu"), runner
-    found = predictor(crops)
+    monkeypatch.setattr("ifan.torch_runner.usable_device", torch.device)
+    monkeypatch.setattr(IFAN, "to", lambda model, device: model)
+    runner, crops = TorchRunner(network, "cuda", precision=precision), faces(3).numpy()
+    assert isinstance(runner._graphs, GraphRunner)
+    runner.device = torch.device("cpu")
+    found, begun = runner(crops), runner(crops[:2], runner(crops[:2]))
     model = network if precision == "fp32" else in_bfloat16(network)
     padded = eager(model, torch.cat([faces(3), torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)]))
-    assert torch.equal(torch.from_numpy(found["landmarks"]), padded.points[:3])
-    assert torch.equal(torch.from_numpy(found["parsing"]), padded.parsing_logits[:3].float().softmax(1))
+    assert torch.equal(torch.from_numpy(found.points), padded.points[:3])
+    assert torch.equal(torch.from_numpy(found.parsing_logits), padded.parsing_logits[:3].float())
+    if precision == "fp32":
+        assert torch.equal(torch.from_numpy(begun.points), eager(model, faces(3)[:2], 3).points)
 
 
-def test_precision_of_the_predictor(network: IFAN) -> None:
-    with pytest.raises(ValueError, match=r"precision: expected .*; got 'fp8'"):
-        NetworkPredictor(network, precision="fp8")
+def test_precision_of_a_runner(network: IFAN) -> None:
+    for make in (TorchRunner, make_runner):
+        with pytest.raises(ValueError, match=r"precision: expected .*; got 'fp8'"):
+            make(network, precision="fp8")
+    with pytest.raises(ValueError, match=r"precision 'bf16': expected a GPU or the native engine; got cpu"):
+        TorchRunner(network, precision="bf16")
+
+
+def test_a_network_on_the_cpu_is_called_like_the_engine(network: IFAN) -> None:
+    found = TorchRunner(network, tasks=["landmarks"])(faces(2).numpy())
+    assert torch.equal(torch.from_numpy(found.points), eager(network, faces(2)).points)
+    assert found.parsing_logits.shape == (0, 9, SIZE, SIZE)
+    again = TorchRunner(network, iterations=1)
+    begun = again(faces(2).numpy(), again(faces(2).numpy()))
+    assert torch.equal(torch.from_numpy(begun.parsing_logits), eager(network, faces(2), 2).parsing_logits)
 
 
 class Recorded:

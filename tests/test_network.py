@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ifan import ops
 from ifan.config import EMOTIONS, PAPER_TASKS, NetworkConfig, TaskConfig, load_config
 from ifan.layers import TaskNorm
-from ifan.network import IFAN, Lanes, Predictions, released
+from ifan.network import IFAN, Lanes, Predictions, fold_training_extras
 from ifan.wiring import Widths, macs
 from tests.support.golden import BATCH, FILE, ITERATIONS, SIZES, images, network, reference_outputs, sample
 
@@ -217,12 +217,12 @@ def test_a_pass_from_given_planes_is_a_later_one(training: bool) -> None:
 def test_what_is_fed_back_turns_from_the_means_into_the_predictions() -> None:
     model, x = network(64), images(64)
     first, second = model(x, iterations=2)
-    model.fed_back = 0.0
+    model.feedback = 0.0
     torch.testing.assert_close(model(x, iterations=2)[-1].points, first.points, rtol=0, atol=1e-6)
     planes = model.encode(first, len(x))
-    model.fed_back = 0.25
+    model.feedback = 0.25
     halfway = model.encode(first, len(x))
-    model.fed_back = 1.0
+    model.feedback = 1.0
     torch.testing.assert_close(halfway, 0.75 * planes + 0.25 * model.encode(first, len(x)))
     assert (second.points - first.points).abs().max() > 1e-4
 
@@ -290,7 +290,7 @@ def test_without_task_norm_the_lanes_of_all_tasks_are_normalised_together() -> N
     alone = model(x[:2], Lanes(torch.arange(2), (2, 0, 0)), iterations=1)[-1]
     assert (out.parsing_logits - alone.parsing_logits).abs().max() > 1e-3
     model.eval()
-    split = released(model)
+    split = fold_training_extras(model)
     assert split.config.task_norm
     torch.testing.assert_close(split(x)[-1].points, model(x)[-1].points, rtol=0, atol=1e-10)
 
@@ -336,7 +336,7 @@ def test_wrong_input_says_what_was_expected() -> None:
 @pytest.mark.parametrize(("name", "size"), [("paper-128", 128), ("paper-64", 64)])
 def test_presets_are_the_released_graph(name: str, size: int) -> None:
     with torch.device("meta"):
-        assert released(IFAN(load_config(name).network)).config == NetworkConfig(size=size)
+        assert fold_training_extras(IFAN(load_config(name).network)).config == NetworkConfig(size=size)
 
 
 def test_what_training_adds_folds_into_the_released_graph() -> None:
@@ -345,7 +345,7 @@ def test_what_training_adds_folds_into_the_released_graph() -> None:
     for _ in range(3):
         model.train()(x)
     model.eval()
-    folded = released(model)
+    folded = fold_training_extras(model)
     assert (folded.config.image_scale, folded.config.normalise_heads) == (1.0, False)
     for a, b in zip(model(x), folded(x), strict=True):
         torch.testing.assert_close(a.parsing_logits, b.parsing_logits, rtol=0, atol=1e-10)

@@ -166,7 +166,7 @@ class _Frozen(nn.Module):
 
 def _exported(operation: Operation, inputs: Sequence[Tensor], setting: Setting) -> Path:
     """The op as ONNX, made once for all runtimes. Only the first set's weights: both sets share them."""
-    from ifan.export.graph import require, to_onnx
+    from ifan.export.write import Signature, require, to_onnx
 
     try:
         for package in ("onnx", "onnxscript"):
@@ -178,7 +178,7 @@ def _exported(operation: Operation, inputs: Sequence[Tensor], setting: Setting) 
         arguments = tuple(value.detach() for value in inputs[: operation.activations])
         names = [f"x{i}" for i in range(len(arguments))]
         module = _Frozen(operation.call, inputs, operation.activations)
-        to_onnx(module, arguments, path, names, ["y"], dynamic=False)
+        to_onnx(module, arguments, path, Signature(names, ["y"]), dynamic=False)
     return path
 
 

@@ -18,7 +18,8 @@ from ifan.bench import rivals
 from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting, vector_error
 from ifan.config import Config, NetworkConfig, load_config
 from ifan.cuda_graph import GraphRunner, in_bfloat16
-from ifan.export.graph import FeedbackGraph, export, require
+from ifan.export.graph import FeedbackGraph
+from ifan.export.write import export, require
 from ifan.layers import DenseHead
 from ifan.network import IFAN, Predictions
 from ifan.wiring import macs
@@ -179,10 +180,11 @@ def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Settin
     steps, short = passes(network.config.iterations), dtype == "bfloat16"
     if setting.device == "cpu":
         from ifan.engine.engine import Engine
+        from ifan.torch_runner import torch_predictions
 
         def loop(iterations: int, precision: str) -> Run:
-            engine = Engine(network, iterations, precision=precision)
-            return lambda i: outputs(_listed(engine(images[i % 2])))
+            engine = Engine.from_network(network, iterations=iterations, precision=precision)
+            return lambda i: outputs(_listed(torch_predictions(engine(images[i % 2].numpy()))))
 
         if dtype == "float32":
             return Ready(loop(network.config.iterations, "fp32"), "engine", steps=steps)

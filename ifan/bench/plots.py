@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +9,9 @@ import numpy as np
 
 from ifan.bench.measure import Row
 from ifan.bench.problem import CONTENDERS, OURS, RIVALS
+from ifan.optional import require_matplotlib
 
 COLOURS = dict(zip(CONTENDERS, ("#c0392b", "#7f8c8d", "#2980b9", "#16a085", "#8e44ad"), strict=True))
-
-
-def require_matplotlib() -> None:
-    """Raise ``ValueError`` where plots cannot be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plots: matplotlib is not installed; run: pip install 'ifan[plot]'")
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:

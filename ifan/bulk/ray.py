@@ -17,6 +17,7 @@ import numpy as np
 from ifan.bulk.rows import analyse
 from ifan.bulk.tables import schema
 from ifan.faces.analyzer import FaceAnalyzer
+from ifan.optional import require
 
 if TYPE_CHECKING:
     import ray.data
@@ -48,12 +49,10 @@ def predict_dataset(
     A photo that cannot be read is a row with its reason; nothing else is lost.
 
     Raises:
-        ValueError: Ray or pyarrow is missing, a number out of range, or no column ``photo``.
+        ValueError: a number out of range, or no column ``photo``.
+        ImportError: Ray or pyarrow is missing.
     """
-    try:
-        from ray.data import ActorPoolStrategy
-    except ImportError as error:
-        raise ValueError("predict_dataset needs Ray; pip install 'ifan[ray]'") from error
+    pool = require("predict_dataset", "ray.data", "Ray", "ifan[ray]").ActorPoolStrategy
     if workers < 1 or batch_rows < 1:
         raise ValueError(f"workers and batch_rows must be at least 1; got {workers} and {batch_rows}")
     columns = dataset.columns()
@@ -65,7 +64,7 @@ def predict_dataset(
         fn_constructor_args=(analyzer, photo, name),
         batch_size=batch_rows,
         batch_format="numpy",
-        compute=ActorPoolStrategy(size=workers),
+        compute=pool(size=workers),
         **resources,
     )
 

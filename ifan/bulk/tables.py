@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ifan.config import TaskConfig
+from ifan.optional import require
 
 COLUMNS = ("input", "frame", "time", "width", "height", "faces", "map", "error")
 """A row a photo or frame: its path; number and seconds of a frame; pixels; faces (see `Face.to_dict`), in a CSV file as
@@ -19,9 +20,9 @@ Writer = Callable[[Sequence[Row]], bytes]
 
 
 def writer(suffix: str, tasks: Sequence[TaskConfig]) -> Writer:
-    """What turns rows into a file named ``suffix``; ``tasks`` are those that the faces were analysed for.
+    """Function from rows to a file named ``suffix``; ``tasks`` are those that the faces were analysed for.
 
-    Raises ``ValueError`` for another format, or for Parquet without pyarrow.
+    Raises ``ValueError`` for another format, ``ImportError`` for Parquet without pyarrow.
     """
     if suffix == ".parquet":
         return _parquet(tasks)
@@ -43,11 +44,8 @@ def _csv(rows: Sequence[Row]) -> bytes:
 
 
 def schema(tasks: Sequence[TaskConfig]) -> Any:
-    """The Arrow schema of rows whose faces were analysed for ``tasks``. Raises ``ValueError`` without pyarrow."""
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise ValueError("Parquet needs pyarrow; pip install 'ifan[bulk]', or write .jsonl or .csv") from error
+    """The Arrow schema of rows whose faces were analysed for ``tasks``. Raises ``ImportError`` without pyarrow."""
+    pa = require("Parquet (not .jsonl or .csv)", "pyarrow", "pyarrow", "ifan[bulk]")
 
     def named(names: Sequence[str], kind: Any) -> Any:
         return pa.struct([(name, kind) for name in names])

@@ -42,7 +42,7 @@ def bench(
     from ifan.bench import report
     from ifan.bench.goals import judge
     from ifan.bench.measure import threads as on_threads
-    from ifan.bench.plots import draw, require_matplotlib
+    from ifan.bench.plots import draw
     from ifan.bench.problem import Setting
     from ifan.bench.run import fill_caches, run_suite
     from ifan.bench.schedule import Schedule
@@ -60,6 +60,8 @@ def bench(
         names = {goal.row for goal in wanted}
         cases = [case for case in cases if case.name in names]
     if plots:
+        from ifan.optional import require_matplotlib
+
         require_matplotlib()
     if mallopt:
         keep_freed_memory()

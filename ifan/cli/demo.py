@@ -25,8 +25,9 @@ def demo(
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
 ) -> None:
     """Analyse a portrait and four drawn faces, and say where the pictures are."""
-    from ifan.bulk.files import encode_png, write_files
     from ifan.faces import load
+    from ifan.files import write_files
+    from ifan.png import encode_png
 
     analyzer = load(weights)
     portrait = (resources.files("ifan") / "assets" / PORTRAIT).read_bytes()
@@ -56,7 +57,7 @@ def _drawn_faces(analyzer: FaceAnalyzer) -> np.ndarray:
 
     faces = ToyFaces(DRAWN_FACES, seed=0, size=DRAWN_SIDE)
     samples = [faces[i] for i in range(len(faces))]
-    results = FaceAnalyzer(analyzer.network, detector=None)([sample.image for sample in samples])
+    results = FaceAnalyzer(analyzer.model, detector=None)([sample.image for sample in samples])
     rows = [
         [_tile(sample.image), _labelled(sample), _predicted(result)]
         for sample, result in zip(samples, results, strict=True)

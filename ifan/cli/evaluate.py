@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ifan.cli.options import Datasets, Splits, by_name
+from ifan.optional import TORCH, require, require_matplotlib
 
 
 def evaluate(
@@ -16,7 +17,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     splits: Splits = None,
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
-    iterations: Annotated[int | None, typer.Option(help="Feedback passes; the network's if not given.", min=1)] = None,
+    iterations: Annotated[int | None, typer.Option(help="Passes; the network's if not given.", min=1)] = None,
     every_iteration: Annotated[bool, typer.Option("--every-iteration", help="Measure after each pass.")] = False,
     full_resolution: Annotated[
         bool, typer.Option("--full-resolution", help="Compare parsing in the labels' own pixels, not the network's.")
@@ -25,15 +26,14 @@ def evaluate(
         bool,
         typer.Option("--shifted", help="Crops off centre and tighter, more profiles: as hard as MTFL's test split."),
     ] = False,
-    looks: Annotated[
-        int | None, typer.Option(help="Looks at each face, framed by the first; the network's if not given.", min=1)
-    ] = None,
     limit: Annotated[int | None, typer.Option(help="Images a dataset, spread evenly over it.", min=1)] = None,
     json: Annotated[Path | None, typer.Option(help="Write the report here.", metavar="FILE")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw PNGs into this folder.", metavar="DIR")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
     """Measure weights on datasets: parsing F, landmark error, accuracy, beside a constant predictor."""
+    require("ifan evaluate", *TORCH)
+
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -44,7 +44,7 @@ def evaluate(
     from ifan.weights import load_network, resolve
 
     if plots:
-        reporting.require_matplotlib()
+        require_matplotlib()
     named = by_name(data)
     model = load_network(weights, device)
     datasets = {name: open_dataset(name, path, split, splits=splits) for name, path in named.items()}
@@ -63,7 +63,6 @@ def evaluate(
             progress=lambda name, done, _: bars.update(bar[name], completed=done),
             every_iteration=every_iteration,
             full_resolution=full_resolution,
-            looks=looks,
         )
     report = {
         "weights": str(resolve(weights)),

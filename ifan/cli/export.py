@@ -14,7 +14,7 @@ def export(
     iterations: Annotated[int | None, typer.Option(help="Feedback passes; the network's if not given.", min=1)] = None,
 ) -> None:
     """Write the network, feedback loop included, as one graph for other runtimes; any batch size."""
-    from ifan.export.graph import export as write
+    from ifan.export.write import export as write
     from ifan.weights import DEFAULT, load_network
 
     network = load_network(weights or DEFAULT)

@@ -41,13 +41,10 @@ def predict(
         int, typer.Option(help="Faces are looked for in photos shrunk to this side; more finds smaller ones.", min=32)
     ] = 1024,
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Feedback iterations.", min=1)] = None,
+    iterations: Annotated[int | None, typer.Option(help="Passes of the network; 1 is fastest.", min=1)] = None,
     tasks: Annotated[str | None, typer.Option(help="Only these, such as parsing,landmarks.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, or bf16 on a CPU with AVX512_BF16: faster.")] = "fp32",
-    looks: Annotated[
-        int | None, typer.Option(help="Looks at each face, framed by the first; 1 is fastest.", min=1)
-    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad photo.")] = False,
     batch: Annotated[int, typer.Option(help="Faces the network sees at once.", min=1)] = 32,
@@ -71,22 +68,21 @@ def predict(
         _refuse_to_overwrite(paths, stems, out, json_file)
 
     from ifan.faces import CenterFace, FaceAnalyzer
-    from ifan.weights import DEFAULT, load_network
+    from ifan.weights import DEFAULT, load_model
 
-    network = load_network(weights or DEFAULT)
+    model = load_model(weights or DEFAULT)
     wanted = [name.strip() for name in tasks.split(",")] if tasks else None
     if table and not (wanted or maps):  # nobody would see the parsing
-        wanted = [task.name for task in network.config.tasks if task.kind != "parsing"]
+        wanted = [task.name for task in model.config.tasks if task.kind != "parsing"]
     detector = None if crops else CenterFace(max_side)
     analyzer = FaceAnalyzer(
-        network,
+        model,
         device,
         detector=detector,
         iterations=iterations,
         tasks=wanted,
         batch_size=batch,
         precision=precision,
-        looks=looks,
     )
     if table:
         _predict_table(analyzer, paths, out, every, maps, shard)
@@ -134,16 +130,19 @@ def unique_stems(paths: Sequence[str]) -> list[str]:
     """
     names = [os.fsencode(Path(path).stem)[:200].decode("utf-8", "replace") for path in paths]
     taken = {name.casefold() for name in names}
-    used: set[str] = set()
+    numbers: dict[str, int] = {}
     stems = []
     for name in names:
-        stem, number = name, 2
-        if stem.casefold() in used:
-            while f"{name}_{number}".casefold() in taken | used:
-                number += 1
-            stem = f"{name}_{number}"
-        used.add(stem.casefold())
-        stems.append(stem)
+        key = name.casefold()
+        if key not in numbers:
+            numbers[key] = 1
+            stems.append(name)
+            continue
+        numbers[key] += 1
+        while f"{key}_{numbers[key]}" in taken:
+            numbers[key] += 1
+        taken.add(f"{key}_{numbers[key]}")
+        stems.append(f"{name}_{numbers[key]}")
     return stems
 
 
@@ -204,6 +203,6 @@ def _summary(result: PhotoResult) -> str:
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    from ifan.bulk.files import write_files
+    from ifan.files import write_files
 
     write_files({path: json.dumps(tree, indent=1).encode()})

@@ -13,7 +13,7 @@ def serve(
     max_mb: Annotated[int, typer.Option(help="Largest upload in megabytes.", min=1)] = 20,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
 ) -> None:
-    """Serve a page: drag a photo or use the camera; boxes, parsing, points and emotion, one or three iterations."""
+    """Serve a page: drag a photo or use the camera; boxes, parsing, points and emotion, one to three iterations."""
     from ifan.faces import load
     from ifan.faces.page import serve as serve_page
 

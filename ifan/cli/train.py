@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from ifan.allocator import keep_freed_memory
 from ifan.cli.options import Datasets, Splits, by_name
-from ifan.config import Config, from_dict, load_config, to_dict
+from ifan.optional import TORCH, require
 
 if TYPE_CHECKING:
+    from ifan.config import Config
     from ifan.network import IFAN
 
 
@@ -50,6 +50,8 @@ def train(
     mallopt: Annotated[bool, typer.Option(help="Let glibc keep freed memory (faster on the CPU).")] = True,
 ) -> None:
     """Train one network on datasets that each label some of its tasks."""
+    from ifan.config import load_config
+
     short = {"training.steps": steps, "network.iterations": iterations}
     changes = [*(set_ or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
     given = load_config(config)
@@ -79,7 +81,7 @@ def _run(
     time_limit: float | None,
 ) -> int | None:
     """Open the datasets, build the trainer, run it; imports torch only when the options are sound."""
-    import torch
+    torch = require("ifan train", *TORCH)
 
     from ifan.data import open_dataset
     from ifan.evaluation import evaluate
@@ -120,6 +122,10 @@ def _with_tasks(config: Config, init: Path | None, added: list[str], data: list[
 
 def override(config: Config, changes: list[str]) -> Config:
     """``config`` with ``section.key=value`` changes, values in YAML; ``ValueError`` names a wrong key or type."""
+    import yaml
+
+    from ifan.config import Config, from_dict, to_dict
+
     tree = to_dict(config)
     for change in changes:
         key, equals, value = change.partition("=")

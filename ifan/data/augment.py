@@ -16,8 +16,8 @@ from ifan.config import AugmentConfig
 from ifan.crop import Crop
 
 EARLIER = AugmentConfig(flip=0.5, shift=0.12, scale=(1.0, 1.8), rotate=20.0)
-"""From a closer look's crop to what the look before it may have seen of the face (`ifan.refine`): as much or
-more, less upright, not in the middle, perhaps mirrored."""
+"""From a closer crop to what the iteration before it may have seen of the face (`ifan.refine`): as much or more, less
+upright, not in the middle, perhaps mirrored."""
 
 LUMA = np.array([0.299, 0.587, 0.114])
 

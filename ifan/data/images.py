@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 
 from ifan.data.dataset import DataError
+from ifan.data.headers import header_size
+from ifan.data.tiff import check_pixels
 
 MAX_SIDE = 20_000
 MAX_PIXELS = 100_000_000
@@ -31,16 +33,16 @@ def read_image(source: str | Path | bytes | np.ndarray, name: str | None = None)
     the file in messages when bytes come. Raises `ImageError`.
     """
     data, name = _bytes_of(source, name)
-    check_header(data, name)
-    return np.asarray(cv2.cvtColor(_decode(data, name, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+    size = check_header(data, name)
+    return np.asarray(cv2.cvtColor(_decode(data, name, size, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
 
 
 def read_label_image(source: str | Path | bytes | np.ndarray, name: str | None = None) -> np.ndarray:
     """Decode a label map to (H, W) uint8 ids: a grey picture's values, or a palette PNG's indices (not its colours)."""
     data, name = _bytes_of(source, name)
-    check_header(data, name)
+    size = check_header(data, name)
     data, step = _without_palette(data)
-    ids = _decode(data, name, cv2.IMREAD_UNCHANGED)
+    ids = _decode(data, name, size, cv2.IMREAD_UNCHANGED)
     if ids.ndim == 3 and (ids == ids[..., :1]).all():
         ids = ids[..., 0]
     if ids.ndim != 2 or ids.dtype not in (np.uint8, np.uint16) or ids.max() > 255:
@@ -52,11 +54,10 @@ def read_label_image(source: str | Path | bytes | np.ndarray, name: str | None =
 
 def check_header(data: bytes | np.ndarray, name: str) -> tuple[int, int]:
     """Width and height from the header of ``data``; raises `ImageError` when unknown, cut short or too large."""
-    head = bytes(data[:32])
     if len(data) == 0:
         raise ImageError(f"{name}: the file is empty; replace it")
     try:
-        size = _header_size(data, head)
+        size = header_size(bytes(data))
     except (struct.error, IndexError, ValueError) as error:
         raise ImageError(f"{name}: the picture is cut short or damaged; replace it") from error
     if size is None:
@@ -91,94 +92,25 @@ def _bytes_of(source: str | Path | bytes | np.ndarray, name: str | None) -> tupl
         raise ImageError(f"{path}: cannot read the picture ({error.strerror}); check path and rights") from error
 
 
-def _decode(data: bytes | np.ndarray, name: str, flags: int) -> np.ndarray:
+def _decode(data: bytes | np.ndarray, name: str, size: tuple[int, int], flags: int) -> np.ndarray:
+    """The picture as OpenCV decodes it; ``size`` is what its header said."""
     buffer = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
-    level = cv2.utils.logging.getLogLevel()
-    # One line of ours instead of several of the decoders'.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
+        if bytes(buffer[:2]) in (b"II", b"MM"):
+            check_pixels(bytes(buffer))
         image = cv2.imdecode(buffer, flags)
     except cv2.error as error:
         raise ImageError(f"{name}: the picture cannot be decoded ({error.err}); replace it") from error
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+    except (struct.error, IndexError, ValueError) as error:
+        raise ImageError(f"{name}: the picture is cut short or damaged; replace it") from error
     if image is None:
         raise ImageError(f"{name}: the picture is damaged or of a kind OpenCV cannot decode; replace or convert it")
-    return np.asarray(image)
-
-
-def _header_size(data: bytes | np.ndarray, head: bytes) -> tuple[int, int] | None:
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png_size(bytes(data))
-    if head.startswith(b"\xff\xd8"):
-        return _jpeg_size(bytes(data))
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return struct.unpack("<HH", head[6:10])
-    if head.startswith(b"BM"):
-        width, height = struct.unpack("<ii", head[18:26])
-        return width, abs(height)
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return _webp_size(bytes(data[:32]))
-    if head[:4] in (b"II*\0", b"MM\0*"):
-        return _tiff_size(bytes(data))
-    return None
-
-
-def _png_size(data: bytes) -> tuple[int, int]:
-    """Size of a PNG whose critical chunks are whole: libpng would print its own complaint."""
-    kind, at = b"", 8
-    while kind != b"IEND":
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        kind, body, end = data[at + 4 : at + 8], memoryview(data)[at + 8 : at + 8 + length], at + 8 + length
-        if kind[:1].isupper() and zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(data[end : end + 4], "big"):
-            raise ValueError("checksum")
-        at = end + 4
-    return struct.unpack(">II", data[16:24])
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    at = 2
-    while True:
-        while data[at] == 0xFF and data[at + 1] == 0xFF:
-            at += 1
-        if data[at] != 0xFF:
-            raise ValueError("no marker")
-        marker, (length,) = data[at + 1], struct.unpack(">H", data[at + 2 : at + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            # libjpeg fills what is missing with grey and does not complain: look for the end marker ourselves.
-            if data.find(b"\xff\xd9", at) < 0:
-                raise ValueError("no end marker")
-            return width, height
-        if length < 2:
-            raise ValueError("segment without length")
-        at += 2 + length
-
-
-def _webp_size(head: bytes) -> tuple[int, int]:
-    kind = head[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = struct.unpack("<HH", head[26:30])
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _tiff_size(data: bytes) -> tuple[int, int]:
-    order = "<" if data[:2] == b"II" else ">"
-    (start,) = struct.unpack(order + "I", data[4:8])
-    (count,) = struct.unpack(order + "H", data[start : start + 2])
-    found = {}
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind = struct.unpack(order + "HH", data[at : at + 4])
-        (found[tag],) = struct.unpack(
-            order + ("H" if kind == 3 else "I"), data[at + 8 : at + (10 if kind == 3 else 12)]
+    if sorted(image.shape[:2]) != sorted(size):  # a rotation may have been applied
+        raise ImageError(
+            f"{name}: expected {size[0]} x {size[1]} pixels, as its header says; got {image.shape[1]} x"
+            f" {image.shape[0]}; the file is damaged, replace it"
         )
-    if 256 not in found or 257 not in found:
-        raise ValueError("no size")
-    return found[256], found[257]
+    return np.asarray(image)
 
 
 def _without_palette(data: bytes | np.ndarray) -> tuple[bytes | np.ndarray, int]:

@@ -35,8 +35,8 @@ class Batch:
     order. ``parsing_target`` (Np, I, I) uint8, 255 = ignored; ``points_target`` (Nl, 2, P) float32 normalised with
     ``points_weight`` (Nl, P), 0 where unlabelled; ``class_targets`` (B, n) int64, -1 = unlabelled. The rows of the
     first two are those of their task's lanes. ``global_segments``: lanes of each task over all processes. Where the
-    step trains a closer look, ``earlier`` (B, 3, I, I) is what the look before it saw of each sample, and ``closer``
-    the crops of ``images`` in its sides.
+    step trains a closer crop, ``earlier`` (B, 3, I, I) is what the iteration before saw of each sample, and
+    ``reframed`` the crops of ``images`` in its sides.
     """
 
     images: Tensor
@@ -49,7 +49,7 @@ class Batch:
     datasets: list[str]
     global_segments: tuple[int, ...]
     earlier: Tensor | None = None
-    closer: tuple[Crop, ...] = ()
+    reframed: tuple[Crop, ...] = ()
 
 
 class Mixture:
@@ -94,8 +94,8 @@ class Mixture:
         """The batch of ``step``; process ``rank`` of ``world`` gets samples rank, rank + world, .. of it."""
         chosen = [(name, n) for name, (start, stop) in self._spans(step).items() for n in range(start, stop)]
         mine = chosen[rank::world]
-        closer = np.random.default_rng((self.training.seed, step, 2)).random() < self.training.closer
-        samples = [self._sample(name, n, closer) for name, n in mine]
+        reframes = np.random.default_rng((self.training.seed, step, 2)).random() < self.training.refine_share
+        samples = [self._sample(name, n, reframes) for name, n in mine]
         if world == 1:
             lanes = [targets.lanes for _, targets in samples]
         else:
@@ -106,7 +106,7 @@ class Mixture:
             keys=[key for key, _ in samples],
             datasets=[name for name, _ in mine],
             global_segments=tuple(int(s) for s in np.sum(lanes, axis=0)),
-            closer=closer,
+            reframes=reframes,
         )
 
     def _spans(self, step: int) -> dict[str, tuple[int, int]]:
@@ -138,17 +138,17 @@ class Mixture:
         epoch, place = divmod(number, len(samples))
         return int(samples[_order(self.training.seed, name, epoch, len(samples))[place]])
 
-    def _sample(self, name: str, number: int, closer: bool) -> tuple[str, Targets]:
+    def _sample(self, name: str, number: int, reframes: bool) -> tuple[str, Targets]:
         to_targets, augment = self.maps[name], self.training.augment
         sample = self.datasets[name][self._index(name, number)]
         rng = np.random.default_rng((self.training.seed, zlib.crc32(name.encode()), number))
         crop = augment_crop(to_targets.base_crop(sample), rng, augment)
         targets = to_targets(sample, crop)
         targets = replace(targets, image=augment_pixels(targets.image, rng, augment))
-        if closer:
+        if reframes:
             before = augment_crop(crop, rng, EARLIER)
             image = augment_pixels(crop_image(sample.image, before, self.network.image_size), rng, augment)
-            targets = replace(targets, earlier=image, closer=crop.seen_from(before))
+            targets = replace(targets, earlier=image, reframed=crop.seen_from(before))
         return sample.key, targets
 
 
@@ -215,7 +215,7 @@ def _collate(
     keys: list[str],
     datasets: list[str],
     global_segments: tuple[int, ...],
-    closer: bool,
+    reframes: bool,
 ) -> Batch:
     size, points = network.image_size, network.landmarks.width if network.landmarks else 0
 
@@ -242,8 +242,8 @@ def _collate(
         keys=keys,
         datasets=datasets,
         global_segments=global_segments,
-        earlier=stacked([t.earlier for t in samples if t.earlier is not None]) if closer else None,
-        closer=tuple(t.closer for t in samples if t.closer is not None),
+        earlier=stacked([t.earlier for t in samples if t.earlier is not None]) if reframes else None,
+        reframed=tuple(t.reframed for t in samples if t.reframed is not None),
     )
 
 

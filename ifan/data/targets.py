@@ -17,9 +17,9 @@ from ifan.data.sample import FaceSample
 class Targets:
     """One cropped sample: ``image`` (I, I, 3) uint8; ``parsing`` (I, I) uint8 and ``points`` (2, P) float32
     normalised, NaN = unlabelled, each None if its dataset does not label the task; ``classes`` (n,) int64 for the n
-    classification tasks, -1 = unlabelled; ``lanes`` (T,) says which tasks of the network it takes part in. A closer
-    look also has ``earlier`` (I, I, 3), what the look before it saw, and ``closer``, its own crop in sides of that
-    one's."""
+    classification tasks, -1 = unlabelled; ``lanes`` (T,) says which tasks of the network it takes part in. Where
+    the step trains a closer crop, ``earlier`` (I, I, 3) is what the iteration before saw, and ``reframed`` this one's
+    crop in sides of that one's."""
 
     image: np.ndarray
     parsing: np.ndarray | None
@@ -27,7 +27,7 @@ class Targets:
     classes: np.ndarray
     lanes: np.ndarray
     earlier: np.ndarray | None = None
-    closer: Crop | None = None
+    reframed: Crop | None = None
 
 
 class TargetMap:

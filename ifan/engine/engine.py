@@ -12,14 +12,19 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ifan.config import NetworkConfig
+from ifan.cuda_graph import joined
 from ifan.engine.recorder import Plan, PlanKey, uninitialised
 from ifan.engine.weights import PackedWeights
-from ifan.network import IFAN, Predictions, released
+from ifan.network import IFAN, Predictions, fold_training_extras
 from ifan.ops.native import bf16_refusal, cpu_module, kernels_in_use
+from ifan.predictions import FacePredictions, check_inputs
+from ifan.torch_runner import face_predictions, torch_predictions
+from ifan.weights import SavedModel, model_of, network_of
 
 _LARGEST_SLICE = 128 * 128
 """Pixels of the faces that share an arena: more of them outgrow the caches, fewer read the weights more often."""
@@ -29,43 +34,63 @@ class Engine:
     """A trained network on the CPU's native kernels.
 
     Args:
-        network: the network, on the CPU in float32; its weights are copied.
-        iterations: feedback iterations; ``None`` = as the configuration says.
-        tasks: what the last iteration predicts; ``None`` = all. Earlier iterations always predict everything.
+        model: configuration and tensors; these are copied.
+        iterations: passes, each of which begins with what the one before found; ``None`` = as the configuration says.
+        tasks: names of what the last pass predicts; ``None`` = all. Earlier passes always predict everything.
         precision: ``"fp32"``, or ``"bf16"``: products of the convolutions in bfloat16, sums and all else in float32.
 
-    May be called from several threads at once. Raises ``ValueError`` for an unknown task or precision, a network
-    elsewhere or a processor without bfloat16 products, and ``ImportError`` where the native kernels are missing.
+    May be called from several threads at once. Raises ``ValueError`` for an unknown task or precision, or a processor
+    without bfloat16 products, and ``ImportError`` where the native kernels are missing.
     """
 
     def __init__(
         self,
-        network: IFAN,
+        model: SavedModel,
+        *,
         iterations: int | None = None,
         tasks: Sequence[str] | None = None,
         precision: str = "fp32",
     ) -> None:
-        weight = network.stem.weight
-        if weight.device.type != "cpu" or weight.dtype != torch.float32:
-            raise ValueError(f"Engine: expected a float32 network on the CPU; got {weight.dtype} on {weight.device}")
         _check_precision(precision)
-        self.config: NetworkConfig = network.config
-        self.iterations = network.config.iterations if iterations is None else iterations
+        self.config: NetworkConfig = model.config
+        self.iterations = self.config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
         names = [t.name for t in self.config.tasks]
         wanted = names if tasks is None else [self.config.task(t).name for t in tasks]
         self.tasks = tuple(names.index(n) for n in names if n in wanted)
-        self._weights = PackedWeights(released(network).eval(), precision == "bf16")
+        self._network = network_of(model)
+        self._weights = PackedWeights(fold_training_extras(self._network).eval(), precision == "bf16")
         self._plans: dict[PlanKey, list[Plan]] = defaultdict(list)
         self._lock = threading.Lock()
 
-    def __call__(self, images: Tensor) -> Predictions:
-        """The last iteration's predictions for ``images (N, 3, I, I)`` RGB uint8, a row a sample."""
-        return self._run(images, None)
+    @classmethod
+    def from_network(
+        cls,
+        network: IFAN,
+        *,
+        iterations: int | None = None,
+        tasks: Sequence[str] | None = None,
+        precision: str = "fp32",
+    ) -> Engine:
+        """The engine of a PyTorch network, on the CPU in float32; its weights are copied."""
+        weight = network.stem.weight
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            raise ValueError(f"Engine: expected a float32 network on the CPU; got {weight.dtype} on {weight.device}")
+        return cls(model_of(network), iterations=iterations, tasks=tasks, precision=precision)
+
+    def __call__(self, images: np.ndarray, begun: FacePredictions | None = None) -> FacePredictions:
+        """The last pass's predictions for ``images (N, 3, I, I)`` RGB uint8, a row a face.
+
+        All passes from the label means, or one later pass that begins with the predictions ``begun`` of all tasks.
+        """
+        check_inputs(self.config, images, begun)
+        pixels = torch.from_numpy(np.ascontiguousarray(images))
+        planes = None if begun is None else self._network.encode(torch_predictions(begun), len(images))
+        return face_predictions(self._run(pixels, planes))
 
     def iterate(self, images: Tensor, planes: Tensor) -> Predictions:
-        """One iteration from ``planes (N, K + P + sum of C, S, S)``: what the network's ``iterate`` does."""
+        """One pass from ``planes (N, K + P + sum of C, S, S)``: what the network's ``iterate`` does."""
         return self._run(images, planes)
 
     def _run(self, images: Tensor, planes: Tensor | None) -> Predictions:
@@ -118,20 +143,3 @@ def _check_precision(precision: str) -> None:
     cpu_module()
     if precision == "bf16" and (missing := bf16_refusal()):
         raise ValueError(f"precision 'bf16': expected a processor with AVX512_BF16; {missing}. Use 'fp32'.")
-
-
-def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Predictions of slices of a batch as those of the batch."""
-    if len(parts) == 1:
-        return parts[0]
-    first, rows, start = parts[0], defaultdict(list), 0
-    for part in parts:
-        for name, row in part.rows.items():
-            rows[name].append(row + start)
-        start += max((row.shape[0] for row in part.rows.values()), default=0)
-    return Predictions(
-        torch.cat([p.parsing_logits for p in parts]),
-        torch.cat([p.points for p in parts]),
-        {name: torch.cat([p.class_logits[name] for p in parts]) for name in first.class_logits},
-        {name: torch.cat(row) for name, row in rows.items()},
-    )

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ifan.config import UNLABELLED, NetworkConfig, TaskConfig
 from ifan.crop import map_to_image
@@ -22,7 +21,8 @@ from ifan.evaluation.classification import ClassificationMeter
 from ifan.evaluation.landmarks import LandmarkMeter
 from ifan.evaluation.parsing import ParsingMeter
 from ifan.network import IFAN, Lanes, Predictions
-from ifan.refine import look, scene
+from ifan.refine import refine, source_window
+from ifan.torch_runner import TorchRunner, torch_predictions
 
 HEADLINES: dict[str, tuple[str, ...]] = {
     "parsing": ("mean_f", "overall_f", "accuracy"),
@@ -46,7 +46,6 @@ def evaluate(
     *,
     every_iteration: bool = False,
     full_resolution: bool = False,
-    looks: int | None = None,
 ) -> dict[str, Any]:
     """Measure ``model`` on the tasks that each dataset labels.
 
@@ -57,11 +56,10 @@ def evaluate(
     Args:
         model: the network; measured in eval mode, its mode is restored afterwards.
         datasets: by the name they have in the report.
-        iterations: feedback passes; the configuration's if ``None``.
+        iterations: passes; the configuration's if ``None``. Closer crops (`ifan.refine`) are framed by what the passes
+            before predict, never by labels, and see the pixels of the dataset's own picture.
         device: where to run; moves the model. Where it is now if ``None``.
-        every_iteration: measure after each pass, not only the last; with ``network.carry`` each closer look is one.
-        looks: how often each face is looked at (`ifan.refine`); the configuration's if ``None``. Closer looks
-            are framed by what the first predicts, never by labels, and see the pixels of the dataset's own picture.
+        every_iteration: measure after each pass, not only the last.
 
     Returns:
         Plain data for JSON: ``["datasets"][name]["tasks"][task]`` holds the metrics after the last iteration (see
@@ -70,11 +68,9 @@ def evaluate(
 
     Raises ``ValueError`` when a dataset labels none of the network's tasks, or a count is below 1.
     """
-    passes = model.config.iterations if iterations is None else iterations
-    for what, count in (("batch_size", batch_size), ("iterations", passes)):
-        if count < 1:
-            raise ValueError(f"{what}: expected at least 1; got {count}")
-    times = model.config.check_looks(model.config.looks if looks is None else looks)
+    passes = model.config.check_iterations(model.config.iterations if iterations is None else iterations)
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1; got {batch_size}")
     tasks = {name: _common_tasks(model.config, name, dataset) for name, dataset in datasets.items()}
     if device is not None:
         model.to(device)
@@ -82,7 +78,7 @@ def evaluate(
     model.eval()
     try:
         for name, dataset in datasets.items():
-            run = _Run(model, tasks[name], passes, every_iteration, full_resolution, times)
+            run = _Run(model, tasks[name], passes, every_iteration, full_resolution)
             measured[name] = _measure(run, dataset, batch_size, partial(_report, progress, name, len(dataset)))
     finally:
         model.train(was_training)
@@ -91,7 +87,6 @@ def evaluate(
             "size": model.config.image_size,
             "iterations": passes,
             "tasks": [t.name for t in model.config.tasks],
-            "looks": times,
         },
         "parsing_resolution": "labels" if full_resolution else "network input",
         "datasets": measured,
@@ -152,32 +147,31 @@ Meter = ParsingMeter | LandmarkMeter | ClassificationMeter
 
 @dataclass(frozen=True)
 class _Run:
-    """What a dataset is measured with."""
+    """A model and how it is measured on a dataset."""
 
     model: IFAN
     tasks: list[TaskConfig]
     passes: int
     every_iteration: bool
     full_resolution: bool
-    looks: int
 
     @property
     def measured(self) -> int:
-        """How many of the iterations, the last ones, are measured."""
-        return self.passes + (self.looks - 1) * self.model.config.carry if self.every_iteration else 1
+        """Number of iterations that are measured, the last ones."""
+        return self.passes if self.every_iteration else 1
 
     def __call__(self, batch: EvaluationBatch) -> list[Predictions]:
         """Predictions of a batch, an iteration each."""
         config, device = self.model.config, self.model.get_buffer("mean_points").device
-        names = config.needed(self.tasks, self.looks)
-        seen = zip(batch.samples, batch.crops, strict=True)
-        scenes = [scene(sample.image, crop, config.image_size) for sample, crop in seen] if self.looks > 1 else []
-
-        def run(images: Tensor, planes: Tensor | None) -> list[Predictions]:
-            lanes = Lanes.for_tasks(len(images), config, names, device)
-            return list(self.model(images, lanes, self.passes if planes is None else 1, planes=planes))
-
-        return look(self.model, run, batch.images.to(device), scenes, self.looks)
+        names = config.needed(self.tasks, self.passes)
+        if not config.reframe:
+            lanes = Lanes.for_tasks(len(batch.samples), config, names, device)
+            return list(self.model(batch.images.to(device), lanes, self.passes))
+        seen = zip(batch.samples, batch.crops, strict=True) if self.passes > 1 else ()
+        windows = [source_window(sample.image, crop, config.image_size) for sample, crop in seen]
+        run = TorchRunner(self.model, device, iterations=1, tasks=names)
+        found = refine(config, run, batch.images.numpy(), windows, self.passes)
+        return [torch_predictions(iteration, device) for iteration in found]
 
 
 def _measure(run: _Run, dataset: FaceDataset, batch_size: int, report: Callable[[int], None]) -> dict[str, Any]:

@@ -2,39 +2,43 @@
 
 Everything that is exact and that a graph can express is in it: each task runs only what it needs, stem and re-encoders
 run once for all tasks, the image's share of the stem once for all iterations, transitions down pool before their 1x1
-convolution, and skip channels that stand twice in a concatenation are read once where they are read raw. A graph is one
-look at a face; `ifan.refine.look` makes several of any such function.
+convolution, and skip channels that stand twice in a concatenation are read once where they are read raw.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import logging
-import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifan import reference
-from ifan.config import NetworkConfig
+from ifan.config import NetworkConfig, TaskConfig
 from ifan.layers import EPSILON, DenseBlock, DenseHead, HeatMapHead, TaskNorm, TransitionDown, TransitionUp, centres
-from ifan.network import IFAN, released
-from ifan.wiring import LEVELS, Widths
+from ifan.network import IFAN, fold_training_extras
+from ifan.wiring import LEVELS, MIDDLE, Widths, encoder_widths, joined_maps, wire
 
-FORMATS = {".onnx": "onnx", ".xml": "openvino"}
-"""File names' endings and the package each format needs."""
+OUTPUTS = {"parsing": "parsing_logits", "landmarks": "points"}
+"""Names of what a task predicts by its kind; a classification's is its own name and ``_logits``."""
 
-FIX = "pip install 'ifan[export]'"
+T = TypeVar("T")
 
-_Path = tuple[int, bool]
-"""Position of a task, and whether the iteration is not the first: what chooses a normalisation."""
+
+@dataclass(frozen=True)
+class _Maps(Generic[T]):
+    """Tensors, or what stands for them, that are concatenated where they are read; of one task alone."""
+
+    sources: tuple[T, ...]
+
+    def __add__(self, other: _Maps[T]) -> _Maps[T]:
+        return _Maps(self.sources + other.sources)
+
+    def keep(self, tasks: Sequence[int]) -> _Maps[T]:
+        """Itself: there is one task."""
+        return self
 
 
 class FeedbackGraph(nn.Module):
@@ -48,33 +52,31 @@ class FeedbackGraph(nn.Module):
     def __init__(self, network: IFAN, iterations: int | None = None) -> None:
         super().__init__()
         self.config = config = network.config
-        self.iterations = config.iterations if iterations is None else iterations
+        self.iterations = config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
-        plain = released(network).eval()
-        self.plain, self.past_tap = plain, [i for i, t in enumerate(config.tasks) if t.kind != "landmarks"]
-        self.outputs = tuple(_OUTPUTS.get(t.kind, f"{t.name}_logits") for t in config.tasks)
-        self.down_blocks = nn.ModuleList(_Block(cast(DenseBlock, b)) for b in plain.down_blocks)
+        plain = fold_training_extras(network).eval()
+        self.plain, self.raw = plain, _RawReaders(config)
+        self.outputs = tuple(OUTPUTS.get(t.kind, f"{t.name}_logits") for t in config.tasks)
+        blocks = [*plain.down_blocks, *([plain.middle] if plain.middle else ())]
+        blocks += list(plain.up_blocks) if config.parsing else []
+        self.blocks = nn.ModuleList(_Block(cast(DenseBlock, block)) for block in blocks)
         self.down = nn.ModuleList(_Down(cast(TransitionDown, d)) for d in plain.down)
-        self.middle = _Block(plain.middle) if plain.middle else None
         if config.parsing:
-            repeated = [None, *(Widths(config).dense_in[level].channels for level in reversed(range(LEVELS)))]
-            merged = [
-                _merged(cast(TransitionUp, u).a.weight, w, config) for u, w in zip(plain.up, repeated, strict=False)
-            ]
-            self.up = nn.ModuleList(_Up(m, cast(TransitionUp, u)) for m, u in zip(merged, plain.up, strict=True))
-            self.up_blocks = nn.ModuleList(_Block(cast(DenseBlock, b)) for b in plain.up_blocks)
-            self.register_buffer("head", _merged(plain.parsing_head.weight, repeated[-1], config))
+            ups = [cast(TransitionUp, up) for up in plain.up]
+            self.up = nn.ModuleList(_Up(self.raw.merged(f"up {i}", up.a.weight), up) for i, up in enumerate(ups))
+            self.register_buffer("parsing", self.raw.merged(config.parsing.name, plain.parsing_head.weight))
         self.heat_maps = nn.ModuleList(_Block(level) for level in _levels(plain))
         self.heads = nn.ModuleDict({name: _heads(head) for name, head in plain.dense_head_of().items()})
         self.register_buffer("first", plain.first_planes().detach())
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor, planes: Tensor | None = None) -> tuple[Tensor, ...]:
-        """All iterations; with ``planes (N, K + P + sum of C, S, S)`` one iteration from these."""
+    def forward(self, images: Tensor, begun: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """All iterations; with ``begun``, predictions in the order of ``outputs``, one iteration that begins with
+        these."""
         share = self.image_share(images)
-        if planes is not None:
-            return self.iterate(share, planes)
+        if begun:
+            return self.iterate(share, self.draw(begun))
         found = self.iterate(share, cast(Tensor, self.first), later=False)
         for _ in range(self.iterations - 1):
             found = self.iterate(share, self.draw(found))
@@ -103,137 +105,116 @@ class FeedbackGraph(nn.Module):
         batch, groups = image_share.shape[0], planes.split([t.width for t in self.config.tasks], 1)
         stem = image_share + F.conv2d(planes, self.plain.stem_filters()[1], padding=3)
         encoded = [encoder(group) for encoder, group in zip(self.plain.encoders, groups, strict=True)]
-        levels = [list(groups), [], *([maps[i] for maps in encoded] for i in range(3))]
-        maps = [[m.expand(batch, -1, -1, -1) for m in level] for level in levels]
-        return tuple(self._task((i, later), stem, maps) for i in range(len(self.config.tasks)))
-
-    def _task(self, path: _Path, x: Tensor, maps: list[list[Tensor]]) -> Tensor:
-        task, later = path
-        kind = self.config.tasks[task]
-        skips: list[list[Tensor]] = []  # torch.compile cannot call list[...]
-        taps: list[list[Tensor]] = []
-        for i, block in enumerate(self.down_blocks):
-            skips.append([x, *block([x], path)])
-            taps.append([*skips[-1], x, *maps[i]])
-            if i < len(self.down_blocks) - 1:
-                x = self.down[i](taps[-1], path)
-        if kind.kind == "landmarks" and len(self.heat_maps):
-            return centres([block(tap, (0, later))[0] for block, tap in zip(self.heat_maps, taps, strict=True)])
-        if kind.kind == "landmarks":
-            return self._head(kind.name, taps[-1], later).unflatten(1, (2, kind.width))
-        path = (self.past_tap.index(task), later)
-        x = self.down[-1](taps[-1], path)
-        deepest = [x, *cast(_Block, self.middle)([x], path)]
-        if kind.kind == "classification":
-            return self._head(kind.name, deepest, later)
-        return self._parse(deepest, skips, maps, later)
-
-    def _parse(self, x: list[Tensor], skips: list[list[Tensor]], maps: list[list[Tensor]], later: bool) -> Tensor:
-        for i, (up, block) in enumerate(zip(self.up, self.up_blocks, strict=True)):
-            level = len(skips) - i
-            if 2 <= level <= 4:
-                x = [*x, *maps[level]]
-            x = [up(x), *skips[level - 1]]
-            x = [*x, *block([*x, skips[level - 1][0]], (0, later))]
-        return F.conv2d(torch.cat([*x, *maps[0]], 1), cast(Tensor, self.head))
-
-    def _head(self, task: str, x: Sequence[Tensor], later: bool) -> Tensor:
-        head = cast(nn.ModuleList, self.heads[task])[-1 if later else 0]
-        return cast(Tensor, head(torch.cat(list(x), 1).permute(0, 2, 3, 1).flatten(1)))
+        maps = [[_Maps((m.expand(batch, -1, -1, -1),)) for m in level] for level in joined_maps(groups, encoded)]
+        found: dict[str, Tensor] = {}
+        for task in self.config.tasks:
+            found.update(wire(_Layers(self, task, later), _Maps((stem,)), maps, [task]))
+        return tuple(found[task.name] for task in self.config.tasks)
 
 
-_OUTPUTS = {"parsing": "parsing_logits", "landmarks": "points"}
+class _Layers:
+    """The layers of a graph on the path of one task, in the first or a later iteration, as `ifan.wiring.Net`."""
+
+    def __init__(self, graph: FeedbackGraph, task: TaskConfig, later: bool) -> None:
+        self.config, self.graph, self.later = graph.config, graph, later
+        tasks = self.config.tasks
+        past_tap = [t for t in tasks if t.kind != "landmarks"]
+        self.row = tasks.index(task)
+        self.row_past_tap = past_tap.index(task) if task in past_tap else 0
+
+    def dense(self, block: int, x: _Maps[Tensor]) -> _Maps[Tensor]:
+        """See `ifan.wiring.Net`; a tensor a layer."""
+        row = self.row if block < MIDDLE else self.row_past_tap if block == MIDDLE else 0
+        return _Maps(self.graph.blocks[block](x.sources, row, self.later))
+
+    def down(self, level: int, x: _Maps[Tensor]) -> _Maps[Tensor]:
+        """See `ifan.wiring.Net`."""
+        row = self.row if level < LEVELS - 1 else self.row_past_tap
+        return _Maps((self.graph.down[level](x.sources, row, self.later),))
+
+    def up(self, step: int, x: _Maps[Tensor]) -> _Maps[Tensor]:
+        """See `ifan.wiring.Net`."""
+        return _Maps((self.graph.up[step](self.graph.raw.distinct(f"up {step}", x.sources)),))
+
+    def head(self, task: TaskConfig, read: list[_Maps[Tensor]]) -> Tensor:
+        """See `ifan.wiring.Net`."""
+        if task.kind == "parsing":
+            once = self.graph.raw.distinct(task.name, read[0].sources)
+            return F.conv2d(torch.cat(once, 1), cast(Tensor, self.graph.parsing))
+        if task.kind == "landmarks" and len(self.graph.heat_maps):
+            levels = zip(self.graph.heat_maps, read, strict=True)
+            return centres([block(x.sources, 0, self.later)[0] for block, x in levels])
+        layer = cast(nn.ModuleList, self.graph.heads[task.name])[-1 if self.later else 0]
+        found: Tensor = layer(torch.cat(read[0].sources, 1).permute(0, 2, 3, 1).flatten(1))
+        return found.unflatten(1, (2, task.width)) if task.kind == "landmarks" else found
+
+    def present(self, x: _Maps[Tensor]) -> bool:
+        """See `ifan.wiring.Net`."""
+        return True
 
 
-def export(network: IFAN, path: Path, iterations: int | None = None, from_planes: bool = False) -> tuple[str, ...]:
-    """Write the network as one graph to ``path``: ``.onnx``, or ``.xml`` (with a ``.bin``) for OpenVINO.
+class _Source:
+    """A tensor that is not there: its channels, and an identity."""
 
-    The input ``images`` and the outputs are those of `FeedbackGraph`; any batch size from 1. ``from_planes``: one
-    iteration, from a second input ``planes``. Returns the outputs' names. Raises ``ValueError`` for another ending or a
-    missing package, ``OSError`` where the file cannot be written.
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+
+class _RawReaders:
+    """Which sources the layers that read raw maps read: `wire` walked along with sources that are not there.
+
+    A skip holds its block's input twice. A convolution that reads the raw maps needs it once, by the sum of both
+    weights.
     """
-    if path.suffix not in FORMATS:
-        raise ValueError(
-            f"{path}: expected a file name ending in {' or '.join(FORMATS)}; got {path.suffix or 'none'!r}"
-        )
-    model = FeedbackGraph(network, iterations)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arguments, names = _example(model, from_planes)
-    if path.suffix == ".onnx":
-        to_onnx(model, arguments, path, names, model.outputs)
-    else:
-        to_openvino(model, arguments, path, names, model.outputs)
-    return model.outputs
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self.config, self.widths = config, Widths(config)
+        self.read: dict[str, tuple[_Source, ...]] = {}
+        encoded = [[_one(width) for width in encoder_widths(task)] for task in config.tasks]
+        if config.parsing:
+            planes = [_one(task.width) for task in config.tasks]
+            wire(self, _one(config.stem_channels), joined_maps(planes, encoded), [config.parsing])
+
+    def distinct(self, reader: str, sources: Sequence[T]) -> list[T]:
+        """Those of a reader's ``sources`` that are left without the copies."""
+        return [sources[i] for i in dict.fromkeys(self._firsts(reader))]
+
+    def merged(self, reader: str, weight: Tensor) -> Tensor:
+        """The ``weight`` of a reader (O, C, k, k) over its `distinct` sources, the copies' columns added."""
+        columns: dict[int, Tensor] = {}
+        parts = weight.detach().split([source.channels for source in self.read[reader]], 1)
+        for first, part in zip(self._firsts(reader), parts, strict=True):
+            columns[first] = columns[first] + part if first in columns else part
+        return torch.cat(list(columns.values()), 1)
+
+    def _firsts(self, reader: str) -> list[int]:
+        sources = self.read[reader]
+        return [sources.index(source) for source in sources]
+
+    def dense(self, block: int, x: _Maps[_Source]) -> _Maps[_Source]:
+        """See `ifan.wiring.Net`; a source a layer."""
+        return _Maps(tuple(_Source(self.config.growth) for _ in range(self.config.block_layers)))
+
+    def down(self, level: int, x: _Maps[_Source]) -> _Maps[_Source]:
+        """See `ifan.wiring.Net`."""
+        return _one(self.widths.down_width(level))
+
+    def up(self, step: int, x: _Maps[_Source]) -> _Maps[_Source]:
+        """See `ifan.wiring.Net`."""
+        self.read[f"up {step}"] = x.sources
+        return _one(self.config.up_channels)
+
+    def head(self, task: TaskConfig, read: list[_Maps[_Source]]) -> None:
+        """See `ifan.wiring.Net`."""
+        self.read[task.name] = read[0].sources
+
+    def present(self, x: _Maps[_Source]) -> bool:
+        """See `ifan.wiring.Net`."""
+        return True
 
 
-def to_onnx(
-    model: nn.Module,
-    arguments: tuple[Tensor, ...],
-    path: Path,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    dynamic: bool = True,
-) -> None:
-    """Write ``model`` as ONNX, ``dynamic`` with a free first dimension of every input and output."""
-    require("onnx")
-    require("onnxscript")
-    batch = torch.export.Dim("batch", min=1)
-    shapes = tuple({0: batch} for _ in arguments) if dynamic else None
-    with _quiet():
-        program = torch.onnx.export(
-            model.eval(),
-            arguments,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=shapes,
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned nothing")
-    program.save(str(path))
-
-
-def to_openvino(
-    model: nn.Module, arguments: tuple[Tensor, ...], path: Path, inputs: Sequence[str], outputs: Sequence[str]
-) -> None:
-    """Write ``model`` as OpenVINO's ``.xml`` and ``.bin`` in float32, by way of ONNX."""
-    openvino = require("openvino")
-    with tempfile.TemporaryDirectory() as folder:
-        between = Path(folder) / "graph.onnx"
-        to_onnx(model, arguments, between, inputs, outputs)
-        openvino.save_model(openvino.convert_model(between), path, compress_to_fp16=False)
-
-
-def require(package: str) -> ModuleType:
-    """An optional package; ``ValueError`` says how to get it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ValueError(f"export: {package} is not installed ({error}); run: {FIX}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages and dimension names that do not matter here."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
-
-
-def _example(model: FeedbackGraph, from_planes: bool) -> tuple[tuple[Tensor, ...], list[str]]:
-    """Inputs to trace with, of a batch that no dimension of the network is likely to equal."""
-    config, batch = model.config, 2
-    images = torch.zeros(batch, 3, config.image_size, config.image_size, dtype=torch.uint8)
-    if not from_planes:
-        return (images,), ["images"]
-    return (images, cast(Tensor, model.first).repeat(batch, 1, 1, 1)), ["images", "planes"]
+def _one(channels: int) -> _Maps[_Source]:
+    return _Maps((_Source(channels),))
 
 
 class _Norms(nn.Module):
@@ -250,9 +231,8 @@ class _Norms(nn.Module):
                 self.paths.append(one)
         self.later = norm.tasks if norm.separate else 0
 
-    def forward(self, x: Tensor, path: _Path) -> Tensor:
-        task, later = path
-        return F.relu(self.paths[task + later * self.later](x))
+    def forward(self, x: Tensor, row: int, later: bool) -> Tensor:
+        return F.relu(self.paths[row + later * self.later](x))
 
 
 class _Block(nn.Module):
@@ -263,11 +243,11 @@ class _Block(nn.Module):
         self.norms = nn.ModuleList(_Norms(cast(TaskNorm, n)) for n in block.norms)
         self.convolutions = block.convolutions
 
-    def forward(self, sources: list[Tensor], path: _Path) -> list[Tensor]:
-        grown: list[Tensor] = []
+    def forward(self, sources: tuple[Tensor, ...], row: int, later: bool) -> tuple[Tensor, ...]:
+        read = sources
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
-            grown.append(convolution(norm(torch.cat([*sources, *grown], 1), path)))
-        return grown
+            read = (*read, convolution(norm(torch.cat(read, 1), row, later)))
+        return read[len(sources) :]
 
 
 class _Down(nn.Module):
@@ -275,8 +255,8 @@ class _Down(nn.Module):
         super().__init__()
         self.norm, self.convolution = _Norms(transition.norm), transition.convolution
 
-    def forward(self, sources: list[Tensor], path: _Path) -> Tensor:
-        return cast(Tensor, self.convolution(F.avg_pool2d(self.norm(torch.cat(sources, 1), path), 2)))
+    def forward(self, sources: tuple[Tensor, ...], row: int, later: bool) -> Tensor:
+        return cast(Tensor, self.convolution(F.avg_pool2d(self.norm(torch.cat(sources, 1), row, later), 2)))
 
 
 class _Up(nn.Module):
@@ -308,14 +288,3 @@ def _heads(head: DenseHead) -> nn.ModuleList:
         one.load_state_dict({"weight": weight, "bias": bias})
         paths.append(one)
     return paths
-
-
-def _merged(weight: Tensor, repeated: int | None, config: NetworkConfig) -> Tensor:
-    """A weight over (up, block input, grown, block input again, rest) as one over what is left without the copy."""
-    if repeated is None:
-        return weight.detach()
-    up, grown = config.up_channels, config.growth * config.block_layers
-    first, once, middle, again, rest = weight.detach().split(
-        [up, repeated, grown, repeated, weight.shape[1] - up - 2 * repeated - grown], 1
-    )
-    return torch.cat([first, once + again, middle, rest], 1)

@@ -5,8 +5,9 @@ Imported on first use: what runs a network on crops needs none of the packages t
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ifan.optional import lazy
 
 if TYPE_CHECKING:
     from ifan.faces.analyzer import FaceAnalyzer, load
@@ -25,20 +26,16 @@ __all__ = [
     "load",
 ]
 
-_HOMES = {
-    "FACE_MARGIN": "framing",
-    "CenterFace": "detect",
-    "Detection": "detect",
-    "Detector": "detect",
-    "Face": "result",
-    "FaceAnalyzer": "analyzer",
-    "PhotoResult": "result",
-    "load": "analyzer",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+__getattr__ = lazy(
+    __name__,
+    {
+        "FACE_MARGIN": "ifan.faces.framing",
+        "CenterFace": "ifan.faces.detect",
+        "Detection": "ifan.faces.detect",
+        "Detector": "ifan.faces.detect",
+        "Face": "ifan.faces.result",
+        "FaceAnalyzer": "ifan.faces.analyzer",
+        "PhotoResult": "ifan.faces.result",
+        "load": "ifan.faces.analyzer",
+    },
+)

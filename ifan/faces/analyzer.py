@@ -7,95 +7,119 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-import torch
 
 from ifan.config import NetworkConfig
 from ifan.crop import Crop, covered, crop_image, map_to_image, points_from_crop
-from ifan.engine.predictor import NetworkPredictor, Predictor
 from ifan.faces.detect import Box, CenterFace, Detection, Detector
 from ifan.faces.framing import FACE_MARGIN, crop_of
 from ifan.faces.photo import as_rgb
+from ifan.faces.predictor import NetworkPredictor, Predictor
 from ifan.faces.result import Face, PhotoResult
-from ifan.network import IFAN
-from ifan.refine import WIDER, scene
+from ifan.refine import WIDER, source_window
+
+if TYPE_CHECKING:
+    import torch
+
+    from ifan.network import IFAN
+    from ifan.weights import SavedModel
 
 
-def load(name_or_path: str | Path | None = None, device: str | torch.device = "cpu", **options: Any) -> FaceAnalyzer:
+def load(
+    name_or_path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    detector: Detector | Literal["centerface"] | None = "centerface",
+    iterations: int | None = None,
+    batch_size: int = 32,
+    margin: float = FACE_MARGIN,
+    tasks: str | Sequence[str] | None = None,
+    precision: str = "fp32",
+) -> FaceAnalyzer:
     """An analyzer with trained weights.
 
     Args:
         name_or_path: weights that ship with the package by name, or a folder with ``config.json`` and
             ``model.safetensors``; ``None`` = the default weights.
-        device: where the network runs; on a GPU from CUDA graphs, also with ``precision="bf16"``.
-        options: further arguments of `FaceAnalyzer`.
+        device: where the network runs: the CPU, or with PyTorch a GPU, there also with ``precision="bf16"``.
+        detector, iterations, batch_size, margin, tasks, precision: see `FaceAnalyzer`.
 
     Raises:
-        ValueError: unknown name, damaged or missing weights; says what there is.
+        ValueError: unknown name, damaged or missing weights (the message says what there is), and as `FaceAnalyzer`.
+        ImportError: a device that needs PyTorch, which is not installed.
     """
-    from ifan.weights import DEFAULT, load_network
+    from ifan.weights import DEFAULT, load_model
 
-    return FaceAnalyzer(load_network(DEFAULT if name_or_path is None else name_or_path), device, **options)
+    return FaceAnalyzer(
+        load_model(DEFAULT if name_or_path is None else name_or_path),
+        device,
+        detector=detector,
+        iterations=iterations,
+        batch_size=batch_size,
+        margin=margin,
+        tasks=tasks,
+        precision=precision,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What is left of a photo before the network runs: its ``size`` (width, height), its ``faces`` with their crops,
-    what the network will see of them, ``pixels`` (N, 3, I, I) uint8 RGB, and the ``scenes`` of closer looks."""
+    """A photo before the network runs: its ``size`` (width, height), its ``faces`` with their crops, what the network
+    will see of them, ``pixels`` (N, 3, I, I) uint8 RGB, and the ``windows`` that later crops are cut from."""
 
     size: tuple[int, int]
     faces: list[tuple[Detection, Crop]]
     pixels: np.ndarray
-    scenes: list[np.ndarray]
+    windows: list[np.ndarray]
 
     def rows(self) -> list[tuple[np.ndarray, ...]]:
-        """What a `Predictor` takes of each face: its pixels, and its scene if there are several looks."""
-        return list(zip(self.pixels, self.scenes, strict=True)) if self.scenes else [(face,) for face in self.pixels]
+        """Arguments of a `Predictor` for each face: its pixels, and its source window if it is reframed."""
+        return list(zip(self.pixels, self.windows, strict=True)) if self.windows else [(face,) for face in self.pixels]
 
 
 class FaceAnalyzer:
     """Photos in, faces out: detection, crops, one batched network for all of them, results in pixels of the photos.
 
     Args:
-        network: the network; put into evaluation mode.
-        device: where it runs.
+        model: a saved model (`ifan.weights.load_model`), or a PyTorch network.
+        device: where it runs: the CPU, or with PyTorch a GPU.
         detector: finds the faces of photos that come without boxes: the one in the package, any object with its method
             (`ifan.faces.detect.Detector`), or ``None``: each photo is the crop of one face.
-        iterations: feedback iterations; ``None`` = as the network's configuration says.
+        iterations: passes of the network, each begun with what those before it found; ``None`` = as its configuration
+            says. Where ``network.reframe`` is set, those after the first see closer crops, and the first one more hair.
         batch_size: most faces that run at once.
         margin: how much wider than a face's box its crop is, see `FACE_MARGIN`; faces with points scale with it.
-        tasks: names of the tasks that are wanted; ``None`` = all. All feed the iterations before the last.
+        tasks: names of the tasks that are wanted, or one name; ``None`` = all. All feed the iterations before the last.
         precision: ``"fp32"``, or on a CPU with AVX512_BF16 ``"bf16"``: faster, errors in docs/kernels/engine.md.
-        looks: how often each face is looked at: more than once, and the first look frames it for closer ones and sees
-            more of the hair (`ifan.refine`), for as many times the time; ``None`` = as the configuration says.
 
     Raises:
         ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
+        ImportError: a device that needs PyTorch, which is not installed.
     """
 
     def __init__(
         self,
-        network: IFAN,
+        model: SavedModel | IFAN,
         device: str | torch.device = "cpu",
         *,
         detector: Detector | Literal["centerface"] | None = "centerface",
         iterations: int | None = None,
         batch_size: int = 32,
         margin: float = FACE_MARGIN,
-        tasks: Sequence[str] | None = None,
+        tasks: str | Sequence[str] | None = None,
         precision: str = "fp32",
-        looks: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if not 0.5 <= margin <= 4:
             raise ValueError(f"margin: expected crop side / face side between 0.5 and 4; got {margin}")
-        self.predictor: Predictor = NetworkPredictor(network, device, iterations, tasks, precision, looks)
-        self.network, self.batch_size, self.margin, self.iterations = network, batch_size, margin, iterations
+        predictor = NetworkPredictor(model, device, iterations=iterations, tasks=tasks, precision=precision)
+        self.predictor: Predictor = predictor
+        self.model, self.batch_size, self.margin, self.iterations = model, batch_size, margin, predictor.iterations
         self.detector = _detector(detector)
-        self.looks = network.config.looks if looks is None else looks
+        self._reframes = self.config.reframe and self.iterations > 1
         self._device, self._tasks, self._precision = device, tasks, precision
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,9 +131,8 @@ class FaceAnalyzer:
             "margin": self.margin,
             "tasks": self._tasks,
             "precision": self._precision,
-            "looks": self.looks,
         }
-        return partial(type(self), **options), (self.network, self._device)
+        return partial(type(self), **options), (self.model, self._device)
 
     @property
     def config(self) -> NetworkConfig:
@@ -155,32 +178,38 @@ class FaceAnalyzer:
 
     def prepare(self, images: Sequence[np.ndarray], boxes: Sequence[Any], names: Sequence[str]) -> list[Prepared]:
         """Find and crop the faces of ``images`` (H, W, 3) uint8 RGB; ``boxes`` as for a call. Safe in threads."""
+        return self.crop(images, self.detect(images, boxes, names))
+
+    def detect(
+        self, images: Sequence[np.ndarray], boxes: Sequence[Any], names: Sequence[str]
+    ) -> list[list[Detection] | None]:
+        """The faces of each of ``images``, found or given as ``boxes``; ``None`` = the whole image is a crop."""
         given = [
             None if box is None else _faces_in(box, image, name)
             for image, box, name in zip(images, boxes, names, strict=True)
         ]
         searched = [image for image, faces in zip(images, given, strict=True) if faces is None]
         found = iter(self.detector.detect(searched) if self.detector and searched else [])
-        return [
-            self._prepare(image, next(found, None) if faces is None else faces)
-            for image, faces in zip(images, given, strict=True)
-        ]
+        return [next(found, None) if faces is None else faces for faces in given]
+
+    def crop(self, images: Sequence[np.ndarray], faces: Sequence[list[Detection] | None]) -> list[Prepared]:
+        """The ``faces`` of ``images``, see `detect`, as the network will see them."""
+        return [self._prepare(image, found) for image, found in zip(images, faces, strict=True)]
 
     def _prepare(self, image: np.ndarray, detections: list[Detection] | None) -> Prepared:
-        """``None`` = the whole image is a crop."""
         size = self.config.image_size
         height, width = image.shape[:2]
         if detections is None:
             whole = Detection((0.0, 0.0, float(width), float(height)), None)
             faces = [(whole, Crop.from_box(whole.box))]
         else:
-            margin = self.margin * (WIDER if self.looks > 1 else 1)
+            margin = self.margin * (WIDER if self._reframes else 1)
             faces = [(face, crop_of(face, margin)) for face in detections]
         pixels = np.empty((len(faces), 3, size, size), np.uint8)
         for row, (_, crop) in zip(pixels, faces, strict=True):
             row[:] = crop_image(image, crop, size).transpose(2, 0, 1)
-        scenes = [scene(image, crop, size) for _, crop in faces] if self.looks > 1 else []
-        return Prepared((width, height), faces, pixels, scenes)
+        windows = [source_window(image, crop, size) for _, crop in faces] if self._reframes else []
+        return Prepared((width, height), faces, pixels, windows)
 
     def predict(
         self, photos: Iterable[Prepared | None], patience: int | None = None
@@ -203,8 +232,8 @@ class FaceAnalyzer:
             yield from self._run(waiting[start : start + self.batch_size])
 
     def _run(self, faces: Sequence[tuple[np.ndarray, ...]]) -> Iterator[dict[str, np.ndarray]]:
-        pixels, *scenes = zip(*faces, strict=True)
-        predicted = self.predictor(np.stack(pixels), *scenes)
+        pixels, *windows = zip(*faces, strict=True)
+        predicted = self.predictor(np.stack(pixels), *windows)
         return ({name: value[i] for name, value in predicted.items()} for i in range(len(pixels)))
 
     def faces(self, photo: Prepared, predictions: Iterator[dict[str, np.ndarray]]) -> tuple[Face, ...]:

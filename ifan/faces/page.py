@@ -1,4 +1,4 @@
-"""A page to try the network: a photo or the camera, one or three feedback iterations (``pip install 'ifan[serve]'``).
+"""A page to try the network: a photo or the camera, one to three iterations (``pip install 'ifan[serve]'``).
 
 Everything stays on this machine: the server listens to it alone, and neither the server nor the page calls anyone.
 """
@@ -13,58 +13,69 @@ from typing import Any
 from ifan.data.images import read_image
 from ifan.faces.analyzer import FaceAnalyzer
 from ifan.faces.result import PhotoResult
+from ifan.optional import require
 
 HOST, PORT = "127.0.0.1", 7860
-CHOICES = {"1 iteration": (1,), "3 iterations": (3,), "1 and 3, side by side": (1, 3)}
+MOST = 3
+"""Iterations that the page offers at most."""
+
 KEPT_SECONDS = 3600
 """Uploads and pictures that the page has shown are deleted when they are older."""
 
 
 class Comparison:
-    """The same faces after different numbers of feedback iterations.
+    """The same faces after different numbers of iterations, each of which the network was trained for.
 
     Args:
         analyzer: its network, detector and margin are used; faces are found once.
     """
 
     def __init__(self, analyzer: FaceAnalyzer) -> None:
-        self.analyzers = {
-            count: FaceAnalyzer(
-                analyzer.network, detector=None, iterations=count, margin=analyzer.margin, looks=analyzer.looks
-            )
-            for count in sorted({count for counts in CHOICES.values() for count in counts})
-        }
         self.finder = analyzer
+        self.analyzers = {
+            count: FaceAnalyzer(analyzer.model, detector=None, iterations=count, margin=analyzer.margin)
+            for count in range(1, min(MOST, analyzer.config.iterations) + 1)
+        }
+
+    @property
+    def choices(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of iterations by the name of a choice: each alone, then all side by side."""
+        counts = tuple(self.analyzers)
+        alone = {_iterations(count): (count,) for count in counts}
+        return {**alone, f"1 to {counts[-1]}, side by side": counts} if len(counts) > 1 else alone
 
     def __call__(self, photo: Any, iterations: Sequence[int]) -> list[PhotoResult]:
         """A result for each of ``iterations``. Raises ``ValueError`` for what cannot be read."""
-        image = read_image(photo, Path(photo).name)
-        (prepared,) = self.finder.prepare([image], [None], [Path(photo).name])
+        name = Path(photo).name
+        image = read_image(photo, name)
+        found = self.finder.detect([image], [None], [name])
         results = []
         for count in iterations:
             analyzer = self.analyzers[count]
+            (prepared,) = analyzer.crop([image], found)
             faces = analyzer.faces(prepared, analyzer.predict([prepared]))
             results.append(PhotoResult(None, prepared.size, faces, image))
         return results
 
 
 def build(analyzer: FaceAnalyzer) -> Any:
-    """The page as ``gradio.Blocks``. Raises ``ValueError`` without Gradio."""
+    """The page as ``gradio.Blocks``. Raises ``ImportError`` without Gradio."""
     gr = _gradio()
     compare = Comparison(analyzer)
+    choices = compare.choices
 
     def show(photo: str | None, choice: str) -> list[Any]:
         if photo is None:
-            return [gr.Image(None), gr.Image(None, visible=False), ""]
+            return [gr.Image(None), *[gr.Image(None, visible=False)] * (MOST - 1), ""]
         try:
-            results = compare(photo, CHOICES[choice])
+            results = compare(photo, choices[choice])
         except ValueError as error:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
         pictures: list[Any] = [
-            gr.Image(result.plot(), label=f"{n} iteration{'s' if n > 1 else ''}", visible=True)
-            for n, result in zip(CHOICES[choice], results, strict=True)
+            gr.Image(result.plot(), label=_iterations(n), visible=True)
+            for n, result in zip(choices[choice], results, strict=True)
         ]
-        pictures += [gr.Image(None, visible=False)] * (2 - len(pictures))
+        pictures += [gr.Image(None, visible=False)] * (MOST - len(pictures))
         return [*pictures, f"{len(results[0])} faces" if len(results[0]) != 1 else "1 face"]
 
     with gr.Blocks(title="ifan", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
@@ -80,12 +91,12 @@ def build(analyzer: FaceAnalyzer) -> Any:
                     height=360,
                     elem_id="photo",
                 )
-                choice = gr.Radio(list(CHOICES), value=next(iter(CHOICES)), label="feedback", elem_id="feedback")
+                choice = gr.Radio(list(choices), value=next(iter(choices)), label="iterations", elem_id="iterations")
                 count = gr.Markdown(elem_id="count")
             with gr.Column(scale=3), gr.Row():
                 shown = [
                     gr.Image(interactive=False, format="png", visible=i == 1, buttons=[], elem_id=f"result-{i}")
-                    for i in (1, 2)
+                    for i in range(1, MOST + 1)
                 ]
         gr.on(
             [photo.change, choice.change],
@@ -109,7 +120,8 @@ def serve(analyzer: FaceAnalyzer, port: int = PORT, max_mb: int = 20, block: boo
         block: wait until interrupted; else returns at once, the page with its ``close()``.
 
     Raises:
-        ValueError: Gradio is missing, or a number out of range.
+        ValueError: a number out of range.
+        ImportError: Gradio is missing.
         OSError: the port is taken.
     """
     if not (1 <= port <= 65535 and max_mb >= 1):
@@ -131,10 +143,10 @@ def serve(analyzer: FaceAnalyzer, port: int = PORT, max_mb: int = 20, block: boo
     return page
 
 
+def _iterations(count: int) -> str:
+    return f"{count} iteration{'s' if count > 1 else ''}"
+
+
 def _gradio() -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else it reports to its makers
-    try:
-        import gradio
-    except ImportError as error:
-        raise ValueError("the page needs Gradio; pip install 'ifan[serve]'") from error
-    return gradio
+    return require("the page", "gradio", "Gradio", "ifan[serve]")

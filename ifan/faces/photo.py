@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from typing import Any
 
 import numpy as np
-import torch
 
 from ifan.data.images import ImageError, read_image
 
@@ -21,25 +21,25 @@ def as_rgb(photo: Any, name: str) -> np.ndarray:
         return read_image(os.fspath(photo))
     if isinstance(photo, (bytes, bytearray, memoryview)):
         return read_image(bytes(photo), name)
-    if isinstance(photo, torch.Tensor):
-        if photo.dim() != 3 or photo.shape[0] != 3 or photo.dtype != torch.uint8 or photo.numel() == 0:
-            got = f"{tuple(photo.shape)} {photo.dtype}"
-            raise ImageError(
-                f"{name}: expected a (3, H, W) uint8 RGB tensor; got {got}. Give one photo, values 0 to 255."
-            )
-        return np.ascontiguousarray(photo.detach().cpu().permute(1, 2, 0).numpy())
+    torch = sys.modules.get("torch")  # who holds a tensor has imported it
+    if torch is not None and isinstance(photo, torch.Tensor):
+        _check(tuple(photo.shape), str(photo.dtype).removeprefix("torch."), "a (3, H, W) uint8 RGB tensor", name)
+        return np.ascontiguousarray(photo.detach().cpu().numpy().transpose(1, 2, 0))
     if isinstance(photo, np.ndarray):
-        if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or photo.size == 0:
-            got = f"{photo.shape} {photo.dtype}"
-            raise ImageError(
-                f"{name}: expected an (H, W, 3) uint8 RGB array; got {got}. Give one photo, values 0 to 255."
-            )
+        _check(photo.shape, str(photo.dtype), "an (H, W, 3) uint8 RGB array", name)
         return np.ascontiguousarray(photo)
     if type(photo).__module__.startswith("PIL."):
         return _from_pil(photo, name)
     raise ImageError(
         f"{name}: expected a path, bytes, numpy array, torch tensor or PIL image; got {type(photo).__name__}"
     )
+
+
+def _check(shape: tuple[int, ...], dtype: str, expected: str, name: str) -> None:
+    """Raise `ImageError` unless three uint8 colours are where ``expected`` says."""
+    colours = 0 if "(3," in expected else 2
+    if len(shape) != 3 or shape[colours] != 3 or dtype != "uint8" or 0 in shape:
+        raise ImageError(f"{name}: expected {expected}; got {shape} {dtype}. Give one photo, values 0 to 255.")
 
 
 def _from_pil(image: Any, name: str) -> np.ndarray:

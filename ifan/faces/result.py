@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ifan.bulk.files import encode_label_png, encode_png, write_files
 from ifan.crop import Crop
 from ifan.faces.detect import Box
 from ifan.faces.draw import overlay
+from ifan.files import write_files
+from ifan.optional import require
+from ifan.png import encode_label_png, encode_png
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,16 +105,13 @@ class PhotoResult:
     def to_supervision(self) -> Any:
         """The faces as ``supervision.Detections``: ``xyxy``, ``confidence`` (1 for given boxes), and in ``data`` the
         points (N, P, 2) and the most probable class of each classification. Raises ``ImportError`` without it."""
-        try:
-            from supervision import Detections
-        except ImportError as error:
-            raise ImportError("to_supervision: supervision is not installed; pip install supervision") from error
+        detections = require("to_supervision", "supervision", "supervision", "supervision").Detections
         data: dict[str, Any] = {}
         if self.faces and self.faces[0].landmarks:
             data["landmarks"] = np.array([list(f.landmarks.values()) for f in self.faces], np.float32)
         for task in self.faces[0].classes if self.faces else ():
             data[task] = np.array([f.best(task)[0] for f in self.faces])
-        return Detections(
+        return detections(
             xyxy=np.array([f.box for f in self.faces], np.float32).reshape(-1, 4),
             confidence=np.array([1.0 if f.score is None else f.score for f in self.faces], np.float32),
             data=data,

@@ -1,4 +1,4 @@
-"""What can be analysed in bulk: pictures, clips, folders and patterns of them; and the frames of a clip."""
+"""Inputs of an analysis: pictures, clips, folders and patterns of them; and the frames of a clip."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ifan.data.dataset import DataError
 from ifan.data.images import MAX_PIXELS
+from ifan.optional import require
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CLIPS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
@@ -38,7 +39,7 @@ def expand(inputs: Sequence[str], suffixes: Sequence[str] = PICTURES + CLIPS) ->
 
 
 def is_clip(path: str) -> bool:
-    """Whether ``path`` is read frame by frame."""
+    """True if ``path`` is read frame by frame."""
     return Path(path).suffix.lower() in CLIPS
 
 
@@ -79,10 +80,7 @@ def frame_rate(path: str) -> float:
 @contextmanager
 def _open(path: str) -> Iterator[Any]:
     """An open clip. FFmpeg follows addresses, also those that stand in a file (a playlist): here it reads this file."""
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError("clips need PyAV; pip install av") from error
+    av = require("reading a clip", "av", "PyAV", "av")
     if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
         raise DataError(f"{path}: expected a file with a clip; got a folder, pipe or device; check the path")
     try:

@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 
 from ifan import reference
 from ifan.ops import checks, native
+from ifan.ops.call import is_plain, is_traced, operation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
-from ifan.ops.operation import is_plain_eager, operation
 from ifan.ops.recompute import gradients
 from ifan.profiling import ranged
 
@@ -62,7 +62,7 @@ def with_channel_moments(
         ValueError: as `channel_moments`.
     """
     counts, chosen = _checked(x, segments, backend)
-    recorded = x.requires_grad and torch.is_grad_enabled() and is_plain_eager([x])
+    recorded = x.requires_grad and torch.is_grad_enabled() and not is_traced() and is_plain([x])
     if chosen == "cpu" and x.dtype in NATIVE_DTYPES and recorded:
         passing, mean, var, *lanes = _Passing.apply(x, counts)
         return passing, mean, var, tuple(lanes)
@@ -214,7 +214,7 @@ def by_task(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Parts]:
     The gradients of the parts are added to that of the whole, where autograd would add tensors of its size that it
     fills with zeros. ``None`` where there is nothing to save: no gradient is recorded, or not in eager mode.
     """
-    if x.requires_grad and torch.is_grad_enabled() and is_plain_eager([x]):
+    if x.requires_grad and torch.is_grad_enabled() and not is_traced() and is_plain([x]):
         whole, *lanes = _Parted.apply(x, segments)
         return whole, tuple(lanes)
     return x, None

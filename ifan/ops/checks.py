@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
 from torch import Tensor
-
-MOST_KINDS = 256
-"""Kinds of call that an operation remembers."""
-
-
-def signature(tensors: Sequence[Tensor | None], told: Hashable) -> Hashable:
-    """What a call's checks and choice of kernel depend on: class, shape, dtype, device and layout of the tensors, and
-    what else was ``told``."""
-    seen = [x if x is None else (type(x), x.shape, x.dtype, x.device, x.is_contiguous()) for x in tensors]
-    return (told, *seen)
 
 
 def fail(op: str, message: str) -> NoReturn:

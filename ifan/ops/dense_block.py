@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, convolution, native, repeats
+from ifan.ops.call import CallCache, operation
 from ifan.ops.concatenation import Concatenation, Rows, in_rows, rows_of
-from ifan.ops.dispatch import Kinds, choose, register_kernel
+from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
 from ifan.ops.native import cpu_module, in_dtype
-from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.profiling import ranged
 
@@ -68,11 +68,11 @@ def dense_block(
     groups = (weights, gammas, betas, means, variances)
     tensors = (*sources, *chain.from_iterable(groups))
 
-    def look() -> tuple[tuple[list[int], list[bool]], str]:
+    def check_call() -> tuple[tuple[list[int], list[bool]], str]:
         return _check(sources, *groups, segments, rows, per_sample), choose(NAME, backend, *tensors)
 
-    told = tuple(map(len, groups)), tuple(segments)
-    (counts, flags), chosen, run = _KINDS(tensors, told, per_sample, backend, look)
+    told = backend or current_backend(), tuple(map(len, groups)), tuple(segments), per_sample and len(per_sample)
+    (counts, flags), chosen, run = _CALLS(tensors, told, check_call, keep=not any(per_sample or ()))
     arguments = (sources, weights, gammas, betas, means, variances, counts, rows, flags, eps)
     return reference.dense_block(*arguments) if chosen == "reference" else run(*arguments, chosen)
 
@@ -195,7 +195,7 @@ register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", _cuda_refusal)
 
 
-_KINDS = Kinds[tuple[list[int], list[bool]]](_forward)
+_CALLS = CallCache[tuple[list[int], list[bool]]](_forward)
 
 
 @_forward.register_fake

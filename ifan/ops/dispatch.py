@@ -11,15 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
-import torch
 from torch import Tensor
 
-from ifan.ops import checks, gpu, native
-from ifan.ops.operation import Operation, is_plain, is_watched
+from ifan.ops import gpu, native
+from ifan.ops.call import constant_in_graphs
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "IFAN_BACKEND"
@@ -30,7 +28,6 @@ _FASTEST_FIRST = (("cuda", "cuda"), ("triton", "cuda"), ("cpu", "cpu"))
 _FIXES = {"cpu": native.FIX, "triton": gpu.TRITON_FIX, "cuda": native.CUDA_FIX}
 _UNCHECKED = "its kernels have not run on a GPU yet"
 _warned: set[str] = set()
-_Found = TypeVar("_Found")
 
 
 class BackendError(ValueError):
@@ -131,47 +128,11 @@ def _automatic(op: str, inputs: tuple[Tensor, ...]) -> str:
     return "reference"
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         warnings.warn(message, RuntimeWarning, stacklevel=6)
-
-
-class Kinds(Generic[_Found]):
-    """What the checks of an operation found, the backend it chose and what runs it, by kind of call: looking once at
-    each is enough.
-
-    A kind is all that checks and choice depend on; where they read values, of ``rows`` if a source has a row a sample,
-    each call is looked at. Kept are calls of the native CPU kernels, `checks.MOST_KINDS` at most: where memory is cold,
-    checks cost as much as small kernels take.
-    """
-
-    def __init__(self, operation: Operation) -> None:
-        self.operation = operation
-        self.known: dict[Hashable, tuple[_Found, str, Callable[..., Any]]] = {}
-
-    def __call__(
-        self,
-        tensors: Sequence[Tensor],
-        told: tuple[Hashable, ...],
-        per_sample: Sequence[bool] | None,
-        backend: str | None,
-        look: Callable[[], tuple[_Found, str]],
-    ) -> tuple[_Found, str, Callable[..., Any]]:
-        """``look()``: what the checks find, and the backend; ``told``: what else they depend on."""
-        if torch.compiler.is_compiling() or is_watched() or (per_sample is not None and any(per_sample)):
-            return *look(), self.operation
-        flags = None if per_sample is None else len(per_sample)
-        recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-        seen = checks.signature(tensors, (backend or _current, recorded, flags, *told))
-        known = self.known.get(seen)
-        if known is None:
-            found, chosen = look()
-            known = found, chosen, self.operation.way(is_plain(tensors), recorded)
-            if chosen == "cpu" and len(self.known) < checks.MOST_KINDS:
-                self.known[seen] = known
-        return known
 
 
 def status() -> list[BackendStatus]:
@@ -195,6 +156,6 @@ def _missing(name: str) -> str | None:
     return _native_refusal() if name == "cpu" else None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _native_refusal() -> str | None:
     return native.cpu_refusal()

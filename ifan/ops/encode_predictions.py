@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, native
+from ifan.ops.call import operation
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
-from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.profiling import ranged
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ifan.ops import native
+from ifan.ops.call import constant_in_graphs
 
 RECORD = Path(__file__).resolve().parents[1] / "_gpu_check.json"
 """Written by a check of the kernels on a GPU: ``{backend: name of the GPU it passed on}``."""
@@ -27,7 +28,7 @@ def kernels(backend: str, op: str) -> Any:
     return importlib.import_module(f"ifan.kernels.{op}" if backend == "triton" else f"ifan.ops.cuda.{op}")
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def triton_missing() -> str | None:
     """Why Triton kernels cannot be loaded; ``None`` when they can."""
     return None if importlib.util.find_spec("triton") else "Triton is not installed"
@@ -43,7 +44,7 @@ def triton_refusal(*tensors: Tensor) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def cuda_missing() -> str | None:
     """Why the CUDA kernels cannot run here; ``None`` when they can."""
     return native.cuda_refusal()
@@ -67,17 +68,17 @@ def tasks_refusal(*tensors: Tensor) -> str | None:
     return refusal
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _emulated() -> bool:
     return bool(native.cuda_module().emulated)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def checked_on(backend: str) -> str | None:
     """The GPU on which the backend's kernels passed their check; ``None`` if on none yet."""
     try:

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks, native
+from ifan.ops import native
+from ifan.ops.call import CallCache, is_plain, is_traced, key, operation
 from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import cuda_refusal, kernels, triton_refusal
 from ifan.ops.hybrid_loss_checks import NAME, check_all_but_labels, check_labels
-from ifan.ops.operation import is_plain, is_watched, operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.profiling import ranged
 from ifan.reference.hybrid_loss import HybridLoss
 from ifan.reference.lanes import accumulation_dtype
 
 _KINDS: dict[Hashable, _Kind] = {}
-"""Kinds of call that were right and taken by the native kernel, by `checks.signature`; at most `checks.MOST_KINDS`."""
+"""Kinds of call that were right and taken by the native kernel, by their key; at most `CallCache.MOST`."""
 _READ = (torch.float32, torch.uint8, torch.int64)
 """What the kernel reads: predictions and weights, parsing labels, class labels."""
 
@@ -88,17 +88,17 @@ def hybrid_loss(
     optional = (parsing_class_weights, denominators)
     numbers = (parsing_smoothing, class_smoothing, wing_width, wing_curvature)
     constants = (targets, *optional, list(class_sizes), [float(value) for value in numbers], point_loss)
-    if torch.compiler.is_compiling() or is_watched():
+    if is_traced():
         chosen = _checked(backend, predictions, *constants)
     else:  # looking once at a kind of call is enough, and every step makes the same one
         told = (*class_sizes, *numbers, point_loss, backend, current_backend())
-        seen = checks.signature((*predictions, *targets, *optional), told)
+        seen = key((*predictions, *targets, *optional), told)
         kind = _KINDS.get(seen)
         if kind is None:
             chosen = _checked(backend, predictions, *constants)
             if chosen == "cpu" and is_plain([*predictions, *targets]):
                 kind = _Kind(predictions, *constants)
-                if len(_KINDS) < checks.MOST_KINDS:
+                if len(_KINDS) < CallCache.MOST:
                     _KINDS[seen] = kind
         if kind is not None:
             return HybridLoss(*kind(predictions, targets, *optional))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, native, repeats
+from ifan.ops.call import CallCache, operation
 from ifan.ops.concatenation import Concatenation, Normalisation
-from ifan.ops.dispatch import Kinds, choose, register_kernel
+from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
-from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.profiling import ranged
 
@@ -61,10 +61,11 @@ def integrate(
     values = {"weight": weight, "bias": bias, "mean": mean, "var": var}
     tensors = (*sources, *values.values())
 
-    def look() -> tuple[tuple[list[int], list[bool]], str]:
+    def check_call() -> tuple[tuple[list[int], list[bool]], str]:
         return check(NAME, sources, values, segments, rows, per_sample, pool), choose(NAME, backend, *tensors)
 
-    (counts, flags), chosen, run = _KINDS(tensors, (tuple(segments), pool), per_sample, backend, look)
+    told = backend or current_backend(), tuple(segments), pool, per_sample and len(per_sample)
+    (counts, flags), chosen, run = _CALLS(tensors, told, check_call, keep=not any(per_sample or ()))
     if chosen == "reference":
         return reference.integrate(sources, weight, bias, mean, var, counts, rows, flags, pool, eps)
     return run(sources, weight, bias, mean, var, counts, rows, flags, pool, eps, chosen)
@@ -135,7 +136,7 @@ register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", tasks_refusal)
 
 
-_KINDS = Kinds[tuple[list[int], list[bool]]](_forward)
+_CALLS = CallCache[tuple[list[int], list[bool]]](_forward)
 
 
 @_forward.register_fake

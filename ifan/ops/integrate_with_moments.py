@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ifan.ops import checks, native
+from ifan.ops.call import CallCache, operation
 from ifan.ops.channel_moments import channel_moments
 from ifan.ops.concatenation import Concatenation
-from ifan.ops.dispatch import Kinds, choose
+from ifan.ops.dispatch import choose, current_backend
 from ifan.ops.integrate import check, integrate
-from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients
 
 NAME = "integrate_with_moments"
@@ -52,11 +52,12 @@ def integrate_with_moments(
     """
     tensors = (*sources, weight, bias)
 
-    def look() -> tuple[tuple[list[int], list[bool]], str]:
+    def check_call() -> tuple[tuple[list[int], list[bool]], str]:
         checked = check(NAME, sources, {"weight": weight, "bias": bias}, segments, rows, per_sample, pool)
         return checked, choose("integrate", backend, *tensors)
 
-    (counts, flags), chosen, run = _KINDS(tensors, (tuple(segments), pool), per_sample, backend, look)
+    told = backend or current_backend(), tuple(segments), pool, per_sample and len(per_sample)
+    (counts, flags), chosen, run = _CALLS(tensors, told, check_call, keep=not any(per_sample or ()))
     if chosen == "cpu":
         found: tuple[Tensor, Tensor, Tensor] = run(sources, weight, bias, counts, rows, flags, pool, eps)
         return found
@@ -90,7 +91,7 @@ def _forward(
     return native.in_dtype(out, checks.promoted(sources)), mean, var
 
 
-_KINDS = Kinds[tuple[list[int], list[bool]]](_forward)
+_CALLS = CallCache[tuple[list[int], list[bool]]](_forward)
 
 
 @_forward.register_fake

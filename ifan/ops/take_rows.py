@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ifan.ops.operation import operation
+from ifan.ops.call import operation
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

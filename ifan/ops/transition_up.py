@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, convolution, native
+from ifan.ops.call import CallCache, operation
 from ifan.ops.concatenation import Concatenation
-from ifan.ops.dispatch import Kinds, choose, register_kernel
+from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
-from ifan.ops.operation import operation
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.profiling import ranged
 
@@ -52,10 +52,11 @@ def transition_up(
     """
     tensors = (*sources, weight_a, weight_b)
 
-    def look() -> tuple[list[bool], str]:
+    def check_call() -> tuple[list[bool], str]:
         return _check(sources, weight_a, weight_b, rows, per_sample), choose(NAME, backend, *tensors)
 
-    flags, chosen, run = _KINDS(tensors, (), per_sample, backend, look)
+    told = backend or current_backend(), per_sample and len(per_sample)
+    flags, chosen, run = _CALLS(tensors, told, check_call, keep=not any(per_sample or ()))
     if chosen == "reference":
         return reference.transition_up(sources, weight_a, weight_b, rows, flags)
     return run(sources, weight_a, weight_b, rows, flags, chosen)[0]
@@ -135,7 +136,7 @@ def _empty(
     return out, out.new_empty(between, dtype=torch.float32)
 
 
-_KINDS = Kinds[list[bool]](_forward)
+_CALLS = CallCache[list[bool]](_forward)
 _forward.register_fake(_empty)
 register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytorch)
 register_kernel(NAME, "triton", triton_refusal)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ifan.optional import lazy
 
 if TYPE_CHECKING:
     from ifan.safetensors_io import CheckpointError
@@ -12,14 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointError", "RunOptions", "Trainer", "build_model", "export", "load_weights"]
 
-_HOMES = {
-    "CheckpointError": "ifan.safetensors_io",
-    "RunOptions": "ifan.training.trainer",
-    "Trainer": "ifan.training.trainer",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'ifan.training' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "ifan.training.model")), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "CheckpointError": "ifan.safetensors_io",
+        "RunOptions": "ifan.training.trainer",
+        "Trainer": "ifan.training.trainer",
+        "build_model": "ifan.training.model",
+        "export": "ifan.training.model",
+        "load_weights": "ifan.training.model",
+    },
+)

@@ -14,13 +14,14 @@ from torch import Tensor
 from ifan.config import Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, label_means
+from ifan.files import write_folder
 from ifan.hub import Training
 from ifan.layers import EPSILON, HeatMapHead
 from ifan.network import IFAN
-from ifan.refine import drawn_into
+from ifan.refine import moved
 from ifan.safetensors_io import CheckpointError, load_checked
+from ifan.torch_runner import face_predictions, torch_predictions
 from ifan.training.added_tasks import widened
-from ifan.training.checkpoint import write_folder
 from ifan.weights import load_network
 from ifan.wiring import LEVELS
 
@@ -74,14 +75,15 @@ def train_only(model: IFAN, parts: Sequence[str]) -> None:
 
 @torch.no_grad()
 def planes_before(model: IFAN, batch: Batch) -> Tensor | None:
-    """What a closer look at ``batch`` begins with: what ``model``, with running statistics, finds in the look before;
-    ``None`` if it has none."""
+    """Planes that a pass over ``batch`` begins with where its crops are closer ones: what ``model``, with running
+    statistics, finds in the crops before, moved into these; else ``None``."""
     if batch.earlier is None:
         return None
     mode = model.training
-    found = model.eval()(batch.earlier, iterations=1)[-1]
+    found = face_predictions(model.eval()(batch.earlier, iterations=1)[-1])
     model.train(mode)
-    return drawn_into(model, found, batch.closer)
+    begun = moved(model.config, found, batch.reframed)
+    return model.encode(torch_predictions(begun, batch.earlier.device), len(batch.reframed))
 
 
 @dataclass(frozen=True)

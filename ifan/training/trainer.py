@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ifan import ops
 from ifan.config import Config, dump_config, to_dict
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, Loader, Mixture
+from ifan.files import FolderLock, write_files
 from ifan.hub import Training
 from ifan.network import IFAN, Predictions
 from ifan.training.calibration import calibrate, normalise_heads
@@ -88,11 +90,12 @@ class Trainer:
     ) -> None:
         self.config, self.out, self.device = config, Path(out), own_device(device)
         self.options, self.done = options, 0
-        init, partial = options.init, options.partial
         self.figures: Figures = {}
+        init, partial = options.init, options.partial
         self.processes = Processes.join(self.device)
         first = self.processes.rank == 0
         _check_folder(self.out, resume)
+        self.lock = FolderLock(self.out) if first and self.out.exists() else None
         tasks, training = tuple(t.name for t in config.network.tasks), config.training
         self.log = RunLog(self.out if first else None, tasks, training.steps, training.log_every)
         self.mixture = Mixture(datasets, config.network, training)
@@ -123,9 +126,11 @@ class Trainer:
         self._restore(found)
         self.processes.barrier()  # nobody looks at the folder any more
         if first:
-            _claim(self.out, config)
+            self.lock = self.lock or FolderLock(self.out)
+            _check_folder(self.out, resume)  # another run may have begun and ended
+            write_files({self.out / "config.yaml": dump_config(config).encode()})
             if init:
-                (self.out / BEGUN_FROM).write_text(f"{init}\n", encoding="utf-8")
+                write_files({self.out / BEGUN_FROM: f"{init}\n".encode()})
         for module in (self.model, self.weighting):
             self.processes.copy_from_first(module)
 
@@ -137,7 +142,7 @@ class Trainer:
         """
         settings, began = self.config.training, time.monotonic()
         loader = Loader(self.mixture, self.done, settings.steps, self.options.workers, **self._part())
-        with StopSignals() as signals, self.log.open(self.done):
+        with self.lock or nullcontext(), StopSignals() as signals, self.log.open(self.done):
             if self._trained_passes() < self.config.network.iterations:
                 self.log.say(
                     f"training makes at most {self._trained_passes()} of the network's {self.config.network.iterations}"
@@ -167,7 +172,7 @@ class Trainer:
         samples = sum(self.mixture.counts(self.done).values())
         torch.manual_seed(_seed(settings.seed, self.done, self.processes.rank))
         self.model.train()
-        self.model.fed_back = min(1.0, (self.done + 1) / max(1, settings.feedback_warmup))
+        self.model.feedback = min(1.0, (self.done + 1) / max(1, settings.feedback_warmup))
         batch = _to(batch, self.device)
         losses, whole, present = self._losses(batch)
         total = self.weighting.combine(losses, whole, present, 1 / self.processes.world)
@@ -275,16 +280,22 @@ class Trainer:
         self.processes.barrier()
 
     def _trained_passes(self) -> int:
-        """Passes that predictions can rely on: the network's, but no more than training ever makes."""
-        made = [k for k, p in enumerate(self.config.training.iterations, 1) if p > 0]
-        return min(self.config.network.iterations, max(made))
+        """Passes that predictions can rely on: the network's, but no more than training ever makes.
+
+        Passes over closer crops are all trained as soon as some are: each begins with what the ones before found.
+        """
+        network, training = self.config.network, self.config.training
+        if network.reframe:
+            return network.iterations if training.refine_share > 0 else 1
+        return min(network.iterations, max(k for k, p in enumerate(training.iterations, 1) if p > 0))
 
     def _calibrate(self) -> None:
         """Give the averaged network statistics of its own, from the batches that would come next."""
         last, count = self.config.training.steps, self.config.training.calibrate
         batches = Loader(self.mixture, last, last + count, self.options.workers, **self._part())
         with self.ema.applied(self.model):
-            calibrate(self.model, (_to(batch, self.device) for batch in batches), self._trained_passes())
+            passes = min(self._trained_passes(), self.config.network.iterations_per_crop)
+            calibrate(self.model, (_to(batch, self.device) for batch in batches), passes)
             self.ema.assign(self.model)
         self.log.say(f"running statistics of the averaged network estimated from {count} batches")
 
@@ -321,14 +332,6 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise ValueError(f"{out}: the folder is not empty; continue that run with --resume or name another with --out")
     if used and not (out / "config.yaml").exists():
         raise ValueError(f"{out}: --resume expects the folder of a run; it has no config.yaml; name the right one")
-
-
-def _claim(out: Path, config: Config) -> None:
-    """Make the run folder; ``config.yaml`` marks it."""
-    out.mkdir(parents=True, exist_ok=True)
-    fresh = out / ".config.new"
-    fresh.write_text(dump_config(config), encoding="utf-8")
-    fresh.replace(out / "config.yaml")
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

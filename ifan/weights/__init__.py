@@ -7,14 +7,20 @@ allocated; nothing is unpickled, nothing is downloaded.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from ifan.config import NetworkConfig, from_dict
-from ifan.network import IFAN, released
-from ifan.safetensors_io import load_checked, read_header
+from ifan.safetensors_io import load_arrays, read_header
+from ifan.weights.shapes import tensor_shapes
+
+if TYPE_CHECKING:
+    import torch
+
+    from ifan.network import IFAN
 
 DEFAULT = "ifan-128"
 """The packaged weights that are used where none are named."""
@@ -45,37 +51,78 @@ def resolve(name_or_path: str | Path) -> Path:
     raise ValueError(f"weights {str(name_or_path)!r}: {found}; pass a saved model, a run, or a packaged name ({names})")
 
 
-def load_network(name_or_path: str | Path, device: torch.device | str = "cpu") -> IFAN:
-    """The network of `resolve` in eval mode, fp32 whatever the file stores.
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """A network without a framework: its configuration and its tensors by name, float32.
 
-    Raises ``ValueError`` naming the file when it is damaged, or its tensors are not those of its configuration, and for
-    a device that is not there.
+    ``folder``: where it was read from; ``None`` if it was made from a network in memory.
     """
-    folder, device = resolve(name_or_path), _usable(device)
-    config = read_network_config(folder / FILES[0])
-    with torch.device("meta"):
-        model = IFAN(config)
-    path = folder / FILES[1]
+
+    config: NetworkConfig
+    tensors: dict[str, np.ndarray]
+    folder: Path | None = None
+
+
+def load_model(name_or_path: str | Path) -> SavedModel:
+    """The saved model of `resolve`, float32 whatever the file stores. Needs no PyTorch.
+
+    Raises ``ValueError`` naming the file when it is damaged, or its tensors are not those of its configuration.
+    """
+    folder = resolve(name_or_path)
+    config_file, path = (folder / name for name in FILES)
+    config = read_network_config(config_file)
     stored = {name: dtype for name, (dtype, _) in read_header(path).items()}
-    own = model.state_dict()
-    either = {name for name, t in own.items() if t.is_floating_point() and stored.get(name, t.dtype).is_floating_point}
-    expected = {name: t.to(stored.get(name, t.dtype)) if name in either else t for name, t in own.items()}
-    state = load_checked(path, expected, str(folder / FILES[0]))
-    model.load_state_dict({name: t.to(device, own[name].dtype, copy=True) for name, t in state.items()}, assign=True)
-    return model.eval()
+    floating = {name for name, dtype in stored.items() if "float" in dtype}
+    expected = {
+        name: (stored[name] if name in floating else "float32", shape) for name, shape in tensor_shapes(config).items()
+    }
+    arrays = load_arrays(path, expected, str(config_file))
+    return SavedModel(config, {name: np.array(x, np.float32) for name, x in arrays.items()}, folder)
+
+
+def load_network(name_or_path: str | Path, device: torch.device | str = "cpu") -> IFAN:
+    """The PyTorch network of `load_model` in eval mode on ``device``.
+
+    Raises ``ValueError`` as `load_model` does and for a device that is not there.
+    """
+    from ifan.device import usable_device
+
+    place = usable_device(device)
+    return network_of(load_model(name_or_path)).to(place)
+
+
+def model_of(network: IFAN) -> SavedModel:
+    """The model with copies of a PyTorch network's tensors."""
+    tensors = {name: np.array(t.detach().cpu().float().numpy()) for name, t in network.state_dict().items()}
+    return SavedModel(network.config, tensors)
+
+
+def network_of(model: SavedModel) -> IFAN:
+    """The PyTorch network with copies of a model's tensors, in eval mode on the CPU."""
+    import torch
+
+    from ifan.network import IFAN
+
+    with torch.device("meta"):
+        network = IFAN(model.config)
+    tensors = {name: torch.from_numpy(value.copy()) for name, value in model.tensors.items()}
+    network.load_state_dict(tensors, assign=True)
+    return network.eval()
 
 
 def publish(source: str | Path, target: str | Path) -> None:
     """Write the weights of `resolve` to folder ``target`` for shipping: in the released graph, as fp16.
 
-    What only training needs is folded away (`ifan.network.released`), and of a network of one iteration, whose looks do
-    not carry over, what later ones have of their own; rounding to fp16 is all that changes.
+    What only training needs is folded away (`ifan.network.fold_training_extras`), and of a network of one iteration,
+    what later ones have of their own; rounding to fp16 is all that changes.
     """
+    from ifan.network import IFAN, fold_training_extras
+
     network = load_network(source)
-    if network.config.iterations == 1 and not network.config.carry:
+    if network.config.iterations == 1:
         state, network = network.state_dict(), IFAN(replace(network.config, iteration_norm="shared")).eval()
         network.load_state_dict({name: state[name] for name in network.state_dict()})
-    released(network).half().save_pretrained(target)
+    fold_training_extras(network).half().save_pretrained(target)
 
 
 def read_network_config(path: Path) -> NetworkConfig:
@@ -90,14 +137,6 @@ def read_network_config(path: Path) -> NetworkConfig:
     except (OSError, ValueError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: not the configuration of a saved network ({why}); copy the model again") from error
-
-
-def _usable(device: torch.device | str) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ValueError(f"device {str(device)!r}: cannot be used here ({first}); use cpu") from error
 
 
 def _is_saved_model(folder: Path) -> bool:

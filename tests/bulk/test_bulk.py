@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ifan.bulk.files import alone_in
 from ifan.bulk.run import COMMITS, MANIFEST, predict_bulk
 from ifan.faces import Detection, FaceAnalyzer
+from ifan.files import FolderLock
 
 EXIT_CODE_OF_A_KILL = -signal.SIGKILL
 
@@ -203,7 +203,7 @@ def test_a_shard_without_its_commit_or_of_another_size_is_made_again(analyzer: F
     (out / COMMITS / f"{first.name}.json").unlink()
     second.write_bytes(second.read_bytes()[:100])
     for folder in (out, out / COMMITS):
-        (folder / ".1-0.part").write_bytes(b"left over")
+        (folder / ".ifan-0123456789abcdef.part").write_bytes(b"left over")
     kept, seen = version(third), []
     predict_bulk(
         analyzer, paths, out, shard_rows=4, progress=lambda *counts: seen.append((*counts, (out / MANIFEST).exists()))
@@ -218,7 +218,7 @@ def test_a_shard_without_its_commit_or_of_another_size_is_made_again(analyzer: F
 def test_two_processes_do_not_write_to_one_folder(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no such locks")
     paths, out = photos(tmp_path / "in", 3), tmp_path / "out.jsonl"
-    with alone_in(out), pytest.raises(ValueError, match="another process is writing there"):
+    with FolderLock(out), pytest.raises(ValueError, match="another process is writing there"):
         predict_bulk(analyzer, paths, out)
     assert predict_bulk(analyzer, paths, out).rows == 3
 
@@ -333,6 +333,55 @@ def test_clips_are_cut_into_shards_and_go_on_where_they_stopped(analyzer: FaceAn
     predict_bulk(analyzer, inputs, out, every=3, shard_rows=2)
     assert table(out) == rows
     assert version(sorted(out.glob("part-000001-*"))[1]) == kept
+
+
+def test_a_damaged_shard_or_map_of_the_same_size_is_made_again(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    paths, out = photos(tmp_path / "in", 6), tmp_path / "out.jsonl"
+    predict_bulk(analyzer, paths, out, shard_rows=3, maps=True)
+    first, second = sorted(out.glob("part-*"))
+    for damaged in (first, sorted((out / "_maps").iterdir())[-1]):
+        good = damaged.read_bytes()
+        damaged.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+        kept = version(second if damaged == first else first)
+        predict_bulk(analyzer, paths, out, shard_rows=3, maps=True)
+        assert damaged.read_bytes() == good
+        assert version(second if damaged == first else first) == kept
+
+
+@pytest.mark.parametrize("note", ["{}", "null", "[]", '{"bytes": 1, "last": true}', "{" * 5000, "[" * 100_000])
+def test_a_note_that_is_none_makes_the_shard_again(analyzer: FaceAnalyzer, tmp_path: Path, note: str) -> None:
+    paths, out = photos(tmp_path / "in", 2), tmp_path / "out.jsonl"
+    predict_bulk(analyzer, paths, out)
+    expected, (commit,) = table(out), (out / COMMITS).iterdir()
+    commit.write_text(note)
+    assert predict_bulk(analyzer, paths, out).rows == 2
+    assert table(out) == expected
+
+
+def test_a_note_does_not_lead_out_of_the_folder(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    paths, out = photos(tmp_path / "in", 2), tmp_path / "out.jsonl"
+    predict_bulk(analyzer, paths, out)
+    (commit,) = (out / COMMITS).iterdir()
+    note = json.loads(commit.read_text())
+    os.mkfifo(tmp_path / "pipe")  # whoever reads it waits for ever
+    note["sha256"]["../pipe"] = ""
+    commit.write_text(json.dumps(note))
+    assert predict_bulk(analyzer, paths, out).rows == 2
+
+
+def test_files_of_others_are_not_removed(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    paths, out = photos(tmp_path / "in", 2), tmp_path / "mine.csv"
+    out.mkdir()
+    (out / ".thesis.part").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds \.thesis\.part, not only results"):
+        predict_bulk(analyzer, paths, out)
+    assert (out / ".thesis.part").read_text() == "years of work"
+    (out / ".thesis.part").unlink()
+    (out / "diary.txt").write_text("dear")
+    (out / ".ifan-0123456789abcdef.part").write_text("of another run")
+    with pytest.raises(ValueError, match="not only results"):
+        predict_bulk(analyzer, paths, out)
+    assert (out / ".ifan-0123456789abcdef.part").exists()
 
 
 def resident() -> int:

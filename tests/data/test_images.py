@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ifan.data.headers import tiff_numbers, tiff_tags
 from ifan.data.images import MAX_BYTES, ImageError, check_header, read_image, read_label_image
 from tests.support.dataset_layouts import palette_png, picture
 
@@ -135,3 +137,103 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # takes no room on the disk
     assert "is beyond the limit of 1073741824" in error_of(tmp_path / "huge.jpg")
+
+
+def hidden_size(kind: str) -> bytes:
+    """A picture of few bytes whose decoder would find another size than a careless reader of its header."""
+    large = {"JPEG": (30_000, 30_000), "TIFF": (30_000, 30_000), "WEBP": (16_384, 16_384), "PNG": (19_000, 19_000)}[
+        kind
+    ]
+    if kind == "JPEG":
+        data = encoded(Image.fromarray(RGB), kind)
+        frame = data.index(b"\xff\xc0")
+        real = data[: frame + 5] + struct.pack(">HH", *large) + data[frame + 9 :]
+        # TEM has no length: who takes the next two bytes for one finds a frame of 8 x 8 pixels in the comment.
+        comment = b"\xff\xfe" + struct.pack(">H", 21) + b"\xff\xc0" + struct.pack(">HBHH", 17, 8, 8, 8) + bytes(10)
+        return real[:2] + b"\xff\x01\0\x06" + comment + real[2:]
+    if kind == "TIFF":
+        data = encoded(Image.fromarray(RGB), kind)
+        (start,) = struct.unpack("<I", data[4:8])
+        (count,) = struct.unpack("<H", data[start : start + 2])
+        tags = data[start + 2 : start + 2 + 12 * count]
+        sizes = [struct.pack("<HHII", 256 + i, 4, 1, side) for i, side in enumerate(large)]
+        folder = struct.pack("<H", count + 2) + sizes[0] + tags[:12] + sizes[1] + tags[12:] + bytes(4)
+        return data[:4] + struct.pack("<I", len(data)) + data[8:] + folder
+    if kind == "WEBP":  # a stream without its chunk, of which nothing tells the size where it is looked for
+        bits = (large[0] - 1) | (large[1] - 1) << 14
+        stream = b"\x2f" + struct.pack("<I", bits) + bytes(25)
+        return b"RIFF" + struct.pack("<I", 4 + len(stream)) + b"WEBP" + stream
+    data = encoded(Image.fromarray(RGB), kind)
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", *large, 8, 2, 0, 0, 0)
+    return data[:33] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP", "PNG"])
+def test_a_hidden_size_is_refused_before_decoding(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = hidden_size(kind)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("the picture was decoded"))
+    assert "cut short or damaged" in error_of(data)
+
+
+def test_a_decoder_that_finds_another_size_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.fromarray(RGB), "PNG")
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((64, 65, 3), np.uint8))
+    assert "expected 64 x 64 pixels, as its header says; got 65 x 64" in error_of(data)
+
+
+def flip(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(("compression", "missed"), [("tiff_lzw", 0.1), ("tiff_adobe_deflate", 0), ("tiff_deflate", 0)])
+def test_damaged_pixels_of_a_tiff_are_refused(compression: str, missed: float) -> None:
+    """OpenCV alone returns a picture with wrong pixels for each of these. LZW has no checksum: a code in another's
+    place, of a string of the same length, is not to be found."""
+    smooth = np.repeat(np.arange(64, dtype=np.uint8)[:, None, None], 64, 1).repeat(3, 2)
+    data = encoded(Image.fromarray(smooth), "TIFF", compression=compression)
+    assert difference(read_image(data), smooth) == 0
+    tags = tiff_tags(data)
+    start, length = (tiff_numbers(data, tags, tag)[0] for tag in (273, 279))
+    wrong = refused = 0
+    for at in range(start + 2, start + length - 2):
+        bad = flip(data, at)
+        wrong += not np.array_equal(cv2.imdecode(np.frombuffer(bad, np.uint8), 1)[..., ::-1], smooth)
+        try:
+            read_image(bad, "photo.x")
+        except ImageError:
+            refused += 1
+    assert wrong > 50
+    assert refused >= (1 - missed) * wrong
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "raw"])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (33, 17, 3), (200, 300, 3), (50, 40)])
+def test_compressed_tiffs_are_read(compression: str, shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    expected = pixels if len(shape) == 3 else np.repeat(pixels[..., None], 3, 2)
+    assert difference(read_image(encoded(Image.fromarray(pixels), "TIFF", compression=compression)), expected) == 0
+    wide = cv2.imencode(".tiff", expected[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
+    assert difference(read_image(wide), expected) == 0
+
+
+def test_a_png_of_empty_chunks_is_refused_at_once() -> None:
+    plain = encoded(Image.fromarray(RGB), "PNG")
+    empty = struct.pack(">I", 0) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
+    data = plain[:33] + empty * 2_000_000 + plain[33:]
+    began = time.process_time()
+    assert "cut short or damaged" in error_of(data)
+    assert time.process_time() - began < 1.5
+    assert difference(read_image(plain[:33] + empty * 1000 + plain[33:]), RGB) == 0
+
+
+def test_a_bmp_of_os2_is_read() -> None:
+    rows = np.pad(RGB[::-1, :, ::-1].reshape(64, -1), ((0, 0), (0, 0)))
+    head = b"BM" + struct.pack("<IHHI", 26 + rows.size, 0, 0, 26) + struct.pack("<IHHHH", 12, 64, 64, 1, 24)
+    assert check_header(head + rows.tobytes(), "x") == (64, 64)
+    assert difference(read_image(head + rows.tobytes()), RGB) == 0
+
+
+def test_reading_leaves_the_log_level_of_the_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2.utils.logging, "setLogLevel", lambda *_: pytest.fail("the level was changed"))
+    read_image(encoded(Image.fromarray(RGB), "PNG"))
+    error_of(encoded(Image.fromarray(RGB), "PNG")[:100])

@@ -93,20 +93,20 @@ def test_batches_do_not_depend_on_what_was_drawn_before() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_closer_look_is_the_same_sample_after_an_earlier_one() -> None:
+def test_a_closer_crop_is_of_the_same_sample_as_the_one_before() -> None:
     """Its pictures and labels are those of a step without; what the look before saw is another crop of the picture."""
     still = AugmentConfig(
         **dict.fromkeys(("brightness", "contrast", "saturation", "grey", "low_resolution", "blur", "noise", "erase"), 0)
     )
-    plain, closer, some = (mixture(closer=share, augment=still) for share in (0.0, 1.0, 0.5))
+    plain, closer, some = (mixture(refine_share=share, augment=still) for share in (0.0, 1.0, 0.5))
     batch = closer.batch(3)
     assert_equal(plain.batch(3), batch)
     assert plain.batch(3).earlier is None
-    assert plain.batch(3).closer == ()
+    assert plain.batch(3).reframed == ()
     assert {some.batch(step).earlier is None for step in range(12)} == {True, False}
     assert batch.earlier is not None
     assert batch.earlier.shape == batch.images.shape
-    for now, before, crop in zip(batch.images, batch.earlier, batch.closer, strict=True):
+    for now, before, crop in zip(batch.images, batch.earlier, batch.reframed, strict=True):
         size = now.shape[-1]
         there = replace(crop, cx=(crop.cx + 0.5) * size, cy=(crop.cy + 0.5) * size, side=crop.side * size)
         drawn = crop_image(before.permute(1, 2, 0).numpy(), there, size).astype(float)

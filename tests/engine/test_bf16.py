@@ -17,6 +17,8 @@ from ifan.faces import load
 from ifan.network import Predictions
 from ifan.ops import use_backend
 from ifan.ops.native import bf16_refusal, cpu_module, cpu_refusal
+from ifan.predictions import FacePredictions
+from ifan.torch_runner import face_predictions
 from tests.support.networks import CONFIGS, SMALL, faces, network, outputs, reference
 
 WINOGRAD, DIRECT = 0.016, 0.004
@@ -128,7 +130,7 @@ def test_nan_of_one_channel_reaches_what_it_should_and_no_more(kernels: str) -> 
     assert found[0, :, :, reach:].isfinite().all()
 
 
-def assert_near(found: Predictions, expected: Predictions) -> None:
+def assert_near(found: FacePredictions, expected: Predictions) -> None:
     for actual, wanted in zip(outputs(found), outputs(expected), strict=True):
         assert actual.shape == wanted.shape
         if wanted.numel():
@@ -140,15 +142,16 @@ def assert_near(found: Predictions, expected: Predictions) -> None:
 def test_every_iteration_is_near_the_networks_from_the_same_planes(config: NetworkConfig) -> None:
     model, images = network(config), faces(2, config.image_size)
     first, second = reference(model, images, 2)
-    engine = Engine(model, 1, precision="bf16")
-    assert_near(engine(images), first)
-    assert_near(engine.iterate(images, model.encode(first, 2)), second)
+    engine = Engine.from_network(model, iterations=1, precision="bf16")
+    assert_near(engine(images.numpy()), first)
+    assert_near(engine(images.numpy(), face_predictions(first)), second)
 
 
 @bf16
 def test_faces_alone_and_any_number_of_threads_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ifan.engine.engine._LARGEST_SLICE", 3 * 32 * 32)
-    engine, images, before = Engine(network(SMALL), 2, precision="bf16"), faces(7, 32), torch.get_num_threads()
+    engine = Engine.from_network(network(SMALL), iterations=2, precision="bf16")
+    images, before = faces(7, 32).numpy(), torch.get_num_threads()
     together = outputs(engine(images))
     try:
         for threads in (1, 3):
@@ -178,7 +181,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     if cpu_refusal():
         pytest.skip(f"native module: {cpu_refusal()}")
     with pytest.raises(ValueError, match=r"precision: expected 'fp32' or 'bf16'; got 'half'"):
-        Engine(network(SMALL), precision="half")
+        Engine.from_network(network(SMALL), precision="half")
     with use_backend("reference"), pytest.raises(ValueError, match=r"with the native engine; got .*'reference'"):
         load(precision="bf16")
     features = {**cpu_module().features(), "bf16": False, "processor": "Abacus"}
@@ -186,4 +189,4 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ValueError, match=r"expected a processor with AVX512_BF16; Abacus has no AVX512_BF16. Use 'fp32'"
     ):
-        Engine(network(SMALL), precision="bf16")
+        Engine.from_network(network(SMALL), precision="bf16")

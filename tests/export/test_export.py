@@ -1,4 +1,4 @@
-"""The exported graph against the network: every output, several batch sizes, each iteration from the same planes."""
+"""The exported graph against the network: every output, several batch sizes, each iteration from the same start."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torch import Tensor
 from ifan.bench.rivals import openvino_core
 from ifan.cli.main import main
 from ifan.config import PAPER_TASKS, NetworkConfig, TaskConfig
-from ifan.export.graph import FeedbackGraph, export
+from ifan.export.graph import FeedbackGraph
+from ifan.export.write import export, write
 from ifan.network import IFAN, Predictions
 from tests.support.networks import CONFIGS, SMALL, assert_equal, faces, network, outputs, reference
 
 TINY = replace(SMALL, growth=4, block_layers=1, stem_channels=8, up_channels=16, iterations=2, image_scale=1 / 64)
 """Every kind of layer, few nodes; with what only training needs, which is folded away."""
+
+NAMES = ("parsing_logits", "points", "emotion_logits", "smile_logits")
 
 TOLERANCE = 1e-5
 
@@ -36,14 +39,15 @@ def as_predictions(model: IFAN, names: tuple[str, ...], found: list[Tensor]) -> 
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_graph_equals_the_network_from_the_same_planes(config: NetworkConfig) -> None:
+def test_graph_equals_the_network_from_the_same_predictions(config: NetworkConfig) -> None:
     model, images = network(config), faces(2, config.image_size)
     graph = FeedbackGraph(model, 1)
     first, second = reference(model, images, 2)
     assert_equal(as_predictions(model, graph.outputs, list(graph(images))), first)
     planes = model.encode(first, 2)
     torch.testing.assert_close(graph.draw(graph(images)), planes, rtol=1e-4, atol=1e-5)
-    assert_equal(as_predictions(model, graph.outputs, list(graph(images, planes))), second)
+    assert_equal(as_predictions(model, graph.outputs, list(graph.iterate(graph.image_share(images), planes))), second)
+    assert_equal(as_predictions(model, graph.outputs, list(graph(images, graph(images)))), second)
 
 
 def test_the_whole_loop_and_the_networks_mode() -> None:
@@ -64,8 +68,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[IFAN, Path, Path
     tasks = (*PAPER_TASKS, TaskConfig("smile", "classification", ("yes", "no")))
     model = network(replace(TINY, normalise_heads=True, tasks=tasks)).train()
     names = export(model, folder / "loop.onnx")
-    assert names == ("parsing_logits", "points", "emotion_logits", "smile_logits")
-    export(model, folder / "iteration.onnx", from_planes=True)
+    assert names == NAMES
+    write(FeedbackGraph(model), folder / "iteration.onnx", later=True, metadata={"ifan": "about"})
     assert model.training
     return model.eval(), folder / "loop.onnx", folder / "iteration.onnx"
 
@@ -83,13 +87,13 @@ def test_onnx_runtime_gives_the_networks_outputs(exported: tuple[IFAN, Path, Pat
     model, loop, iteration = exported
     images = faces(batch, 32)
     first, second = reference(model, images, 2)
-    planes = model.encode(first, batch)
+    begun = {f"begun_{name}": value.numpy() for name, value in zip(NAMES, outputs(first), strict=True)}
     for path, feed in (
         (loop, {"images": images.numpy()}),
-        (iteration, {"images": images.numpy(), "planes": planes.numpy()}),
+        (iteration, {"images": images.numpy(), **begun}),
     ):
         session = runtime.InferenceSession(path)
-        assert [o.name for o in session.get_outputs()] == ["parsing_logits", "points", "emotion_logits", "smile_logits"]
+        assert tuple(output.name for output in session.get_outputs()) == NAMES
         assert_parity([torch.from_numpy(v) for v in session.run(None, feed)], outputs(second))
 
 
@@ -99,7 +103,7 @@ def test_openvino_gives_the_networks_outputs(exported: tuple[IFAN, Path, Path], 
     model, loop, iteration = exported
     images = faces(batch, 32)
     first, second = reference(model, images, 2)
-    feeds = ((loop, [images.numpy()]), (iteration, [images.numpy(), model.encode(first, batch).numpy()]))
+    feeds = ((loop, [images.numpy()]), (iteration, [value.numpy() for value in (images, *outputs(first))]))
     for path, feed in feeds:
         compiled = openvino_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         found = compiled(feed)

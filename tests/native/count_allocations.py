@@ -34,11 +34,11 @@ def main() -> None:
     """One engine, two batches at one thread: the plan alone, a plan of no steps, and a whole call."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    engine = Engine(IFAN(NetworkConfig(size=SIZE)).eval(), 2)
+    engine = Engine.from_network(IFAN(NetworkConfig(size=SIZE)).eval(), iterations=2)
     nothing = cpu_module().Plan()
     found: dict[str, dict[str, int]] = {"no steps": count(lambda: cpu_module().run_plans([nothing], 1))}
     for faces in (1, 3):
-        images = torch.randint(0, 256, (faces, 3, SIZE, SIZE), dtype=torch.uint8)
+        images = torch.randint(0, 256, (faces, 3, SIZE, SIZE), dtype=torch.uint8).numpy()
         out = engine(images)
         outputs = [out.parsing_logits, out.points, *out.class_logits.values()]
         large = sum(value.nbytes for value in outputs if value.nbytes >= 1024)

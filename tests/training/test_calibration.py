@@ -48,7 +48,7 @@ def test_statistics_are_the_mean_over_the_batches_that_have_the_task() -> None:
 
 
 def test_closer_looks_have_the_statistics_of_later_iterations() -> None:
-    config = small_config(closer=1.0)
+    config = small_config(refine_share=1.0)
     network = replace(config.network, iteration_norm="separate")
     mixture = Mixture(three_datasets(), network, config.training)  # type: ignore[arg-type]
     model = IFAN(network).eval()

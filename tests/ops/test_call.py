@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from ifan.ops import channel_moments, integrate
-from ifan.ops.operation import Operation, operation
+from ifan.ops.call import CallCache, Operation, operation
 from tests.support.cases import assert_double_backward_raises, gradients
 
 
@@ -176,7 +179,33 @@ def test_a_kind_that_is_known_still_shows_itself_to_who_looks(monkeypatch: pytes
         integrate([x], *values, [2])
     assert "ifan.integrate.default" in names.seen
     noted: list[bool] = []
-    monkeypatch.setattr(Operation, "way", lambda self, plain, recording: lambda *a: noted.append(plain) or expected)
-    integrate([x], *values, [2])  # known: nobody asks for its way
+    monkeypatch.setattr(
+        Operation, "fast_path", lambda self, plain, recording: lambda *a: noted.append(plain) or expected
+    )
+    integrate([x], *values, [2])  # known: nobody asks for its fast path
     integrate([x.as_subclass(Named)], *values, [2])
     assert noted == [False]
+
+
+def test_importing_the_operations_leaves_the_compiler_out() -> None:
+    code = "import sys, ifan.ops; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_calls_are_kept_by_key() -> None:
+    cache, looks = CallCache[int](weighted_sum), 0
+
+    def look(tensors: list[Tensor | None], constant: int = 0, keep: bool = True) -> object:
+        def check() -> tuple[int, str]:
+            nonlocal looks
+            looks += 1
+            return looks, "cpu"
+
+        return cache(tensors, constant, check, keep)[0]
+
+    x = torch.randn(2, 3)
+    assert [look([x, None]), look([x.clone(), None])] == [1, 1]
+    others = (x.double(), x.t(), x[:1], x.clone().requires_grad_(), x.as_subclass(Named))
+    assert [look([value, None]) for value in others] == [2, 3, 4, 5, 6]
+    assert [look([x, x]), look([x, None], 1), look([x, None], keep=False), look([x, None], keep=False)] == [7, 8, 9, 10]
+    assert look([x, None]) == 1

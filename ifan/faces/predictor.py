@@ -1,0 +1,89 @@
+"""The seam between an analyzer and what computes: crops in, predictions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from ifan.config import NetworkConfig, TaskConfig
+from ifan.engine.predictor import make_runner
+from ifan.refine import refine, softmax
+
+if TYPE_CHECKING:
+    import torch
+
+    from ifan.network import IFAN
+    from ifan.weights import SavedModel
+
+
+class Predictor(Protocol):
+    """Whatever turns crops into predictions, such as a `NetworkPredictor`."""
+
+    config: NetworkConfig
+    tasks: tuple[TaskConfig, ...]
+    """What it predicts, in order."""
+
+    def __call__(self, crops: np.ndarray, windows: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
+        """Predictions of ``crops`` (N, 3, I, I) uint8 RGB by task name, float32: parsing probabilities (N, K, S, S) or
+        finer, points (N, 2, P) normalised to the crop, probabilities of a classification (N, C). ``windows``: a crop's
+        source window each, where several iterations reframe the face (`ifan.refine`)."""
+        ...
+
+
+class NetworkPredictor:
+    """A network's predictions by the fastest runner, over all iterations.
+
+    Args:
+        model: a saved model, or a PyTorch network.
+        device: where it runs.
+        iterations: passes; ``None`` = as its configuration says.
+        tasks: names of the tasks that are wanted, or one name; ``None`` = all. All feed the iterations before the last.
+        precision: ``"fp32"``, or ``"bf16"``: of the native engine (see `Engine`), on a GPU of the convolutions.
+
+    Raises:
+        ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
+        ImportError: a device that needs PyTorch, which is not installed.
+    """
+
+    def __init__(
+        self,
+        model: SavedModel | IFAN,
+        device: str | torch.device = "cpu",
+        *,
+        iterations: int | None = None,
+        tasks: str | Sequence[str] | None = None,
+        precision: str = "fp32",
+    ) -> None:
+        self.config = config = model.config
+        self.iterations = config.check_iterations(config.iterations if iterations is None else iterations)
+        names = [tasks] if isinstance(tasks, str) else tasks or [task.name for task in config.tasks]
+        self.tasks = tuple(config.task(name) for name in names)
+        self.runner = make_runner(
+            model,
+            device,
+            iterations=1 if config.reframe else self.iterations,
+            tasks=config.needed(self.tasks, self.iterations),
+            precision=precision,
+        )
+
+    def __call__(self, crops: np.ndarray, windows: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
+        """See `Predictor`. Raises ``ValueError`` when the weights are so damaged that a prediction is not finite."""
+        if self.config.reframe:
+            last = refine(self.config, self.runner, crops, windows, self.iterations)[-1]
+        else:
+            last = self.runner(crops)
+        found = {}
+        for task in self.tasks:
+            if task.kind == "parsing":
+                found[task.name] = softmax(last.parsing_logits, 1)
+            elif task.kind == "landmarks":
+                found[task.name] = last.points
+            else:
+                found[task.name] = softmax(last.class_logits[task.name], 1)
+            if not np.isfinite(found[task.name]).all():
+                raise ValueError(
+                    f"the network's {task.name} predictions are not finite: its weights are damaged; use others"
+                )
+        return found
