@@ -78,7 +78,7 @@ sanitize: $(STAMP)
 	tests/native/sanitize.sh tests/ops tests/engine
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=fullfunc,param:case --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=param:case --benchmark-columns=median,iqr,rounds
 
 # What make test leaves of the proof of the GPU kernels without a GPU. Triton: every launch compiled for every GPU family and
 # the interpreter's tests under coverage, by the installed version and by the oldest supported one. CUDA: what nvcc made of

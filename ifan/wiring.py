@@ -77,7 +77,9 @@ def wire(net: Net[M, P_co], stem: M, maps: Sequence[Sequence[M]], tasks: Sequenc
     concatenation: the running map first, then the maps of each task.
     """
     found: dict[str, P_co] = {}
-    x, skips, taps = stem, list[M](), list[M]()
+    x = stem
+    skips: list[M] = []  # torch.compile does not follow list[M]()
+    taps: list[M] = []
     for level in range(LEVELS):
         skips.append(x + net.dense(level, x) + x)  # as released: the block's input stands in the skip twice
         taps.append(_join(skips[-1], maps[level]))

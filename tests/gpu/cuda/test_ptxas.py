@@ -84,9 +84,9 @@ def test_figures_that_changed_are_a_fault(tmp_path: Path) -> None:
     file.write_text("# Figures.\n")
     records.write(file, "13.0", made)
     assert records.differences(file, "13.0", made) == []
-    changed = cuda_compile.table([dataclasses.replace(kernel, family="sm_80", registers=71)])
+    changed = {row: {**cells, "sm_80": cells["sm_80"].replace("70 /", "71 /")} for row, cells in made.items()}
     assert records.differences(file, "13.1", changed) == []
-    (fault,) = records.differences(file, "13.0", {row: {"sm_80": cells["sm_80"]} for row, cells in changed.items()})
+    (fault,) = records.differences(file, "13.0", changed)
     assert fault.startswith("known.yaml says otherwise of op: ")
 
 
