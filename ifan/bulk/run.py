@@ -30,8 +30,8 @@ from ifan.bulk.files import alone_in, encode_label_png, remove_parts, write_file
 from ifan.bulk.rows import as_row, prepare
 from ifan.bulk.tables import Row, Writer, writer
 from ifan.faces.analyzer import FaceAnalyzer, Prepared
+from ifan.faces.face import compose
 from ifan.faces.pipeline import ordered_map, prefetched
-from ifan.faces.result import compose
 from ifan.faces.sources import count_frames, frames, is_clip
 from ifan.weights import SavedModel, model_of
 

@@ -13,7 +13,9 @@ from ifan.optional import TORCH, require
 def export(
     out: Annotated[Path, typer.Argument(help="File to write: NAME.onnx, or NAME.xml for OpenVINO.")],
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Passes over one crop; the network's if not given.", min=1)] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Passes over one crop; the network's if not given.", min=1)
+    ] = None,
 ) -> None:
     """Write the network, feedback loop included, as one graph for other runtimes; any batch size."""
     require("ifan export", *TORCH)

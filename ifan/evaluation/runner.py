@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ifan.config import UNLABELLED, NetworkConfig, TaskConfig
 from ifan.crop import map_to_image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,26 @@ def expand(inputs: Sequence[str], suffixes: Sequence[str] = PICTURES + CLIPS) ->
         else:
             paths += [given] if path.exists() else sorted(glob.glob(given, recursive=True)) or [given]
     return list(dict.fromkeys(paths))
+
+
+def unique_stems(paths: Sequence[str]) -> list[str]:
+    """A name for each photo's results: its own without suffix, numbered where that is taken (letter case aside).
+
+    Cut to 200 bytes, so that endings still fit into a file name.
+    """
+    names = [os.fsencode(Path(path).stem)[:200].decode("utf-8", "replace") for path in paths]
+    taken = {name.casefold() for name in names}
+    used: set[str] = set()
+    stems = []
+    for name in names:
+        stem, number = name, 2
+        if stem.casefold() in used:
+            while f"{name}_{number}".casefold() in taken | used:
+                number += 1
+            stem = f"{name}_{number}"
+        used.add(stem.casefold())
+        stems.append(stem)
+    return stems
 
 
 def is_clip(path: str) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifan.cli.predict import unique_stems
+from ifan.faces.sources import unique_stems
 from ifan.cli.progress import progress
 from ifan.faces.sources import expand
 
