@@ -2,11 +2,12 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ifan.safetensors_io import CheckpointError, load_checked, read_header
+from ifan.safetensors_io import CheckpointError, load_arrays, load_checked, read_header, specs_of
 
 EXPECTED = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.int64)}
 
@@ -28,6 +29,23 @@ def test_sound_file(tmp_path: Path) -> None:
     assert read_header(path) == {"a": ("float32", (2, 3)), "b": ("int64", (4,))}
     loaded = load_checked(path, EXPECTED, "this network")
     assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+    arrays = load_arrays(path, specs_of(EXPECTED), "this network")
+    assert all(torch.equal(torch.from_numpy(arrays[k].copy()), v) for k, v in tensors.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.uint8, torch.bool])
+def test_arrays_of_every_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {
+        "odd": torch.arange(3).to(dtype),
+        "x": (10 * torch.randn(2, 5)).to(dtype),
+        "none": torch.zeros(0, 2).to(dtype),
+    }
+    save_file(tensors, path)
+    for name, found in load_arrays(path, specs_of(tensors), "this network").items():
+        wanted = tensors[name].float() if dtype == torch.bfloat16 else tensors[name]
+        assert np.array_equal(found, wanted.numpy())
+        assert found.dtype == wanted.numpy().dtype
 
 
 HOSTILE = {
@@ -86,6 +104,8 @@ def test_file_of_another_network(tmp_path: Path, tensors: dict[str, torch.Tensor
     with pytest.raises(CheckpointError, match=said) as caught:
         load_checked(path, EXPECTED, "this network")
     assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=said):
+        load_arrays(path, specs_of(EXPECTED), "this network")
 
 
 def test_missing_file(tmp_path: Path) -> None:
