@@ -142,6 +142,8 @@ class LaneMaps:
 
     def merged(self, weight: np.ndarray) -> np.ndarray:
         """The columns of ``weight (O, C, ...)`` for what `unique` reads: those of a doubled view are added."""
+        if len(set(self.views)) == len(self.views):
+            return weight
         columns: dict[View, np.ndarray] = {}
         first = 0
         for view in self.views:
