@@ -18,9 +18,9 @@ from ifan.concat import Concat, Lanes, Moments, MomentsReduce, joined_moments, p
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.ops.channel_moments import Parts
 from ifan.ops.take_rows import take_rows
+from ifan.wiring import EPSILON as EPSILON
 from ifan.wiring import encoder_widths
 
-EPSILON = 1e-3
 MOMENTUM = 0.01
 
 

@@ -29,9 +29,7 @@ from ifan.layers import (
     convolution,
 )
 from ifan.profiling import ranged, span
-from ifan.wiring import LEVELS, MIDDLE, Widths, joined_maps, wire
-
-BGR_MEAN = (103.939, 116.779, 123.68)
+from ifan.wiring import BGR_MEAN, LEVELS, MIDDLE, Widths, joined_maps, wire
 
 __all__ = ["IFAN", "Lanes", "Predictions", "fold_training_extras"]
 
@@ -320,24 +318,10 @@ class _Layers:
         return sum(x.lanes.global_segments) > 0
 
 
-@torch.no_grad()
 def fold_training_extras(model: IFAN) -> IFAN:
-    """The same function in the released graph: ``image_scale`` 1, no normalised heads, a normalisation each task.
+    """The same function in the released graph, in the model's dtype, on the CPU; see `ifan.weights.folding`."""
+    from ifan.weights import SavedModel, network_of
+    from ifan.weights.folding import folded
 
-    What differs is folded into the weights. A normalisation that iterations do not share has no place in that graph:
-    it stays, and with it the heads' normalisation, which then differs between iterations (`DenseHead.folded`). So does
-    ``image_fold``.
-    """
-    separate = model.config.iteration_norm != "shared"
-    heads = model.config.normalise_heads and separate
-    config = replace(model.config, image_scale=1.0, normalise_heads=heads, task_norm=True)
-    folded = IFAN(config).to(model.stem.weight.dtype)
-    state = model.state_dict()
-    folded.load_state_dict({name: state[name].expand_as(value) for name, value in folded.state_dict().items()})
-    folded.stem_filters()[0].mul_(model.config.image_scale)
-    for ours, theirs in zip(folded.dense_head_of().values(), model.dense_head_of().values(), strict=True):
-        if ours.norm is None:
-            weight, bias = theirs.folded(later=False)
-            ours.weight.copy_(weight)
-            ours.bias.copy_(bias)
-    return folded.train(model.training)
+    tensors = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+    return network_of(folded(SavedModel(model.config, tensors))).train(model.training)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ifan.config import NetworkConfig, TaskConfig
 
@@ -23,6 +23,12 @@ LEVELS = 5
 MIDDLE = LEVELS
 """Index of the dense block at the lowest resolution: those before it lie on the down path, those after it on the up
 path."""
+
+BGR_MEAN = (103.939, 116.779, 123.68)
+"""What is taken off an image's channels, which are 0 to 255."""
+
+EPSILON = 1e-3
+"""Added to a variance before its root is taken."""
 
 ENCODER_WIDTHS = (24, 48, 64)
 FIRST_FILTERS = 16
@@ -130,7 +136,7 @@ def encoder_widths(task: TaskConfig) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Width(Generic[M]):
+class Width:
     """Channels and side of a map."""
 
     channels: int

@@ -30,8 +30,8 @@ from ifan import __version__
 from ifan.bulk.rows import as_row, prepare
 from ifan.bulk.tables import Row, Writer, writer
 from ifan.faces.analyzer import FaceAnalyzer, Prepared
+from ifan.faces.face import compose
 from ifan.faces.pipeline import ordered_map, prefetched
-from ifan.faces.result import compose
 from ifan.faces.sources import count_frames, frames, is_clip
 from ifan.files import FolderLock, checksum, is_part, remove_parts, write_files
 from ifan.png import encode_label_png

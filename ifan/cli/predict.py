@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +55,7 @@ def predict(
 
     Tables are folders of shards; the same command goes on where it was stopped. Exit code 1: some photo failed.
     """
-    from ifan.faces.sources import expand
+    from ifan.faces.sources import expand, unique_stems
 
     table = out.suffix.lower() in TABLES
     if table and (box or json_file or strict):
@@ -121,29 +120,6 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
             f"--box {text!r}: expected four numbers x0,y0,x1,y1 in pixels, such as 172,68,276,178"
         ) from None
     return x0, y0, x1, y1
-
-
-def unique_stems(paths: Sequence[str]) -> list[str]:
-    """A name for each photo's results: its own without suffix, numbered where that is taken (letter case aside).
-
-    Cut to 200 bytes, so that endings still fit into a file name.
-    """
-    names = [os.fsencode(Path(path).stem)[:200].decode("utf-8", "replace") for path in paths]
-    taken = {name.casefold() for name in names}
-    numbers: dict[str, int] = {}
-    stems = []
-    for name in names:
-        key = name.casefold()
-        if key not in numbers:
-            numbers[key] = 1
-            stems.append(name)
-            continue
-        numbers[key] += 1
-        while f"{key}_{numbers[key]}" in taken:
-            numbers[key] += 1
-        taken.add(f"{key}_{numbers[key]}")
-        stems.append(f"{name}_{numbers[key]}")
-    return stems
 
 
 def _refuse_to_overwrite(paths: Sequence[str], stems: Sequence[str], out: Path, json_file: Path | None) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ifan.allocator import keep_freed_memory
 from ifan.cli.options import Datasets, Splits, by_name
 from ifan.optional import TORCH, require
 
@@ -50,6 +49,7 @@ def train(
     mallopt: Annotated[bool, typer.Option(help="Let glibc keep freed memory (faster on the CPU).")] = True,
 ) -> None:
     """Train one network on datasets that each label some of its tasks."""
+    from ifan.allocator import keep_freed_memory
     from ifan.config import load_config
 
     short = {"training.steps": steps, "network.iterations": iterations}

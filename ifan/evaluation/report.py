@@ -58,8 +58,8 @@ def write_json(report: Report, path: Path) -> None:
 def plots(report: Report, folder: Path) -> list[Path]:
     """Draw one PNG a dataset and task into ``folder``: F bars, cumulative error curve or confusion matrix; their paths.
 
-    Tasks in which nothing was measured are left out. Raises ``ImportError`` without Matplotlib, ``ValueError`` without a
-    folder to write in.
+    Tasks in which nothing was measured are left out. Raises ``ImportError`` without Matplotlib and ``ValueError``
+    without a folder to write in.
     """
     require_matplotlib()
     from matplotlib.figure import Figure

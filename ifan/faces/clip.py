@@ -53,7 +53,7 @@ def save_clip(
     try:
         with waiting[1].open("x", encoding="utf-8") as lines, _Film(waiting[0], frame_rate(path) / every) as film:
             for number, time, result in analyse_clip(analyzer, path, every):
-                film.add(annotate(result))
+                film.add(annotate(result.image, result.faces))
                 row = {"frame": number, "time": time, **result.to_dict()}
                 lines.write(json.dumps({**row, "photo": path}) + "\n")
                 count, faces = count + 1, faces + len(result)

@@ -138,7 +138,7 @@ predict_bulk(analyzer, sys.argv[3:], sys.argv[2], shard_rows=5, progress=lambda 
 
 
 def check_kills(analyzer: FaceAnalyzer, tmp_path: Path, count: int, kills: int) -> None:
-    analyzer.network.save_pretrained(tmp_path / "model")
+    analyzer.model.save_pretrained(tmp_path / "model")
     paths, out = photos(tmp_path / "in", count), tmp_path / "out.jsonl"
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "model"), str(out), *paths]
     chance, finished, killed = random.Random(3), {}, 0
@@ -233,7 +233,7 @@ class Nobody:
 def test_a_detector_of_ones_own_can_go_on_too(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
     paths, out = photos(tmp_path / "in", 3), tmp_path / "out.jsonl"
     for _ in range(2):
-        found = predict_bulk(FaceAnalyzer(analyzer.network, detector=Nobody()), paths, out)
+        found = predict_bulk(FaceAnalyzer(analyzer.model, detector=Nobody()), paths, out)
         assert (found.rows, found.faces) == (3, 0)
     with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
         predict_bulk(analyzer, paths, out)
@@ -245,7 +245,7 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not limit the size of files")
 def test_what_the_system_refuses_to_write_is_one_error(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
     """Real refusals, not simulated ones: no file beyond 9 kB, which a shard with a long name in its rows needs."""
-    analyzer.network.save_pretrained(tmp_path / "model")
+    analyzer.model.save_pretrained(tmp_path / "model")
     paths, out = photos(tmp_path / "in", 10), tmp_path / "out.jsonl"
     paths[7] = str(tmp_path / ("no/" * 1200) / "where.png")
     arguments = [str(tmp_path / "model"), str(out), *paths]
@@ -267,7 +267,7 @@ def test_other_results_are_refused(analyzer: FaceAnalyzer, tmp_path: Path) -> No
     os.utime(paths[0], ns=(0, 0))
     with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
         predict_bulk(analyzer, paths, out)
-    analyzer.network.landmark_head.bias.data += 1
+    analyzer.model.landmark_head.bias.data += 1
     with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
         predict_bulk(analyzer, paths, out)
     (tmp_path / "photos.csv").mkdir()
@@ -283,9 +283,9 @@ def test_other_results_are_refused(analyzer: FaceAnalyzer, tmp_path: Path) -> No
 
 def test_damaged_weights_stop_instead_of_filling_rows(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
     paths = photos(tmp_path / "in", 4)
-    analyzer.network.landmark_head.bias.data[0] = float("nan")
+    analyzer.model.landmark_head.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
-        predict_bulk(FaceAnalyzer(analyzer.network, detector=None), paths, tmp_path / "out.jsonl")
+        predict_bulk(FaceAnalyzer(analyzer.model, detector=None), paths, tmp_path / "out.jsonl")
     assert not list((tmp_path / "out.jsonl").iterdir())
 
 

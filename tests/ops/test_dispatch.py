@@ -20,7 +20,7 @@ X = torch.ones(2, 3, 2, 2)
 @pytest.fixture
 def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where the compiler was missing."""
-    monkeypatch.setattr(native, "_load", lambda name: (None, "skipped: no C++ compiler found"))
+    monkeypatch.setattr("ifan.native._load", lambda name: (None, "skipped: no C++ compiler found"))
     monkeypatch.setattr(dispatch, "_warned", set())
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from ifan.config import Config
 from ifan.data.mixture import label_means
 from ifan.network import IFAN
-from ifan.refine import drawn_into
+from ifan.refine import moved
+from ifan.torch_runner import face_predictions, torch_predictions
 from ifan.training import CheckpointError, RunOptions, Trainer, build_model, load_weights
 from ifan.training import trainer as module
 from ifan.training.checkpoint import checkpoints
@@ -108,7 +109,7 @@ def test_a_loss_on_every_iteration(tmp_path: Path) -> None:
     assert torch.autograd.grad(each[0].sum(), passes[0].parsing_logits)[0].abs().sum() > 0
 
 
-def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path) -> None:
+def test_a_closer_crop_is_trained_from_what_the_iteration_before_finds(tmp_path: Path) -> None:
     """Which comes without gradient, and through the warm-up in part only."""
     config = small_config(steps=3, refine_share=1.0, feedback_warmup=2, iterations=(1.0,))
     config = replace(config, network=replace(config.network, dropout=0.0, iteration_norm="separate"))
@@ -118,12 +119,13 @@ def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path
         assert batch.earlier is not None
         with torch.no_grad():
             found = model.eval()(batch.earlier, iterations=1)[-1]
-            planes = model.first_planes().lerp(drawn_into(model, found, batch.closer), share)
+            begun = torch_predictions(moved(model.config, face_predictions(found), batch.reframed))
+            planes = model.first_planes().lerp(model.encode(begun, len(batch.reframed)), share)
         expected = trainer.hybrid_loss(model.train()(batch.images, batch.lanes, 1, planes=planes)[-1], batch)
         before = {name: value.clone() for name, value in trainer.model.named_buffers()}
         torch.testing.assert_close(trainer.step(batch).losses, expected.losses.detach(), rtol=1e-4, atol=1e-5)
-        moved = {n for n, value in trainer.model.named_buffers() if not torch.equal(value, before[n])}
-        assert {name.rpartition(".")[2] for name in moved} == {"later_mean", "later_var"}
+        changed = {n for n, value in trainer.model.named_buffers() if not torch.equal(value, before[n])}
+        assert {name.rpartition(".")[2] for name in changed} == {"later_mean", "later_var"}
         assert trainer.model.feedback == share
         trainer.model.feedback = 1.0  # of the copies above
 
