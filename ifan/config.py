@@ -22,6 +22,9 @@ PARSING_CLASSES = ("background", "skin", "brow", "eye", "nose", "upper_lip", "in
 POINT_NAMES = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner")
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
+EPSILON = 1e-3
+"""Added to the variance by every normalisation of the network."""
+
 IGNORE = 255
 """Parsing label of a pixel that no loss and no metric counts."""
 

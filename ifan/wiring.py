@@ -27,9 +27,6 @@ path."""
 BGR_MEAN = (103.939, 116.779, 123.68)
 """What is taken off an image's channels, which are 0 to 255."""
 
-EPSILON = 1e-3
-"""Added to a variance before its root is taken."""
-
 ENCODER_WIDTHS = (24, 48, 64)
 FIRST_FILTERS = 16
 """The release's filter counter starts here although the stem gives 48 channels; it sets the widths of the transitions

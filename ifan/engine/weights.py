@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from ifan.config import EPSILON
 from ifan.engine.arena import address, zeros
 from ifan.native import cpu_module, kernels_in_use
 from ifan.weights import SavedModel
 from ifan.weights.folding import folded
-from ifan.wiring import EPSILON
 
 _BLOCK = 1 << 24
 """Floats of memory that filters share; what is not used costs addresses only."""

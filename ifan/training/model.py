@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ifan.config import Config, NetworkConfig
+from ifan.config import EPSILON, Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, label_means
 from ifan.files import write_folder
 from ifan.hub import Training
-from ifan.layers import EPSILON, HeatMapHead
+from ifan.layers import HeatMapHead
 from ifan.network import IFAN
 from ifan.refine import moved
 from ifan.safetensors_io import CheckpointError, load_checked

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ifan.config import EPSILON
 from ifan.weights import SavedModel
 from ifan.weights.shapes import head_name, tensor_shapes
-from ifan.wiring import EPSILON
 
 
 def folded(model: SavedModel) -> SavedModel:

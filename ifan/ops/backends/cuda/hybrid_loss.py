@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ifan.ops import native
-from ifan.ops.cuda.arguments import call, dtype_name
+from ifan.ops.backends.cuda.arguments import call, dtype_name
 from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS
 
 KINDS = {"wing": 0, "smooth_l1": 1, "l2": 2}
