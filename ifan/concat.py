@@ -2,7 +2,8 @@
 
 A *lane* is one sample on one task's path. Lanes are stacked on the batch axis, grouped by task; convolution weights
 are the same for all of them, only the normalisation differs. `Concat` is the ordered list of sources that the paper's
-graph concatenates; the concatenation is never written, the operations read the list. Knows torch and the configuration only.
+graph concatenates; the concatenation is never written, the operations read the list. Knows torch and the
+configuration only.
 """
 
 from __future__ import annotations
