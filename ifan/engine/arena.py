@@ -40,10 +40,9 @@ class View:
     stride: int
     per_sample: bool = False
 
-    @property
-    def field(self) -> tuple[int, int, int, int, int]:
-        """The view as a kernel reads it: address, channels, strides of rows and planes, a row a sample."""
-        return self.address, self.channels, self.stride, self.side**2, int(self.per_sample)
+    def field(self, samples: int) -> tuple[int, int, int, int, int]:
+        """The view as a kernel reads it: address, channels, strides of rows and planes, rows if it has one a sample."""
+        return self.address, self.channels, self.stride, self.side**2, samples if self.per_sample else 0
 
     def rows_from(self, row: int) -> View:
         """The rows from ``row`` on."""
@@ -108,4 +107,4 @@ class PlanLanes:
         views = [s if s.per_sample else s.rows_from(self.first) for s in sources]
         height, width = side or (sources[0].side, sources[0].side)
         shape = (self.total, sum(s.channels for s in sources), height, width)
-        return [s.field for s in views], self.rows + 8 * self.first, self.segments, shape
+        return [s.field(self.count) for s in views], self.rows + 8 * self.first, self.segments, shape

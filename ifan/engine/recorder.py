@@ -52,7 +52,7 @@ class Plan:
         self.rows = torch.arange(count).repeat(len(weights.config.tasks))
         self.planes = torch.empty(count, sum(t.width for t in weights.config.tasks), size, size)
         arguments = (weights, count, self.images, self.rows, self.planes if from_planes else None)
-        measured = _Recorder(Arena(0), *arguments)
+        measured = _Recorder(Arena(64), *arguments)  # no memory yet: it is measured how much it takes
         measured.record(iterations, tasks)
         self.memory = zeros(measured.arena.size + 16)  # borders stay zero: nothing else is ever written there
         recorder = _Recorder(Arena(self.memory.data_ptr()), *arguments)

@@ -35,7 +35,7 @@ class Concatenation:
             x = _with_whole_planes(in_dtype(source, torch.float32))
             shape, strides = x.shape, x.stride()
             self.planes.append(x)
-            fields.append((x.data_ptr(), shape[1], strides[0], strides[1], int(flag)))
+            fields.append((x.data_ptr(), shape[1], strides[0], strides[1], shape[0] if flag else 0))
             channels += shape[1]
         self.shape = (sum(segments), channels, *sources[0].shape[2:])
         self.arguments = fields, 0 if self.rows is None else self.rows.data_ptr(), segments, self.shape
