@@ -7,6 +7,7 @@ many kernels take, and nothing of it is needed where nobody looks at the call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -40,8 +41,11 @@ _PLAIN = (Tensor, Parameter)
 
 
 def is_plain(tensors: Sequence[Tensor | None]) -> bool:
-    """True if no tensor is of a subclass, which may want to see the operation."""
-    return all(x is None or type(x) in _PLAIN for x in tensors)
+    """True if no tensor is of a subclass, which may want to see the operation, and none has its negative bit set.
+
+    PyTorch resolves that bit before a registered operation; whoever reads the memory itself would miss it.
+    """
+    return all(x is None or (type(x) in _PLAIN and not x.is_neg()) for x in tensors)
 
 
 def constant_in_graphs(function: _Function) -> _Function:
@@ -60,10 +64,13 @@ class Operation:
     A call that `is_traced`, or has tensor subclasses, runs ``registered``, which `torch.library` made of the function.
     Others take the fast path: the function itself, under `recorded` if gradients are recorded. Without
     `register_autograd` recording is left to ``registered``, whose backward raises.
+
+    Whoever calls the operation has checked the arguments. ``check(*arguments)`` checks them in ``registered`` too,
+    which compiled graphs, exported ones and `torch.ops` call.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self.registered = torch.library.custom_op(name, function, mutates_args=())
+    def __init__(self, name: str, function: Callable[..., Any], check: Callable[..., None] | None = None) -> None:
+        self.registered = torch.library.custom_op(name, _checking(function, check), mutates_args=())
         self._function = function
         self._recorded: Callable[..., Any] | None = None
 
@@ -92,9 +99,21 @@ class Operation:
         return self._function
 
 
-def operation(name: str) -> Callable[[Callable[..., Any]], Operation]:
+def operation(name: str, check: Callable[..., None] | None = None) -> Callable[[Callable[..., Any]], Operation]:
     """Decorator: the function as an `Operation`. Its annotations give the schema, as for `torch.library.custom_op`."""
-    return lambda function: Operation(name, function)
+    return lambda function: Operation(name, function, check)
+
+
+def _checking(function: Callable[..., Any], check: Callable[..., None] | None) -> Callable[..., Any]:
+    if check is None:
+        return function
+
+    @functools.wraps(function)
+    def checked(*arguments: Any) -> Any:
+        check(*arguments)
+        return function(*arguments)
+
+    return checked
 
 
 def recorded(
@@ -172,8 +191,8 @@ class CallCache(Generic[_Checked]):
 
 
 def key(tensors: Sequence[Tensor | None], constants: Hashable) -> Hashable:
-    """Key of a call: class, shape, dtype, device and layout of its tensors, and the ``constants``."""
-    seen = [x if x is None else (type(x), x.shape, x.dtype, x.device, x.is_contiguous()) for x in tensors]
+    """Key of a call: class, shape, dtype, device, layout and negative bit of its tensors, and the ``constants``."""
+    seen = [x if x is None else (type(x), x.shape, x.dtype, x.device, x.is_contiguous(), x.is_neg()) for x in tensors]
     return (constants, *seen)
 
 

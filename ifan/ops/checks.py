@@ -138,3 +138,11 @@ def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
     for tensor in tensors[1:]:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def class_sizes(op: str, sizes: Sequence[int], class_logits: Tensor) -> None:
+    """``class_logits (B, sum(sizes))`` hold the classes of each classification, of which each has at least one."""
+    for size in sizes:
+        if size < 1:
+            fail(op, f"class_sizes must be at least 1 each; got {list(sizes)}. Leave out classifications of no class.")
+    shape(op, "class_logits", class_logits, (class_logits.shape[0], sum(sizes)), "(B, sum(class_sizes))")
