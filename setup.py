@@ -28,7 +28,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent.absolute()
 MODE = os.environ.get("IFAN_NATIVE", "auto")
 FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -pthread"
-FLAGS += " " + os.environ.get("CXXFLAGS", "")
+FLAGS += " -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 " + os.environ.get("CXXFLAGS", "")
 LDFLAGS = os.environ.get("LDFLAGS", "" if sys.platform == "darwin" else "-s")
 ISAS = {"baseline": ""}
 if platform.machine() in ("x86_64", "AMD64"):
@@ -120,7 +120,8 @@ def cpu_ninja(objects: Path, sources: list[str], target: Path) -> str:
     import pybind11  # a build requirement: absent when nothing native is built
 
     include = f"-I{pybind11.get_include()} -I{sysconfig.get_path('include')} -I{ROOT}/csrc/cpu -I{ROOT}/csrc"
-    link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared -Wl,--gc-sections"
+    hardened = "-Wl,--gc-sections,-z,relro,-z,now,-z,noexecstack"
+    link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else f"-shared {hardened}"
     libraries = "-ldl" if sys.platform == "linux" else ""
     lines = [
         f"rule compile\n  command = {compiler()} -MMD -MF $out.d {FLAGS} {include} $isa -c $in -o $out",
