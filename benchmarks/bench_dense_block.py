@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifan.concat import Concat, DenseLayer, Lanes, Norm
 from ifan.ops import dense_block
 
 CASES = {"1x284x128x128": (1, 284, 128), "8x260x128x128": (8, 260, 128), "44x100x64x64": (44, 100, 64)}
@@ -25,7 +26,8 @@ def sample(lanes: int, channels: int, size: int, gradient: bool) -> list[Tensor]
 
 def layer(values: list[Tensor], backend: str) -> tuple[Tensor, Tensor, Tensor]:
     source, weight, *norms = values
-    return dense_block([source], [weight], *[[norm] for norm in norms], [source.shape[0]], backend=backend)
+    x = Concat.of(Lanes.ordered([source.shape[0]]), source)
+    return dense_block(x, [DenseLayer(weight, Norm.from_flat(norms))], backend=backend)
 
 
 @pytest.mark.parametrize("case", CASES)

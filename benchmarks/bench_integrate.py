@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifan.concat import Concat, Lanes, Norm
 from ifan.ops import integrate
 
 CHANNELS = (48, 36, 48, 21)
@@ -27,18 +28,19 @@ def sample(case: str, gradient: bool) -> tuple[list[Tensor], list[Tensor], list[
 @pytest.mark.parametrize("case", CASES)
 def test_forward(benchmark: Callable[..., Any], backend: str, case: str) -> None:
     sources, values, segments = sample(case, gradient=False)
-    exact = integrate(sources, *values, segments, pool=2, backend="reference")
-    result = benchmark(lambda: integrate(sources, *values, segments, pool=2, backend=backend))
+    x, norm = Concat.of(Lanes.ordered(segments), *sources), Norm.from_flat(values)
+    exact = integrate(x, norm, 2, backend="reference")
+    result = benchmark(lambda: integrate(x, norm, 2, backend=backend))
     torch.testing.assert_close(result, exact)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_forward_and_backward(benchmark: Callable[..., Any], backend: str, case: str) -> None:
     sources, values, segments = sample(case, gradient=True)
-    inputs = [*sources, *values]
+    inputs, x, norm = [*sources, *values], Concat.of(Lanes.ordered(segments), *sources), Norm.from_flat(values)
 
     def run(name: str) -> tuple[Tensor, ...]:
-        out = integrate(sources, *values, segments, pool=2, backend=name)
+        out = integrate(x, norm, 2, backend=name)
         return torch.autograd.grad(out, inputs, torch.ones_like(out))
 
     exact = run("reference")

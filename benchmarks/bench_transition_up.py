@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifan.concat import Concat, Lanes
 from ifan.ops import transition_up
 
 CASES = {"1x304x64x64": (1, 304, 64)}
@@ -24,17 +25,19 @@ def sample(lanes: int, channels: int, size: int, gradient: bool) -> list[Tensor]
 
 @pytest.mark.parametrize("case", CASES)
 def test_forward(benchmark: Callable[..., Any], backend: str, case: str) -> None:
-    x, a, b = sample(*CASES[case], gradient=False)
-    result = benchmark(lambda: transition_up([x], a, b, backend=backend))
-    torch.testing.assert_close(result, transition_up([x], a, b, backend="reference"), rtol=1e-4, atol=1e-4)
+    source, a, b = sample(*CASES[case], gradient=False)
+    x = Concat.of(Lanes.ordered([source.shape[0]]), source)
+    result = benchmark(lambda: transition_up(x, a, b, backend=backend))
+    torch.testing.assert_close(result, transition_up(x, a, b, backend="reference"), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", TRAINED)
 def test_forward_and_backward(benchmark: Callable[..., Any], backend: str, case: str) -> None:
     values = sample(*TRAINED[case], gradient=True)
+    x = Concat.of(Lanes.ordered([values[0].shape[0]]), values[0])
 
     def run(name: str) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(transition_up([values[0]], *values[1:], backend=name).square().sum(), values)
+        return torch.autograd.grad(transition_up(x, *values[1:], backend=name).square().sum(), values)
 
     exact = run("reference")
     for actual, expected in zip(benchmark(lambda: run(backend)), exact, strict=True):

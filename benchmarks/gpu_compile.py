@@ -38,6 +38,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.launches import Started, watched
+from ifan.concat import Concat, DenseLayer, Lanes, Norm
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -189,7 +190,7 @@ def operations(
     points, and three lanes times ``batch``. Backend ``cuda`` has some of them, and no backward of ``dense_block``."""
     modules: Sequence[Any] = (integrate, hybrid_loss, dense_block)
     if backend == "cuda":
-        modules = [import_module(f"ifan.ops.cuda.{op}") for op in CUDA]
+        modules = [import_module(f"ifan.ops.backends.cuda.{op}") for op in CUDA]
     fusing, judging, growing = modules
 
     def maps(lanes: int, channels: int, side: int = size) -> Tensor:
@@ -201,9 +202,13 @@ def operations(
     norm = [torch.zeros(tasks, 96) for _ in range(4)]
     weights = [torch.empty(12, 96 + 12 * layer, 3, 3) for layer in range(2)]
     norms = [[torch.empty(tasks, 96 + 12 * layer) for layer in range(2)] for _ in range(2)]
-    first = [[torch.empty(tasks, 96)] for _ in range(2)]
-    block = (weights, *norms, *first, segments, rows, flags, 1e-3)
-    up = (torch.empty(128, 96, 3, 3), torch.empty(32, 32, 3, 3), rows, flags)
+    x = Concat.of(Lanes(rows, tuple(segments)), *sources, per_sample=flags)
+    moments_of_sources = [torch.empty(tasks, 96) for _ in range(2)]
+    block = [
+        DenseLayer(weight, Norm(scale, shift, *(moments_of_sources if layer == 0 else ())))
+        for layer, (weight, scale, shift) in enumerate(zip(weights, *norms, strict=True))
+    ]
+    up = (torch.empty(128, 96, 3, 3), torch.empty(32, 32, 3, 3))
     logits, points = maps(faces, classes), torch.empty(faces, 2, 5, dtype=dtype)
     emotions = torch.empty(faces, 7, dtype=dtype)
     predictions = [logits, points, emotions, torch.ones(3)]
@@ -223,17 +228,17 @@ def operations(
     gradients = torch.empty(tasks, 64), torch.empty(tasks, 64)
 
     def fusion(pool: int) -> None:
-        arguments = (sources, norm, segments, rows, flags, pool, 1e-3)
+        arguments = (x, Norm.from_flat(norm), pool)
         fusing.backward(fusing.forward(*arguments), *arguments)
 
     def grow() -> None:
-        grown = growing.forward(sources, *block)
+        grown = growing.forward(x, block)
         if backend == "triton":
-            growing.backward(grown, grown, sources, *block)
+            growing.backward(grown, grown, x, block)
 
     def rise() -> None:
-        out = transition_up.forward(sources, *up)
-        transition_up.backward(out, out, sources, *up)
+        out = transition_up.forward(x, *up)
+        transition_up.backward(out, out, x, *up)
 
     def draw() -> None:
         planes = encode_predictions.forward(logits, points, emotions, [7], 5)

@@ -178,13 +178,9 @@ class IFAN(
         self._check(images, passes)
         batch, everything = images.shape[0], Lanes.all_tasks(images.shape[0], self.config, images.device)
         lanes = lanes or everything
+        read = lanes  # rows of the images as they came
         if self.training and passes == 1 and lanes.rows.shape[0] <= batch and not lanes.in_order:
-            # Pixels are laid out by lane, not the stem's many channels; and no gradient has to find its way back.
-            count = lanes.rows.shape[0]
-            ordered = replace(lanes, rows=torch.arange(count, device=lanes.rows.device), in_order=True)
-            begun = None if planes is None else planes.index_select(0, lanes.rows)
-            found = self.forward(images.index_select(0, lanes.rows), ordered, 1, planes=begun)[0]
-            return [replace(found, rows=dict(zip(found.rows, lanes.split(), strict=True)))]
+            images, planes, lanes = _in_order_of(lanes, images, planes)
         with span("stem of the image"):
             image_share = F.conv2d(self.preprocess(images), self.stem_filters()[0], padding=3)
         out: list[Predictions] = []
@@ -192,7 +188,8 @@ class IFAN(
         for i in range(passes):
             given, later = every or i == passes - 1, i > 0 or not first
             if given:
-                out.append(self.iterate(image_share, fed, lanes, self.training, later))
+                found = self.iterate(image_share, fed, lanes, self.training, later)
+                out.append(replace(found, rows=dict(zip(found.rows, read.split(), strict=True))))
             if i < passes - 1:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.feedback_gradient):
                     predictions = self.iterate(image_share, fed, everything, later=later)
@@ -279,6 +276,16 @@ class IFAN(
             raise ValueError(f"images: expected (B, 3, {size}, {size}); got {tuple(images.shape)}. Crop to that size.")
         if passes < 1:
             raise ValueError(f"iterations: expected at least 1; got {passes}")
+
+
+def _in_order_of(lanes: Lanes, images: Tensor, planes: Tensor | None) -> tuple[Tensor, Tensor | None, Lanes]:
+    """Images and planes with a row a lane, and lanes that read them in order.
+
+    Pixels are then laid out by lane, not the stem's many channels, and no gradient has to find its way back.
+    """
+    rows = lanes.rows
+    ordered = replace(lanes, rows=torch.arange(rows.shape[0], device=rows.device), in_order=True)
+    return images.index_select(0, rows), None if planes is None else planes.index_select(0, rows), ordered
 
 
 class _Layers:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.training.faces import small_config
 
 from benchmarks import ablation
 from benchmarks.ablation import CELLS, run, table
 from ifan.config import Config, load_config
 from ifan.data.mixture import Mixture
 from ifan.data.toy import ToyFaces
-from tests.training.faces import small_config
 
 TASKS = {"celebamask": "parsing", "mtfl": "landmarks", "fer2013": "emotion"}
 

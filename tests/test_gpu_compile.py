@@ -141,7 +141,7 @@ def test_host_code_of_cuda_waits_for_nothing(op: str, monkeypatch: pytest.Monkey
         pytest.skip(f"native module: {error}")
     started: list[str] = []
     for name in gpu_compile.CUDA:
-        monkeypatch.setattr(f"ifan.ops.cuda.{name}.call", lambda name, *_: started.append(name))
+        monkeypatch.setattr(f"ifan.ops.backends.cuda.{name}.call", lambda name, *_: started.append(name))
     with torch.device("meta"):
         call = gpu_compile.operations(*gpu_compile.CASES["bf16"], backend="cuda")[op]
     with pretended_gpu():

@@ -32,12 +32,6 @@ def integrate(
     return _pooled(torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]), pool)
 
 
-def integrate_with_moments(sources: Sequence[Tensor], weight: Tensor, bias: Tensor, pool: int = 1) -> Tensor:
-    """`ifan.ops.integrate` with the moments of the sources themselves."""
-    x = torch.cat(list(sources), 1)
-    return _pooled(F.batch_norm(x, None, None, weight[0], bias[0], training=True, eps=EPSILON), pool)
-
-
 def dense_block(
     x: Tensor,
     weights: Sequence[Tensor],

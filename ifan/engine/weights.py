@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ifan.concat import Norm
 from ifan.engine.arena import zeros
-from ifan.layers import EPSILON, TaskNorm
+from ifan.layers import TaskNorm
 from ifan.network import IFAN
-from ifan.ops.concatenation import Normalisation
+from ifan.ops.backends.cpu.arguments import NormFields
 from ifan.ops.native import cpu_module, kernels_in_use
 
 _BLOCK = 1 << 24
@@ -86,10 +87,9 @@ class PackedWeights:
     def norm(self, norm: TaskNorm, rows: Sequence[int], later: bool) -> tuple[int, int]:
         """Addresses of scale and shift of these of the norm's tasks, in the first or a later iteration."""
 
-        def make() -> Normalisation:
+        def make() -> NormFields:
             values = (*norm.affine(later), *norm.running(later))
-            weight, bias, mean, var = (value.detach()[list(rows)] for value in values)
-            return Normalisation(weight, bias, mean, var, EPSILON)
+            return NormFields(Norm.from_flat([value.detach()[list(rows)] for value in values]))
 
         found = self.keep((id(norm), tuple(rows), later and norm.separate), make)
         return found.scale.data_ptr(), found.shift.data_ptr()

@@ -126,16 +126,16 @@ def recorded(
 
     class Recorded(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, arguments: Sequence[Any], kinds: Sequence[type | None], *_: Tensor) -> Any:
+        def forward(ctx: Any, arguments: Sequence[Any], structure: Sequence[type | None], *_: Tensor) -> Any:
             found = function(*arguments)
-            ctx.kinds = kinds
+            ctx.structure = structure
             setup_context(ctx, arguments, found)
             return found
 
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
             gradients: list[Tensor | None] = [None, None]
-            for gradient, kind in zip(differentiate(ctx, *upstream), ctx.kinds, strict=True):
+            for gradient, kind in zip(differentiate(ctx, *upstream), ctx.structure, strict=True):
                 if kind is Tensor:
                     gradients.append(gradient)
                 elif kind is list:
@@ -143,8 +143,8 @@ def recorded(
             return tuple(gradients)
 
     def record(*arguments: Any) -> Any:
-        tensors, kinds = _flat(arguments)
-        return Recorded.apply(arguments, kinds, *tensors)
+        tensors, structure = _flat(arguments)
+        return Recorded.apply(arguments, structure, *tensors)
 
     return record
 
@@ -169,7 +169,7 @@ class CallCache(Generic[_Checked]):
         check: Callable[[], tuple[_Checked, str]],
         keep: bool = True,
     ) -> tuple[_Checked, str, Callable[..., Any]]:
-        """What the checks found, the backend, and what runs the call.
+        """Findings of the checks, the backend, and the function that runs the call.
 
         Args:
             tensors: all tensors that the checks look at; some may be missing.
@@ -203,14 +203,14 @@ def _records(tensors: Sequence[Tensor | None]) -> bool:
 def _flat(arguments: Sequence[Any]) -> tuple[list[Tensor], list[type | None]]:
     """The tensors among the arguments, and of each argument whether it is a tensor, a list of them or neither."""
     tensors: list[Tensor] = []
-    kinds: list[type | None] = []
+    structure: list[type | None] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             tensors.append(argument)
-            kinds.append(Tensor)
+            structure.append(Tensor)
         elif isinstance(argument, (list, tuple)) and argument and isinstance(argument[0], Tensor):
             tensors += argument
-            kinds.append(list)
+            structure.append(list)
         else:
-            kinds.append(None)
-    return tensors, kinds
+            structure.append(None)
+    return tensors, structure

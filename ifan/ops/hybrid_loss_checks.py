@@ -49,11 +49,7 @@ def check_made(upstream: Sequence[Tensor], predictions: Sequence[Tensor], backen
     shapes = [(), *[tuple(predictions[3].shape)] * 2]
     if backend != "reference":
         shapes += [tuple(predictions[3].shape), *(tuple(value.shape) for value in predictions[:3])]
-    if len(upstream) != len(shapes):
-        checks.fail(NAME, f"upstream must hold {len(shapes)} tensors; got {len(upstream)}. Pass what forward returned.")
-    for index, (value, shape) in enumerate(zip(upstream, shapes, strict=True)):
-        checks.shape(NAME, f"upstream[{index}]", value, shape, "what forward returned")
-        checks.floating(NAME, predictions[0].device, **{f"upstream[{index}]": value})
+    checks.same_shapes(NAME, "upstream", upstream, shapes)
 
 
 def _check_predictions(predictions: Sequence[Tensor], class_sizes: Sequence[int]) -> None:

@@ -1,5 +1,7 @@
-"""The fused operations in plain, differentiable PyTorch: the definition of truth and the fallback. Knows torch and the
-labels of `ifan.config` only."""
+"""The fused operations in plain, differentiable PyTorch: the definition of truth and the fallback.
+
+They know torch, `ifan.concat` for the operations' arguments, and the labels of `ifan.config`.
+"""
 
 from ifan.reference.channel_moments import channel_moments
 from ifan.reference.dense_block import dense_block

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifan import ops
 from ifan.ops import backends, encode_predictions, native
 from ifan.ops.encode_predictions import MOST_RADIUS
+from tests.support import flat
 from tests.support.cases import compiled, needs_cpu
 from tests.support.losses import PREDICTIONS, TARGETS, batch, eager, kernel, registered
 from tests.support.native_calls import BAD_READS, ENTRIES, FAR, FILTERS, ISA, READ, STEPS, TO, VALUES, each
@@ -205,6 +207,131 @@ def test_negative_views_of_a_loss_are_read_with_their_sign(call: Callable[..., A
             torch.testing.assert_close(ours, expected)
 
 
+WEIGHTS = torch.rand(4, 3, 3, 3), torch.rand(2, 1, 3, 3)
+NORM = [torch.rand(1, 3) + 0.5 for _ in range(4)]
+ALL_ROWS = torch.tensor([1, 0, 1])
+
+
+def integrated(x: Tensor, rows: Tensor, backend: str | None) -> Tensor:
+    return flat.integrate([x], *NORM, [3], rows, [True], backend=backend)
+
+
+def grown(x: Tensor, rows: Tensor, backend: str | None) -> Tensor:
+    groups = [[value] for value in NORM]
+    return flat.dense_block([x], [WEIGHTS[0]], *groups, [3], rows, [True], backend=backend)[0]
+
+
+def enlarged(x: Tensor, rows: Tensor, backend: str | None) -> Tensor:
+    return flat.transition_up([x], *WEIGHTS, rows, [True], backend=backend)
+
+
+def registered_arguments(op: Callable[..., Any], x: Tensor, rows: Tensor) -> tuple[str, tuple[Any, ...]]:
+    groups = [[value] for value in NORM]
+    if op is integrated:
+        return "integrate", flat.integrate_arguments([x], *NORM, [3], rows, [True], 1, 1e-3, "cpu")
+    if op is grown:
+        return "dense_block", flat.dense_block_arguments([x], [WEIGHTS[0]], *groups, [3], rows, [True], 1e-3, "cpu")
+    return "transition_up", flat.transition_up_arguments([x], *WEIGHTS, rows, [True], "cpu")
+
+
+class Reader(torch.nn.Module):
+    """An operation on lanes, to be exported."""
+
+    def __init__(self, op: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self.op(x, rows, "cpu")
+
+
+@needs_cpu
+@pytest.mark.parametrize("way", ["eager", "compiled", "exported", "registered"])
+@pytest.mark.parametrize("op", [integrated, grown, enlarged])
+def test_rows_out_of_range_are_refused(op: Callable[..., Tensor], way: str) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    if way == "registered":
+        name, _ = registered_arguments(op, x, ALL_ROWS)
+        run = getattr(torch.ops.ifan, name)
+        call = lambda x, rows: run(*registered_arguments(op, x, rows)[1])  # noqa: E731
+    elif way == "exported":
+        call = torch.export.export(Reader(op), (x, ALL_ROWS)).module()
+    else:
+        call = Reader(op) if way == "eager" else compiled(Reader(op))
+    call(x, ALL_ROWS)
+    for rows in ([0, 1, 2], [0, 3, 1], [0, 10**6, 0], [-1, 0, 0], [0, 0, -(2**62)]):
+        with pytest.raises(ValueError, match=r"rows must be in 0\.\.1; got"):
+            call(x, torch.tensor(rows))
+
+
+@needs_cpu
+def test_registered_backwards_check_what_they_are_given() -> None:
+    """What is arriving, what forward made, and which sources share a gradient."""
+    x, gradient, moments = torch.rand(2, 3, 8, 8), torch.rand(3, 3, 8, 8), torch.zeros(1, 4)
+    (_, integrate), (_, block), (_, up) = (
+        registered_arguments(op, x, ALL_ROWS) for op in (integrated, grown, enlarged)
+    )
+    fused = ([*integrate[0], *integrate[1]], integrate[2], [0, *integrate[3]], *integrate[4:])
+    layers = (block[0], [*block[1], *block[2]], block[3], [0, *block[4]], *block[5:])
+    maps, shifted = torch.rand(3, 2, 16, 16), torch.rand(3, 1, 16, 16)
+    results = [torch.rand(3, 4, 8, 8), moments, moments] * 2
+    ops_ = torch.ops.ifan
+    right: list[tuple[Any, tuple[Any, ...]]] = [
+        (ops_.integrate_backward, (gradient, *fused)),
+        (ops_.dense_block_backward, (results, *layers)),
+        (ops_.transition_up_backward, (maps, [maps, shifted], *up)),
+        (ops_.channel_moments_backward, (moments[:, :3], moments[:, :3], x, moments[:, :3], [2], "cpu")),
+    ]
+    for run, arguments in right:
+        run(*arguments)
+    wrong: list[tuple[Any, tuple[Any, ...]]] = [
+        (ops_.integrate_backward, (gradient[:2], *fused)),
+        (ops_.integrate_backward, (gradient, fused[0], fused[1], [-1, *fused[2][1:]], *fused[3:])),
+        (ops_.integrate_backward, (gradient, fused[0][1:], *fused[1:])),
+        (ops_.dense_block_backward, (results[:-1], *layers)),
+        (ops_.dense_block_backward, ([results[0][:1], *results[1:]], *layers)),
+        (ops_.transition_up_backward, (maps[:1], [maps, shifted], *up)),
+        (ops_.transition_up_backward, (maps, [maps, shifted[:, :, :8]], *up)),
+        (ops_.channel_moments_backward, (moments, moments[:, :3], x, moments[:, :3], [2], "cpu")),
+        (ops_.channel_moments_backward, (moments[:, :3], moments[:, :3], x, moments[:, :3], [3], "cpu")),
+    ]
+    for run, arguments in wrong:
+        with pytest.raises(ValueError, match=r"must |argument"):
+            run(*arguments)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+@pytest.mark.parametrize("op", [integrated, grown, enlarged])
+def test_negative_views_of_maps_are_read_with_their_sign(op: Callable[..., Tensor], backend: str) -> None:
+    x = (torch.rand(2, 3, 8, 8) - 0.5).requires_grad_()
+    for _ in range(2):
+        negative = torch._neg_view(-x.detach()).requires_grad_()
+        exact, turned = op(x, ALL_ROWS, backend), op(negative, ALL_ROWS, backend)
+        assert torch.equal(exact, turned)
+        upstream = torch.rand(exact.shape) - 0.5
+        (first,) = torch.autograd.grad(exact, x, upstream, retain_graph=True)
+        assert torch.equal(torch.autograd.grad(exact, x, torch._neg_view(-upstream))[0], first)
+        torch.testing.assert_close(torch.autograd.grad(turned, negative, upstream)[0], first)
+
+
+@pytest.mark.parametrize("backend", BUILT)
+def test_negative_views_have_the_moments_of_their_values(backend: str) -> None:
+    x = (torch.rand(2, 3, 8, 8) - 0.2).requires_grad_()
+    for _ in range(2):
+        negative = torch._neg_view(-x.detach())
+        for ours, expected in zip(
+            ops.channel_moments(negative, [1, 1], backend=backend),
+            ops.channel_moments(x.detach(), [1, 1], backend=backend),
+            strict=True,
+        ):
+            assert torch.equal(ours, expected)
+        whole, mean, var, _ = ops.with_channel_moments(x, [1, 1], backend=backend)
+        upstream = [torch.rand(value.shape) - 0.5 for value in (whole, mean, var)]
+        (first,) = torch.autograd.grad([whole, mean, var], x, upstream, retain_graph=True)
+        signs = [torch._neg_view(-value) for value in upstream]
+        torch.testing.assert_close(torch.autograd.grad([whole, mean, var], x, signs)[0], first)
+
+
 def refuses(call: Callable[..., Any], right: dict[str, Any], wrong: list[tuple[str, Any]]) -> None:
     call(*right.values())
     for name, value in wrong:
@@ -244,7 +371,7 @@ def test_native_dense_block_refuses(batch_statistics: bool) -> None:
     norm = [(VALUES.data_ptr(), 3)] * 4
     right = {
         **READ, "norms": [norm, [(TO, 5)] * 4], "eps": 0.001, "isa": ISA, "filters": FILTERS.data_ptr(), "grown": TO,
-        "growth": 2, "mean": TO * batch_statistics, "var": TO * batch_statistics, "threads": 1, "same": [],
+        "growth": 2, "mean": TO * batch_statistics, "var": TO * batch_statistics, "threads": 1,
     }  # fmt: skip
     wrong = [
         *BAD_READS, ("norms", []), ("norms", [norm, [(0, 5)] * 4]), ("norms", [norm, [(TO, -5)] * 4]), ("filters", 0),

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tests.training.faces import small_config, three_datasets
 
 from ifan.data.mixture import Batch, Mixture
 from ifan.network import IFAN
 from ifan.training import Trainer
 from ifan.training.calibration import calibrate
 from ifan.training.model import planes_before
-from tests.training.faces import small_config, three_datasets
 
 
 def stem_means(model: IFAN, batch: Batch, planes: torch.Tensor) -> list[torch.Tensor]:

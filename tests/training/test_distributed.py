@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from tests.training.faces import small_config, three_datasets
 
 from ifan.config import Config
 from ifan.training import Trainer
 from ifan.training.distributed import Processes
 from ifan.training.log import read_log
-from tests.training.faces import small_config, three_datasets
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
+from tests.training.faces import small_config
 
 from ifan.config import TrainingConfig
 from ifan.network import IFAN
 from ifan.training.optimizer import HEAD_RATES, learning_rate, make_optimizer, optimizer_tensors, set_learning_rate
 from ifan.training.weighting import make_weighting
-from tests.training.faces import small_config
 
 SCHEDULE = TrainingConfig(steps=100, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.1)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tests.training.faces import Faces, small_config, three_datasets
 
 from ifan.config import Config
 from ifan.data.mixture import label_means
@@ -23,7 +24,6 @@ from ifan.training import trainer as module
 from ifan.training.checkpoint import checkpoints
 from ifan.training.model import load_fitting
 from ifan.weights import load_network, publish
-from tests.training.faces import Faces, small_config, three_datasets
 
 FILES = ("model", "ema", "optimizer")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ifan.config import IGNORE, UNLABELLED
 from ifan.ops import native
-from ifan.ops.cuda.arguments import call, dtype_name
+from ifan.ops.backends.cuda.arguments import call, dtype_name
 
 KINDS = {"wing": 0, "smooth_l1": 1, "l2": 2}
 

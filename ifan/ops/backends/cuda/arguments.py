@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ifan.ops import checks, native
+from ifan.concat import Concat, Norm
+from ifan.ops import native
 
 SourceFields = tuple[int, list[int], list[int], int]
 
@@ -25,23 +26,28 @@ def dtype_name(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def same_dtype(sources: Sequence[Tensor]) -> list[Tensor]:
-    """The sources in their promoted dtype, in which the kernels read them."""
-    dtype = checks.promoted(sources)
-    return [source.to(dtype) for source in sources]
+class ConcatFields:
+    """The sources of a `Concat` in its dtype, kept alive while their addresses are in use."""
+
+    def __init__(self, x: Concat) -> None:
+        self.planes, self._rows = [plane.to(x.dtype) for plane in x.tensors], x.lanes.rows.contiguous()
+        self.sources = [
+            source_fields(plane, self._rows if flag else None)
+            for plane, flag in zip(self.planes, x.per_sample, strict=True)
+        ]
 
 
-def source_fields(x: Tensor, rows: Tensor | None) -> SourceFields:
+def source_fields(x: Tensor, rows: Tensor | None = None) -> SourceFields:
     """One source ``(N or R, C_i, H, W)``; ``rows``, int64 and contiguous, if it has a row a sample."""
     return x.data_ptr(), list(x.shape), list(x.stride()), 0 if rows is None else rows.data_ptr()
 
 
-class Norm:
+class NormFields:
     """Weight, bias, mean and var ``(T, C)`` as contiguous float32, kept alive while their addresses are in use."""
 
-    def __init__(self, values: Sequence[Tensor], eps: float) -> None:
-        self.values = [value.float().contiguous() for value in values]
-        self.eps = eps
+    def __init__(self, norm: Norm) -> None:
+        self.values = [value.float().contiguous() for value in norm.tensors]
+        self.eps = norm.eps
 
     @property
     def fields(self) -> tuple[int, int, int, int, float]:
