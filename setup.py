@@ -24,7 +24,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.absolute()
 FLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -Wall -Wextra -pthread"
-FLAGS += " " + os.environ.get("CXXFLAGS", "")
+FLAGS += " -fstack-protector-strong -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 " + os.environ.get("CXXFLAGS", "")
 LDFLAGS = os.environ.get("LDFLAGS", "" if sys.platform == "darwin" else "-s")
 AVX512 = "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprfchw -mprefer-vector-width=512"
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -91,7 +91,8 @@ def cpu_ninja(folder: Path, sources: list[str], target: Path, include: str) -> s
         for isa, options in isas.items():
             flags = f"-DIFAN_ISA={isa} {options}" if kernel else ""
             objects.append((folder / isa / f"{source.stem}.o", "compile", str(source), flags))
-    link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared -Wl,--gc-sections"
+    hardened = "-shared -Wl,--gc-sections,-z,relro,-z,now,-z,noexecstack"
+    link = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else hardened
     include += f" -I{ROOT}/csrc/cpu -I{ROOT}/csrc"
     rules = {
         "compile": f"{compiler()} -MMD -MF $out.d {FLAGS} {include} $flags -c $in -o $out",

@@ -3,7 +3,6 @@
 #include "bindings.h"
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 
 #include "cpu/channel_moments.h"
@@ -21,8 +20,20 @@ Dtype dtype_of(const std::string& name) {
   throw std::invalid_argument("dtype must be float32 or bfloat16; got " + name + ". Convert the tensor.");
 }
 
+// What both directions of channel_moments are told, and the values (T, C) that they read or write.
+void expect_moments(Address x, const Sizes& shape, const Sizes& strides, const std::vector<int64_t>& segments,
+                    std::initializer_list<Address> values, int threads) {
+  expect_strides("strides of x", strides, shape);
+  expect_address("x", x, count_of("shape of x", {shape[0], shape[1], shape[2], shape[3]}));
+  expect_segments(segments, shape[0]);
+  const int64_t count = count_of("segments and channels", {static_cast<int64_t>(segments.size()), shape[1]});
+  for (Address address : values) expect_address("values (T, C)", address, count);
+  expect_threads(threads);
+}
+
 void channel_moments_forward(Address x, const std::string& dtype, const Sizes& shape, const Sizes& strides,
                              const std::vector<int64_t>& segments, Address mean, Address var, int threads) {
+  expect_moments(x, shape, strides, segments, {mean, var}, threads);
   MomentsForward call{};
   call.x = reinterpret_cast<const void*>(x);
   call.dtype = dtype_of(dtype);
@@ -40,6 +51,9 @@ void channel_moments_forward(Address x, const std::string& dtype, const Sizes& s
 void channel_moments_backward(Address x, const std::string& dtype, const Sizes& shape, const Sizes& strides,
                               const std::vector<int64_t>& segments, Address mean, Address mean_gradient,
                               Address var_gradient, Address gradient, const Sizes& gradient_strides, Address before, int threads) {
+  expect_moments(x, shape, strides, segments, {mean, mean_gradient, var_gradient}, threads);
+  expect_strides("strides of the gradient", gradient_strides, shape);
+  expect_address("the gradient", gradient, count_of("shape", {shape[0], shape[1], shape[2], shape[3]}));
   MomentsBackward call{};
   call.x = reinterpret_cast<const void*>(x);
   call.dtype = dtype_of(dtype);
@@ -58,9 +72,25 @@ void channel_moments_backward(Address x, const std::string& dtype, const Sizes& 
   if (!IFAN_PICK(channel_moments_backward)(call)) throw std::bad_alloc();
 }
 
+// What integrate and integrate_with_moments are told beside their inputs: `values` (T, C) and `maps` (N, C, H / pool, W / pool).
+void expect_integrate(const Inputs& inputs, int pool, std::initializer_list<Address> values, std::initializer_list<Address> maps, int threads) {
+  const Concatenation& x = inputs.x;
+  expect_range("pool", pool, 1, 2);
+  expect(x.height % pool == 0 && x.width % pool == 0, "pool", "1 where H or W is odd", pool);
+  for (Address address : values) expect_address("values (T, C)", address, count_of("segments and channels", {x.tasks, x.channels}));
+  for (Address address : maps) expect_address("maps", address, x.lanes * x.channels * (x.height / pool) * (x.width / pool));
+  expect_threads(threads);
+}
+
+// A backward kernel is told where the gradients go.
+void expect_targets(const Inputs& inputs) {
+  expect(inputs.targets.size() == inputs.sources.size(), "gradients", "one a source", static_cast<int64_t>(inputs.targets.size()));
+}
+
 void integrate_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
                        const Sizes& shape, int pool, Address scale, Address shift, Address out, int threads) {
   const Inputs inputs(sources, rows, segments, shape);
+  expect_integrate(inputs, pool, {scale, shift}, {out}, threads);
   IntegrateCall call{};
   call.x = inputs.x;
   call.pool = pool;
@@ -76,6 +106,9 @@ void integrate_backward(const std::vector<SourceFields>& sources, Address rows, 
                         const Sizes& shape, const std::vector<TargetFields>& targets, int pool, Address scale, Address shift,
                         Address mean, Address gradient, Address sums, int threads) {
   const Inputs inputs(sources, rows, segments, shape, targets);
+  expect_integrate(inputs, pool, {scale, shift, mean}, {gradient}, threads);
+  expect_address("sums", sums, inputs.x.lanes * inputs.x.channels);
+  expect_targets(inputs);
   IntegrateCall call{};
   call.x = inputs.x;
   call.pool = pool;
@@ -93,12 +126,20 @@ void integrate_backward(const std::vector<SourceFields>& sources, Address rows, 
 using WeightFields = std::tuple<Address, int64_t, int64_t, int64_t>;
 
 int64_t packed_filters(int64_t outputs, int64_t inputs, const std::string& isa) {
+  count_of("filters", {outputs, inputs});
   return IFAN_PICK_FOR(isa_of(isa), packed_filters)(outputs, inputs);
 }
 
 // Several weights, one behind the other.
 void pack_filters(const std::vector<WeightFields>& weights, bool transposed, Address filters, const std::string& isa, int threads) {
   const Isa wanted = isa_of(isa);
+  expect_threads(threads);
+  for (const auto& [weight, outputs, inputs, stride] : weights) {
+    const int64_t count = count_of("filters", {outputs, inputs, 9});
+    expect_strides("strides of a weight", std::array{stride ? stride : inputs * 9, int64_t{1}}, std::array{transposed ? inputs : outputs, int64_t{1}});
+    expect_address("a weight", weight, count);
+    expect_address("filters", filters, count);
+  }
   float* to = reinterpret_cast<float*>(filters);
   py::gil_scoped_release release;
   for (const auto& [weight, outputs, inputs, stride] : weights) {
@@ -115,7 +156,13 @@ void transition_up_forward(const std::vector<SourceFields>& sources, Address row
   const Inputs inputs(sources, rows, segments, shape);
   const Isa packed_for = isa_of(isa);
   const auto [lanes, channels, height, width] = shape;
+  expect(outputs[0] % 4 == 0, "outputs before the phase shift", "a multiple of 4", outputs[0]);
+  for (int64_t count : outputs) expect_range("outputs", count, 0, kMostSide);
   const int64_t between = outputs[0] / 4, pixels = 4 * height * width;
+  expect_address("filters", filters, count_of("filters", {outputs[0], channels, 9}) + count_of("filters", {outputs[1], between, 9}));
+  expect_address("the phase-shifted maps", shifted, count_of("maps", {lanes, between, pixels}));
+  expect_address("out", out, count_of("maps", {lanes, outputs[1], pixels}));
+  expect_threads(threads);
   ConvolutionForward first{inputs.x, nullptr, nullptr, reinterpret_cast<const float*>(filters), outputs[0], Epilogue::relu_phase_shift,
                            reinterpret_cast<float*>(shifted), between * pixels, threads};
   const Inputs maps({{static_cast<int64_t>(shifted), between, between * pixels, pixels, 0}}, 0, {lanes},
@@ -133,6 +180,16 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
                           int64_t outputs, Address gradient, int64_t gradient_lane_stride, Address shares, int64_t parts,
                           Address weight_gradient, int threads) {
   const Inputs inputs(sources, rows, segments, shape, targets);
+  const int64_t count = count_of("filters", {outputs, shape[1], 9});
+  expect_targets(inputs);
+  expect_range("outputs", outputs, 0, kMostSide);
+  expect_range("parts", parts, 1, std::max<int64_t>(shape[0], 1));
+  expect_strides("strides of the gradient", std::array{gradient_lane_stride, shape[2] * shape[3]}, std::array{shape[0], outputs});
+  expect_address("the gradient", gradient, count_of("gradient", {shape[0], outputs, shape[2], shape[3]}));
+  expect_address("filters", filters, count);
+  expect_address("shares", shares, count_of("shares", {parts, count}));
+  expect_address("the weight's gradient", weight_gradient, count);
+  expect_threads(threads);
   ConvolutionBackward call{};
   call.x = inputs.x;
   call.filters = reinterpret_cast<const float*>(filters);
@@ -150,6 +207,8 @@ void convolution_backward(const std::vector<SourceFields>& sources, Address rows
 
 // Scale and shift of (x - mean) / sqrt(var + eps) weight + bias, (2, tasks, channels).
 void normalisation(const Norm& norm, int64_t tasks, int64_t channels, float eps, Address affine) {
+  expect_norm(norm, tasks, channels);
+  expect_address("scale and shift", affine, count_of("scale and shift", {2, tasks, channels}));
   float* scale = reinterpret_cast<float*>(affine);
   scale_and_shift(norm, tasks, channels, eps, scale, scale + tasks * channels);
 }
@@ -157,6 +216,13 @@ void normalisation(const Norm& norm, int64_t tasks, int64_t channels, float eps,
 // See add_up_normalisation; float `sums`.
 void normalisation_backward(Address sums, const std::vector<int64_t>& segments, int64_t channels, Address scale, Rows var, float eps,
                             const Norm& gradients) {
+  const int64_t tasks = static_cast<int64_t>(segments.size());
+  int64_t lanes = 0;
+  for (int64_t count : segments) lanes += count_of("segments", {count, 1});
+  expect_address("sums", sums, count_of("sums", {2, lanes, channels}));
+  expect_address("scale", scale, count_of("scale", {tasks, channels}));
+  expect_rows("var", var, tasks, channels);
+  expect_norm(gradients, tasks, channels);
   add_up_normalisation(reinterpret_cast<const float*>(sums), segments, channels, reinterpret_cast<const float*>(scale), var, eps, gradients);
 }
 

@@ -50,6 +50,22 @@ struct DenseBlock {
   }
 };
 
+// What both directions are told: norms that fit the layers, and sizes whose products fit. `maps`: (N, channels grown, H, W).
+void expect_block(const DenseBlock& block, std::initializer_list<Address> maps, Address filters) {
+  const Concatenation& x = block.sources.x;
+  expect_range("layers", block.layers(), 1, kMostSide);
+  expect_range("growth", block.growth, 0, kMostSide);
+  const int64_t grown = count_of("channels", {block.growth, block.layers()}), widest = block.channels(block.layers() - 1);
+  expect_range("channels", block.inputs() + grown, 0, kMostSide);
+  count_of("weights", {grown, block.inputs() + grown, 9});
+  for (Address address : maps) expect_address("maps", address, count_of("maps", {x.lanes, grown, x.height, x.width}));
+  expect_address("filters", filters, grown * widest);
+  for (int64_t layer = 0; layer < block.layers(); ++layer)
+    for (int i = 0; i < 4; ++i)
+      expect_rows("values of a normalisation", block.norms[layer][i], x.tasks, i > 1 && block.batch ? block.inputs() : block.channels(layer));
+  expect_threads(block.threads);
+}
+
 // (tasks, channels), contiguous.
 struct Values {
   int64_t channels;
@@ -92,6 +108,8 @@ void dense_block_forward(const std::vector<SourceFields>& sources, Address rows,
                          Address grown, int64_t growth, Address mean, Address var, int threads) {
   const Inputs inputs(sources, rows, segments, shape);
   const DenseBlock block{inputs, norms, mean != 0, eps, isa_of(isa), grown, growth, threads};
+  expect_block(block, {grown}, filters);
+  expect(!mean == !var, "mean and var", "both or neither", var ? 1 : 0);
   const auto packed_filters = IFAN_PICK_FOR(block.isa, packed_filters);
   py::gil_scoped_release release;
 
@@ -131,6 +149,18 @@ void dense_block_forward(const std::vector<SourceFields>& sources, Address rows,
   }
 }
 
+// Where dense_block_backward writes the gradients of weights and norms, and those of the sources.
+void expect_found(const DenseBlock& block, const Inputs& inputs, const std::vector<std::pair<Address, Norm>>& found) {
+  expect(inputs.targets.size() == inputs.sources.size(), "gradients", "one a source", static_cast<int64_t>(inputs.targets.size()));
+  expect(found.size() == block.norms.size(), "gradients of weights and norms", "one a layer", static_cast<int64_t>(found.size()));
+  for (int64_t layer = 0; layer < block.layers(); ++layer) {
+    const int64_t channels = block.channels(layer);
+    expect_address("a weight's gradient", found[layer].first, block.growth * channels);
+    for (int i = 0; i < (block.batch && layer ? 2 : 4); ++i)
+      expect_rows("gradients of a normalisation", found[layer].second[i], block.tasks(), i > 1 && block.batch ? block.inputs() : channels);
+  }
+}
+
 // Gradients of all that `dense_block_forward` read. `filters`: those of each layer, transposed, behind each other. `moments`: mean and var of
 // the grown channels (tasks, grown channels), 0 without batch statistics; `upstream`: gradients of the grown channels (N, grown channels,
 // H, W) and of their moments; `to_grown`: as large, where these gradients come together: unwritten or, without batch statistics, a copy of
@@ -143,6 +173,12 @@ void dense_block_backward(const std::vector<SourceFields>& sources, Address rows
                           const std::vector<std::pair<Address, Norm>>& found, int64_t parts, int threads) {
   Inputs inputs(sources, rows, segments, shape, targets);
   const DenseBlock block{inputs, norms, moments[0] != 0, eps, isa_of(isa), grown, growth, threads};
+  expect_block(block, {grown, upstream[0], to_grown}, filters);
+  expect_found(block, inputs, found);
+  expect_range("parts", parts, 1, std::max<int64_t>(shape[0], 1));
+  if (block.batch)
+    for (Address values : {moments[0], moments[1], upstream[1], upstream[2]})
+      expect_address("moments of the grown channels", values, count_of("moments", {block.tasks(), growth, block.layers()}));
   const auto packed_filters = IFAN_PICK_FOR(block.isa, packed_filters);
   py::gil_scoped_release release;
 

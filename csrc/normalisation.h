@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "bounds.h"
+
 namespace ifan {
 
 // An address of (tasks, channels) and the floats from one task's to the next.
@@ -18,6 +20,15 @@ inline Rows from_channel(Rows rows, int64_t channel) { return {rows.first + chan
 
 // Weight, bias, mean and var of a normalisation.
 using Norm = std::array<Rows, 4>;
+
+inline void expect_rows(const char* what, Rows rows, int64_t tasks, int64_t channels) {
+  expect_strides(what, std::array{rows.second, int64_t{1}}, std::array{tasks, channels});
+  expect_address(what, rows.first, count_of(what, {tasks, channels}));
+}
+
+inline void expect_norm(const Norm& norm, int64_t tasks, int64_t channels) {
+  for (const Rows& rows : norm) expect_rows("values of a normalisation", rows, tasks, channels);
+}
 
 // (x - mean) / sqrt(var + eps) weight + bias, to scale and shift (tasks, channels).
 inline void scale_and_shift(const Norm& norm, int64_t tasks, int64_t channels, float eps, float* scale, float* shift) {

@@ -15,7 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ifan.config import IGNORE
+
 from .launch import launch, whole_grid, whole_tile
+
+IGNORED = tl.constexpr(IGNORE)
 
 
 def cross_entropy(
@@ -39,7 +43,7 @@ def cross_entropy(
 def upsampled_cross_entropy(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None, smoothing: float, gradient: Tensor
 ) -> Tensor:
-    """The same for labels ``(N, H', W')`` of another size, 255 ignored, and a contiguous gradient."""
+    """The same for labels ``(N, H', W')`` of another size, `ifan.config.IGNORE` ignored, and a contiguous gradient."""
     size, fine = tuple(logits.shape[2:]), tuple(labels.shape[1:])
     batch, classes = logits.shape[:2]
     tiles = whole_tile(logits, fine[0] * fine[1], share=2)
@@ -147,11 +151,11 @@ def fine_kernel(
     y = pixel // fine_width
     x = pixel % fine_width
     place = labels + lane * label_n + y.to(tl.int64) * label_h + x.to(tl.int64) * label_w
-    label = tl.load(place, mask=there, other=255).to(tl.int32)
+    label = tl.load(place, mask=there, other=IGNORED).to(tl.int32)
     base = logits + lane * stride_n + c * stride_c
     inside = (c < channels) & there[None, :]
     z = _upsampled(base, y, x, height, width, fine_height, fine_width, stride_h, stride_w, inside)
-    labelled = label != 255
+    labelled = label != IGNORED
     weight = _weight_of(class_weights, label, labelled, channels)
     power = _log_sum_exp(z, c < channels)
     loss = power - _target_of(z, label, c, channels, smoothing)
@@ -202,8 +206,8 @@ def gather_kernel(
         read = there & (y < fine_height) & (x < fine_width)
         share = _share(y, i, height, fine_height) * _share(x, j, width, fine_width)
         place = labels + lane * label_n + y.to(tl.int64) * label_h + x.to(tl.int64) * label_w
-        label = tl.load(place, mask=read, other=255).to(tl.int32)
-        labelled = label != 255
+        label = tl.load(place, mask=read, other=IGNORED).to(tl.int32)
+        labelled = label != IGNORED
         weight = _weight_of(class_weights, label, labelled, channels) * share
         inside = (c < channels) & labelled[None, :]
         z = _upsampled(base, y, x, height, width, fine_height, fine_width, stride_h, stride_w, inside)

@@ -14,26 +14,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ifan.config import IGNORE, UNLABELLED
+
 from .configs import config_of
 from .cross_entropy import cross_entropy, upsampled_cross_entropy
 from .launch import launch
 
-IGNORED_PIXEL = 255
-UNLABELLED_CLASS = -1
 KINDS = {"wing": 0, "smooth_l1": 1, "l2": 2}
 
 
 def forward(
     predictions: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    class_weights: Tensor | None,
-    denominators: Tensor | None,
+    targets: Sequence[Any],
     sizes: Sequence[int],
     settings: Sequence[float],
     point_loss: str,
@@ -41,13 +40,13 @@ def forward(
     """total, losses ``(T,)``, counts ``(T,)`` and ``[divisors (T,)``, the sums' gradients of parsing logits, points and
     class logits]; arguments as those of the operation ``ifan::hybrid_loss``."""
     parsing, points, classes, task_weights = predictions
-    labels, points_target, points_weight, class_targets = targets
+    labels, points_target, points_weight, class_targets, class_weights, denominators = targets
     parsing_smoothing, class_smoothing, width, curvature = settings
     made = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (parsing, points, classes)]
     partials = []
     if parsing.shape[1]:
         if parsing.shape[2:] == labels.shape[1:]:
-            partial = cross_entropy(parsing, labels, class_weights, parsing_smoothing, IGNORED_PIXEL, made[0])
+            partial = cross_entropy(parsing, labels, class_weights, parsing_smoothing, IGNORE, made[0])
         else:
             partial = upsampled_cross_entropy(parsing, labels, class_weights, parsing_smoothing, made[0])
         partials.append(partial)
@@ -56,7 +55,7 @@ def forward(
     groups = [values.split(list(sizes), 1) for values in (classes, made[2])]
     for logits, gradient, label in zip(*groups, class_targets.unbind(1), strict=True):
         images = [value.t()[None, :, None, :] for value in (logits, gradient)]
-        partials.append(cross_entropy(images[0], label[None, None], None, class_smoothing, UNLABELLED_CLASS, images[1]))
+        partials.append(cross_entropy(images[0], label[None, None], None, class_smoothing, UNLABELLED, images[1]))
     losses, counts, divisors = task_weights.new_empty((3, len(partials)), dtype=torch.float32).unbind(0)
     for task, partial in enumerate(partials):
         given = None if denominators is None else denominators[task]

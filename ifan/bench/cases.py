@@ -15,7 +15,7 @@ from ifan import ops
 from ifan.bench import plain, rivals
 from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting, vector_error
 from ifan.concat import Concat, DenseLayer, Lanes, Norm
-from ifan.config import NetworkConfig
+from ifan.config import IGNORE, NetworkConfig
 from ifan.wiring import LEVELS, MIDDLE, Widths
 
 Call = Callable[[Any, "str | None"], Sequence[Tensor]]
@@ -282,12 +282,12 @@ def _loss(batch: int, classes: int, size: int, labels: int) -> Case:
         logits, where, scores = values[:targets_from]
         target, aims, weight, ids, shares = values[targets_from:]
         backend = "reference" if backend == PLAIN else backend
-        arguments = (logits, target, where, aims, weight, scores, ids, [kinds], shares)
-        return [FUSED.hybrid_loss(*arguments, backend=backend).total]
+        judged, options = ops.LossPredictions(logits, where, scores), ops.LossOptions([kinds], shares)
+        return [FUSED.hybrid_loss(judged, ops.LossTargets(target, aims, weight, ids), options, backend=backend).total]
 
     def make() -> list[Tensor]:
         target = torch.randint(0, classes, (batch, labels, labels), dtype=torch.uint8)
-        target[torch.rand(target.shape) < 0.1] = 255
+        target[torch.rand(target.shape) < 0.1] = IGNORE
         where = (torch.rand(batch, 2, points) - 0.5).requires_grad_()
         scores = torch.randn(batch, kinds).requires_grad_()
         aims, weight = torch.rand(batch, 2, points) - 0.5, torch.ones(batch, points)

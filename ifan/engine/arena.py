@@ -44,10 +44,9 @@ class View:
     stride: int
     per_sample: bool = False
 
-    @property
-    def field(self) -> tuple[int, int, int, int, int]:
-        """The view as a kernel reads it: address, channels, strides of rows and planes, a row a sample."""
-        return self.address, self.channels, self.stride, self.side**2, int(self.per_sample)
+    def field(self, samples: int) -> tuple[int, int, int, int, int]:
+        """The view as a kernel reads it: address, channels, strides of rows and planes, rows if it has one a sample."""
+        return self.address, self.channels, self.stride, self.side**2, samples if self.per_sample else 0
 
     def rows_from(self, row: int) -> View:
         """The rows from ``row`` on."""
@@ -134,7 +133,7 @@ class LaneMaps:
         """The first four arguments of a kernel: sources, rows, segments, shape."""
         lanes, side = self.lanes, self.side
         shape = (lanes.total, self.channels, side, side)
-        return [view.field for view in self.views], lanes.rows, [lanes.count] * len(lanes.tasks), shape
+        return [view.field(lanes.count) for view in self.views], lanes.rows, [lanes.count] * len(lanes.tasks), shape
 
     def unique(self) -> LaneMaps:
         """The maps with each view once."""

@@ -39,7 +39,7 @@ class Plan:
         self.key = key
         self.images = np.empty((key.faces, 3, config.image_size, config.image_size), np.uint8)
         self.begun = uninitialised(config, [t.name for t in config.tasks], key.faces) if key.begun else None
-        measured = _Recorder(Arena(0), weights, self.images)
+        measured = _Recorder(Arena(64), weights, self.images)  # no memory yet: it is measured how much it takes
         measured.record(iterations, tasks, self.begun)
         self.memory = zeros(measured.arena.size + 16)  # borders stay zero: nothing else is ever written there
         self._recorder = _Recorder(Arena(address(self.memory)), weights, self.images)

@@ -5,7 +5,7 @@ from ifan.ops.dense_block import dense_block
 from ifan.ops.dispatch import BackendError, BackendStatus, current_backend, set_backend, use_backend
 from ifan.ops.dispatch import status as backends
 from ifan.ops.encode_predictions import encode_predictions
-from ifan.ops.hybrid_loss import HybridLoss, hybrid_loss
+from ifan.ops.hybrid_loss import HybridLoss, LossOptions, LossPredictions, LossTargets, hybrid_loss
 from ifan.ops.integrate import integrate
 from ifan.ops.transition_up import transition_up
 
@@ -13,6 +13,9 @@ __all__ = [
     "BackendError",
     "BackendStatus",
     "HybridLoss",
+    "LossOptions",
+    "LossPredictions",
+    "LossTargets",
     "backends",
     "by_task",
     "channel_moments",

@@ -41,8 +41,11 @@ _PLAIN = (Tensor, Parameter)
 
 
 def is_plain(tensors: Sequence[Tensor | None]) -> bool:
-    """True if no tensor is of a subclass, which may want to see the operation."""
-    return all(x is None or type(x) in _PLAIN for x in tensors)
+    """True if no tensor is of a subclass, which may want to see the operation, and none has its negative bit set.
+
+    PyTorch resolves that bit before a registered operation; whoever reads the memory itself would miss it.
+    """
+    return all(x is None or (type(x) in _PLAIN and not x.is_neg()) for x in tensors)
 
 
 def constant_in_graphs(function: _Function) -> _Function:
@@ -188,8 +191,8 @@ class CallCache(Generic[_Checked]):
 
 
 def key(tensors: Sequence[Tensor | None], constants: Hashable) -> Hashable:
-    """Key of a call: class, shape, dtype, device and layout of its tensors, and the ``constants``."""
-    seen = [x if x is None else (type(x), x.shape, x.dtype, x.device, x.is_contiguous()) for x in tensors]
+    """Key of a call: class, shape, dtype, device, layout and negative bit of its tensors, and the ``constants``."""
+    seen = [x if x is None else (type(x), x.shape, x.dtype, x.device, x.is_contiguous(), x.is_neg()) for x in tensors]
     return (constants, *seen)
 
 

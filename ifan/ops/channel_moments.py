@@ -128,7 +128,13 @@ def _empty_moments(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor]:
     return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
-@operation("ifan::channel_moments_backward")
+def _check_backward(mean_gradient: Tensor, var_gradient: Tensor, x: Tensor, mean: Tensor, *rest: Any) -> None:
+    _check(x, *rest)
+    expected = (len(rest[0]), x.shape[1])
+    checks.same_shapes(NAME, "mean and gradients", [mean, mean_gradient, var_gradient], [expected] * 3)
+
+
+@operation("ifan::channel_moments_backward", check=_check_backward)
 def _backward(
     mean_gradient: Tensor, var_gradient: Tensor, x: Tensor, mean: Tensor, segments: Sequence[int], backend: str
 ) -> Tensor:

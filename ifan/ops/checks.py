@@ -124,3 +124,31 @@ def index_range(op: str, name: str, values: Tensor, low: int, high: int, also: i
         extra = "" if also is None else f" or {also}"
         worst = int(values[outside][0])
         raise ValueError(f"{op}: {name} must be in {low}..{high}{extra}; got {worst}. Correct the labels or the sizes.")
+
+
+def class_sizes(op: str, sizes: Sequence[int], class_logits: Tensor) -> None:
+    """``class_logits (B, sum(sizes))`` hold the classes of each classification, of which each has at least one."""
+    for size in sizes:
+        if size < 1:
+            fail(op, f"class_sizes must be at least 1 each; got {list(sizes)}. Leave out classifications of no class.")
+    shape(op, "class_logits", class_logits, (class_logits.shape[0], sum(sizes)), "(B, sum(class_sizes))")
+
+
+def same_shapes(op: str, name: str, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> None:
+    """The tensors are floating point and have these shapes."""
+    if len(tensors) != len(shapes):
+        fail(op, f"{name} must hold {len(shapes)} tensors; got {len(tensors)}. Pass what forward returned.")
+    for index, (value, expected) in enumerate(zip(tensors, shapes, strict=True)):
+        shape(op, f"{name}[{index}]", value, expected, "what forward returned")
+        floating(op, tensors[0].device, **{f"{name}[{index}]": value})
+
+
+def firsts(op: str, firsts: Sequence[int], x: Concat) -> None:
+    """``firsts`` name, for each source, itself or one before it that is read alike (`ifan.concat.first_occurrences`)."""
+    for index, first in enumerate(firsts):
+        if not 0 <= first <= index or firsts[first] != first:
+            fail(
+                op, f"first occurrences must be those of the sources; got {list(firsts)}. Pass each source's own place."
+            )
+        if x.tensors[first].shape != x.tensors[index].shape or x.per_sample[first] != x.per_sample[index]:
+            fail(op, f"sources {first} and {index} must be read alike to share a gradient. Pass each its own place.")

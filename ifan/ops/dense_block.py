@@ -166,7 +166,26 @@ def _(
     return grown, grown.new_empty(shape, dtype=kind), grown.new_empty(shape, dtype=kind)
 
 
-@operation("ifan::dense_block_backward")
+def _check_backward(
+    results: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    rows: Tensor,
+    layout: Sequence[int],
+    eps: float,
+    backend: str,
+) -> None:
+    (weights, norms), firsts, layout = _split(parameters), layout[: len(sources)], layout[len(sources) :]
+    _check_flat(sources, weights, norms, rows, layout, eps, backend)
+    x = Concat.from_flat(sources, rows, layout)
+    checks.firsts(NAME, firsts, x)
+    lanes, _, height, width = x.shape
+    channels = weights[0].shape[0] * len(weights)
+    moments = (len(x.lanes.segments), channels if _batch_statistics(weights, norms) else 0)
+    checks.same_shapes(NAME, "results", results, [(lanes, channels, height, width), moments, moments] * 2)
+
+
+@operation("ifan::dense_block_backward", check=_check_backward)
 def _backward(
     results: Sequence[Tensor],
     sources: Sequence[Tensor],

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ifan import reference
 from ifan.ops import checks, native
-from ifan.ops.call import operation
-from ifan.ops.dispatch import choose, register_kernel
+from ifan.ops.call import CallCache, operation
+from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.profiling import ranged
 
 NAME = "encode_predictions"
+MOST_RADIUS = 2**15
+"""Pixels. Squares of such distances are exact enough in float32, and far from the largest number."""
 
 
 @ranged(f"ifan.{NAME}")
@@ -35,29 +37,35 @@ def encode_predictions(
         parsing_logits: ``(B, K, S, S)``, floating point; K may be 0. Its dtype is that of the result.
         points: ``(B, 2, P)`` x and y in [-.5, .5] of the crop; P may be 0. Points outside draw the part that is inside.
         class_logits: ``(B, sum(class_sizes))`` logits of all classification tasks, one after another.
-        class_sizes: number of classes of each classification task; each is softmaxed apart.
-        radius: of the discs, in pixels: pixel (i, j) is 1 where ``(j - cx)**2 + (i - cy)**2 < radius**2`` about the
-            centre ``c = round_half_even((p + .5) * S)``.
+        class_sizes: number of classes of each classification task, at least 1; each is softmaxed apart.
+        radius: of the discs, in pixels, at most `MOST_RADIUS`: pixel (i, j) is 1 where
+            ``(j - cx)**2 + (i - cy)**2 < radius**2`` about the centre ``c = round_half_even((p + .5) * S)``.
         backend: see `ifan.ops.use_backend`.
 
     Returns:
         planes ``(B, K + P + sum(class_sizes), S, S)``. Differentiable in both logits; discs are constants.
 
     Raises:
-        ValueError: a shape, dtype or device is wrong.
+        ValueError: a shape, dtype, device, class size or the radius is wrong.
 
     Source: encoders of predictions, iFAN (arXiv 1711.06055) and its release.
     """
-    sizes = _check(parsing_logits, points, class_logits, class_sizes, radius)
-    chosen = choose(NAME, backend, parsing_logits, points, class_logits)
+    tensors, sizes = (parsing_logits, points, class_logits), list(class_sizes)
+
+    def check() -> tuple[None, str]:
+        _check(*tensors, sizes, radius)
+        return None, choose(NAME, backend, *tensors)
+
+    _, chosen, run = _CALLS(tensors, (*sizes, radius, backend or current_backend()), check)
     if chosen == "reference":
-        return reference.encode_predictions(parsing_logits, points, class_logits, sizes, radius)
-    return _forward(parsing_logits, points, class_logits, sizes, radius, chosen)
+        return reference.encode_predictions(*tensors, sizes, radius)
+    planes: Tensor = run(*tensors, sizes, radius, chosen)
+    return planes
 
 
 def _check(
     parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int
-) -> list[int]:
+) -> None:
     checks.dimensions(NAME, "parsing_logits", parsing_logits, "(B, K, S, S)")
     checks.dimensions(NAME, "points", points, "(B, 2, P)")
     batch, _, height, width = parsing_logits.shape
@@ -65,20 +73,35 @@ def _check(
         height == width, NAME, f"parsing_logits must be square (S, S); got {(height, width)}. Crop to a square first."
     )
     checks.shape(NAME, "points", points, (batch, 2, points.shape[2]), "(B, 2, P)")
-    sizes = list(class_sizes)
-    checks.shape(NAME, "class_logits", class_logits, (batch, sum(sizes)), "(B, sum(class_sizes))")
+    checks.dimensions(NAME, "class_logits", class_logits, "(B, sum(class_sizes))")
+    checks.shape(NAME, "class_logits", class_logits, (batch, class_logits.shape[1]), "(B, sum(class_sizes))")
+    checks.class_sizes(NAME, class_sizes, class_logits)
     checks.floating(
         NAME, parsing_logits.device, parsing_logits=parsing_logits, points=points, class_logits=class_logits
     )
-    checks.require(radius >= 0, NAME, f"radius must be at least 0 pixels; got {radius}. Use 5 for 128 px.")
-    return sizes
+    if not 0 <= radius <= MOST_RADIUS:
+        checks.fail(NAME, f"radius must be in 0..{MOST_RADIUS} pixels; got {radius}. Use 5 for 128 px.")
 
 
 register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
-@operation("ifan::encode_predictions")
+def _check_call(*arguments: Any) -> None:
+    *checked, backend = arguments
+    _check(*checked)
+    choose(NAME, backend, *checked[:3])
+
+
+def _check_backward(gradient: Tensor, parsing_logits: Tensor, points: Tensor, class_logits: Tensor, *rest: Any) -> None:
+    _check_call(parsing_logits, points, class_logits, *rest)
+    batch, classes, size = parsing_logits.shape[:3]
+    expected = (batch, classes + points.shape[2] + class_logits.shape[1], size, size)
+    checks.shape(NAME, "gradient", gradient, expected, "that of the planes")
+    checks.floating(NAME, parsing_logits.device, gradient=gradient)
+
+
+@operation("ifan::encode_predictions", check=_check_call)
 def _forward(
     parsing_logits: Tensor, points: Tensor, class_logits: Tensor, class_sizes: Sequence[int], radius: int, backend: str
 ) -> Tensor:
@@ -134,7 +157,10 @@ def _(parsing_logits: Tensor, points: Tensor, class_logits: Tensor, *_: Any) -> 
     return parsing_logits.new_empty((batch, classes + points.shape[2] + class_logits.shape[1], size, size))
 
 
-@operation("ifan::encode_predictions_backward")
+_CALLS = CallCache[None](_forward)
+
+
+@operation("ifan::encode_predictions_backward", check=_check_backward)
 def _backward(
     gradient: Tensor,
     parsing_logits: Tensor,

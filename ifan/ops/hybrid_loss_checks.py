@@ -1,4 +1,4 @@
-"""What `ifan.ops.hybrid_loss` asks of its arguments."""
+"""Checks of what `ifan.ops.hybrid_loss` is given."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ifan.config import IGNORE, UNLABELLED
 from ifan.ops import checks
-from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS
 
 NAME = "hybrid_loss"
 POINT_LOSSES = ("wing", "smooth_l1", "l2")
@@ -16,91 +16,92 @@ POINT_LOSSES = ("wing", "smooth_l1", "l2")
 
 def check_all_but_labels(
     predictions: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    parsing_class_weights: Tensor | None,
-    denominators: Tensor | None,
-    sizes: list[int],
+    targets: Sequence[Tensor | None],
+    class_sizes: Sequence[int],
     settings: Sequence[float],
     point_loss: str,
 ) -> None:
-    """``ValueError`` for a wrong shape, dtype, device or setting. No tensor's values are looked at."""
-    parsing_logits, points, class_logits, task_weights = predictions
-    parsing_target, points_target, points_weight, class_targets = targets
-    _check_predictions(parsing_logits, points, class_logits, sizes)
-    _check_targets(parsing_logits, parsing_target, points, points_target, points_weight, class_targets, sizes)
-    _check_weights(parsing_logits, points, sizes, task_weights, parsing_class_weights, denominators)
+    """``ValueError`` for a wrong shape, dtype, device or setting; the arguments are those of the operation
+    ``ifan::hybrid_loss``. No tensor's values are looked at."""
+    if len(predictions) != 4 or len(targets) != 6 or len(settings) != 4 or any(x is None for x in targets[:4]):
+        checks.fail(
+            NAME,
+            f"expected 4 predictions, 4 targets with 2 optional tensors, and 4 settings; got {len(predictions)}, "
+            f"{len(targets)}, {len(settings)}. Call ifan.ops.hybrid_loss.",
+        )
+    _check_predictions(predictions, class_sizes)
+    _check_targets(predictions, [x for x in targets[:4] if x is not None], class_sizes)
+    _check_weights(predictions, targets[4:], class_sizes)
     _check_settings(point_loss, *settings)
 
 
-def check_labels(parsing_logits: Tensor, parsing_target: Tensor, class_targets: Tensor, sizes: Sequence[int]) -> None:
+def check_labels(parsing_logits: Tensor, parsing: Tensor, classes: Tensor, class_sizes: Sequence[int]) -> None:
     """``ValueError`` for a class id that is out of range, on the CPU."""
     if parsing_logits.shape[1]:
-        checks.index_range(NAME, "parsing_target", parsing_target, 0, parsing_logits.shape[1] - 1, IGNORED_PIXEL)
-    for index, size in enumerate(sizes):
-        labels = class_targets[:, index]
-        checks.index_range(NAME, f"class_targets[:, {index}]", labels, 0, size - 1, UNLABELLED_CLASS)
+        checks.index_range(NAME, "parsing targets", parsing, 0, parsing_logits.shape[1] - 1, IGNORE)
+    for index, size in enumerate(class_sizes):
+        checks.index_range(NAME, f"class targets[:, {index}]", classes[:, index], 0, size - 1, UNLABELLED)
 
 
-def _check_predictions(parsing_logits: Tensor, points: Tensor, class_logits: Tensor, sizes: list[int]) -> None:
+def check_made(upstream: Sequence[Tensor], predictions: Sequence[Tensor], backend: str) -> None:
+    """``ValueError`` unless ``upstream`` fits the predictions: gradients of total and losses, then the losses and what
+    forward made for this backend."""
+    shapes = [(), *[tuple(predictions[3].shape)] * 2]
+    if backend != "reference":
+        shapes += [tuple(predictions[3].shape), *(tuple(value.shape) for value in predictions[:3])]
+    checks.same_shapes(NAME, "upstream", upstream, shapes)
+
+
+def _check_predictions(predictions: Sequence[Tensor], class_sizes: Sequence[int]) -> None:
+    parsing_logits, points, class_logits, _ = predictions
     checks.dimensions(NAME, "parsing_logits", parsing_logits, "(Bp, K, h, w)")
     checks.dimensions(NAME, "points", points, "(Bl, 2, P)")
-    checks.dimensions(NAME, "class_logits", class_logits, "(Bc, sum(class_sizes))")
     checks.shape(NAME, "points", points, (points.shape[0], 2, points.shape[2]), "(Bl, 2, P)")
-    width = (class_logits.shape[0], sum(sizes))
-    checks.shape(NAME, "class_logits", class_logits, width, "(Bc, sum(class_sizes))")
+    checks.dimensions(NAME, "class_logits", class_logits, "(Bc, sum(class_sizes))")
+    checks.class_sizes(NAME, class_sizes, class_logits)
     values = {"parsing_logits": parsing_logits, "points": points, "class_logits": class_logits}
     checks.floating(NAME, parsing_logits.device, **values)
 
 
-def _check_targets(
-    parsing_logits: Tensor,
-    parsing_target: Tensor,
-    points: Tensor,
-    points_target: Tensor,
-    points_weight: Tensor,
-    class_targets: Tensor,
-    sizes: list[int],
-) -> None:
-    checks.dimensions(NAME, "parsing_target", parsing_target, "(Bp, H, W)")
-    expected = (parsing_logits.shape[0], *parsing_target.shape[1:])
-    checks.shape(NAME, "parsing_target", parsing_target, expected, "(Bp, H, W)")
-    coarse, fine = parsing_logits.shape[2:], parsing_target.shape[1:]
+def _check_targets(predictions: Sequence[Tensor], targets: Sequence[Tensor], class_sizes: Sequence[int]) -> None:
+    parsing_logits, points, class_logits, _ = predictions
+    parsing, points_target, points_weight, classes = targets
+    checks.dimensions(NAME, "parsing targets", parsing, "(Bp, H, W)")
+    expected = (parsing_logits.shape[0], *parsing.shape[1:])
+    checks.shape(NAME, "parsing targets", parsing, expected, "(Bp, H, W)")
+    coarse, fine = parsing_logits.shape[2:], parsing.shape[1:]
     if coarse != fine and 0 in (*coarse, *fine):
         checks.fail(
             NAME,
-            f"parsing_logits cannot be resized to parsing_target without pixels; got {tuple(coarse)} and "
+            f"parsing_logits cannot be resized to parsing targets without pixels; got {tuple(coarse)} and "
             f"{tuple(fine)}. Drop the rows.",
         )
-    checks.shape(NAME, "points_target", points_target, tuple(points.shape), "(Bl, 2, P)")
+    checks.shape(NAME, "points targets", points_target, tuple(points.shape), "(Bl, 2, P)")
     checks.shape(NAME, "points_weight", points_weight, (points.shape[0], points.shape[2]), "(Bl, P)")
-    checks.dimensions(NAME, "class_targets", class_targets, "(Bc, n)")
-    checks.shape(NAME, "class_targets", class_targets, (class_targets.shape[0], len(sizes)), "(Bc, n)")
-    checks.floating(NAME, points.device, points_target=points_target, points_weight=points_weight)
-    checks.on_device(NAME, points.device, parsing_target=parsing_target, class_targets=class_targets)
+    checks.dimensions(NAME, "class targets", classes, "(Bc, n)")
+    checks.shape(NAME, "class targets", classes, (class_logits.shape[0], len(class_sizes)), "(Bc, n)")
+    values = {"points targets": points_target, "points_weight": points_weight}
+    checks.floating(NAME, points.device, **values)
     for name, tensor, dtype in (
-        ("parsing_target", parsing_target, torch.uint8),
-        ("class_targets", class_targets, torch.int64),
+        ("parsing targets", parsing, torch.uint8),
+        ("class targets", classes, torch.int64),
     ):
+        checks.on_device(NAME, points.device, **{name: tensor})
         if tensor.dtype != dtype:
-            checks.fail(NAME, f"{name} must be {dtype}; got {tensor.dtype}. Convert it with .to().")
+            checks.fail(NAME, f"{name} must be {dtype}; got {tensor.dtype}. Convert with .to().")
 
 
 def _check_weights(
-    parsing_logits: Tensor,
-    points: Tensor,
-    sizes: list[int],
-    task_weights: Tensor,
-    parsing_class_weights: Tensor | None,
-    denominators: Tensor | None,
+    predictions: Sequence[Tensor], optional: Sequence[Tensor | None], class_sizes: Sequence[int]
 ) -> None:
-    tasks = int(parsing_logits.shape[1] > 0) + int(points.shape[2] > 0) + len(sizes)
+    parsing_logits, points, _, task_weights = predictions
+    tasks = int(parsing_logits.shape[1] > 0) + int(points.shape[2] > 0) + len(class_sizes)
     checks.require(tasks > 0, NAME, "expected at least one task; got K = 0, P = 0, n = 0. Pass one task's predictions.")
-    optional = {
-        "task_weights": (task_weights, tasks, "(T,)"),
-        "parsing_class_weights": (parsing_class_weights, parsing_logits.shape[1], "(K,)"),
-        "denominators": (denominators, tasks, "(T,)"),
-    }
-    for name, (tensor, length, meaning) in optional.items():
+    for name, tensor, length, meaning in (
+        ("task_weights", task_weights, tasks, "(T,)"),
+        ("parsing_class_weights", optional[0], parsing_logits.shape[1], "(K,)"),
+        ("denominators", optional[1], tasks, "(T,)"),
+    ):
         if tensor is not None:
             checks.shape(NAME, name, tensor, (length,), meaning)
             checks.floating(NAME, points.device, **{name: tensor})

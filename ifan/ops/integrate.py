@@ -121,7 +121,19 @@ def _(
     return norm[0].new_empty((lanes, channels, height // pool, width // pool), dtype=x.dtype)
 
 
-@operation("ifan::integrate_backward")
+def _check_backward(
+    gradient: Tensor, inputs: Sequence[Tensor], rows: Tensor, layout: Sequence[int], pool: int, eps: float, backend: str
+) -> None:
+    count = max(len(inputs) - 4, 0)
+    firsts, layout = layout[:count], layout[count:]
+    _check_flat(inputs[:count], inputs[count:], rows, layout, pool, eps, backend)
+    x = Concat.from_flat(inputs[:count], rows, layout)
+    checks.firsts(NAME, firsts, x)
+    lanes, channels, height, width = x.shape
+    checks.same_shapes(NAME, "gradient", [gradient], [(lanes, channels, height // pool, width // pool)])
+
+
+@operation("ifan::integrate_backward", check=_check_backward)
 def _backward(
     gradient: Tensor,
     inputs: Sequence[Tensor],

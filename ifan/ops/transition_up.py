@@ -109,7 +109,13 @@ register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytor
 register_kernel(NAME, "triton", triton_refusal)
 
 
-@operation("ifan::transition_up_backward")
+def _check_backward(gradient: Tensor, outputs: Sequence[Tensor], *arguments: Any) -> None:
+    _check_flat(*arguments)
+    shapes = [tuple(value.shape) for value in _empty(*arguments)]
+    checks.same_shapes(NAME, "gradient and outputs", [gradient, *outputs], [shapes[0], *shapes])
+
+
+@operation("ifan::transition_up_backward", check=_check_backward)
 def _backward(
     gradient: Tensor,
     outputs: Sequence[Tensor],

@@ -1,17 +1,20 @@
 """The fused operations in plain, differentiable PyTorch: the definition of truth and the fallback.
 
-They know torch, and `ifan.concat` for the operations' arguments.
+They know torch, `ifan.concat` for the operations' arguments, and the labels of `ifan.config`.
 """
 
 from ifan.reference.channel_moments import channel_moments
 from ifan.reference.dense_block import dense_block
 from ifan.reference.encode_predictions import encode_predictions
-from ifan.reference.hybrid_loss import HybridLoss, hybrid_loss
+from ifan.reference.hybrid_loss import HybridLoss, LossOptions, LossPredictions, LossTargets, hybrid_loss
 from ifan.reference.integrate import integrate
 from ifan.reference.transition_up import transition_up
 
 __all__ = [
     "HybridLoss",
+    "LossOptions",
+    "LossPredictions",
+    "LossTargets",
     "channel_moments",
     "dense_block",
     "encode_predictions",

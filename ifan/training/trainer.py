@@ -227,14 +227,8 @@ class Trainer:
         """Loss of one pass over a batch, by the configuration's settings."""
         loss, size = self.config.training.loss, batch.images.shape[0]
         weights = loss.parsing_class_weights
-        return ops.hybrid_loss(
-            _full(predictions.parsing_logits),
-            batch.parsing_target,
-            _full(predictions.points),
-            batch.points_target,
-            batch.points_weight,
-            _full(predictions.dense_class_logits(size)),
-            batch.class_targets,
+        judged = (predictions.parsing_logits, predictions.points, predictions.dense_class_logits(size))
+        options = ops.LossOptions(
             self.model.class_sizes,
             torch.ones(len(self.config.network.tasks), device=self.device),
             parsing_class_weights=torch.tensor(weights, device=self.device) if weights else None,
@@ -244,6 +238,8 @@ class Trainer:
             wing_width=loss.wing_width,
             wing_curvature=loss.wing_curvature,
         )
+        targets = (batch.parsing_target, batch.points_target, batch.points_weight, batch.class_targets)
+        return ops.hybrid_loss(ops.LossPredictions(*map(_full, judged)), ops.LossTargets(*targets), options)
 
     def _tensors(self) -> Tensors:
         """Everything a checkpoint holds; the tensors themselves, so that copying into them restores it."""

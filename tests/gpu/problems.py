@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ifan import ops
+from ifan.config import IGNORE, UNLABELLED
 from tests.support import flat
 from tests.support.samples import arrange, leaf, outputs_of
 
@@ -77,7 +78,7 @@ def hybrid_loss(
     ignored: float = 0.3,
 ) -> Problem:
     labels = torch.randint(0, 5, (2, int(6 * finer), int(4 * finer)), dtype=torch.uint8)
-    labels[torch.rand(labels.shape) < ignored] = 255
+    labels[torch.rand(labels.shape) < ignored] = IGNORE
     weight = torch.rand(3, 4) + 0.1
     target = torch.rand(3, 2, 4) - 0.5
     if ignored:
@@ -85,23 +86,16 @@ def hybrid_loss(
         target[0, :, :2] = torch.nan
     classes = torch.tensor([[0, -1], [1, 3], [-1, -1], [2, 0]])
     if all_masked:
-        labels.fill_(255)
+        labels.fill_(IGNORE)
         weight.zero_()
-        classes.fill_(-1)
+        classes.fill_(UNLABELLED)
 
     class_weights = torch.rand(5) + 0.5 if weighted else None
     denominators = torch.tensor([40.0, 7.0, 0.0, 3.0]) if weighted else None
 
     def run(backend: str, logits: Tensor, points: Tensor, class_logits: Tensor, task_weights: Tensor) -> Any:
         wide = torch.float64 if class_logits.dtype == torch.float64 else torch.float32
-        return ops.hybrid_loss(
-            logits,
-            labels,
-            points,
-            target.to(wide),
-            weight.to(wide),
-            class_logits,
-            classes,
+        options = ops.LossOptions(
             [3, 4],
             task_weights,
             parsing_class_weights=class_weights,
@@ -109,8 +103,9 @@ def hybrid_loss(
             class_smoothing=smoothing,
             point_loss=kind,
             denominators=denominators,
-            backend=backend,
         )
+        targets = ops.LossTargets(labels, target.to(wide), weight.to(wide), classes)
+        return ops.hybrid_loss(ops.LossPredictions(logits, points, class_logits), targets, options, backend=backend)
 
     points = (torch.rand(3, 2, 4, dtype=torch.float64) - 0.5).requires_grad_()
     return Problem([leaf(2, 5, 6, 4), points, leaf(4, 7), leaf(4, positive=True)], 1, run)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import opcheck
 
-from ifan.ops import backends, hybrid_loss
+from ifan.config import IGNORE, UNLABELLED
+from ifan.ops import backends
 from ifan.ops.hybrid_loss import _forward
 from tests.support.cases import arrange, assert_compiles, assert_same_gradients, leaf
 from tests.support.losses import (
@@ -19,11 +20,13 @@ from tests.support.losses import (
     DTYPE,
     PREDICTIONS,
     SIZES,
+    automatic,
     batch,
     eager,
     kernel,
     naive,
     op,
+    registered,
     with_predictions,
 )
 from tests.support.tolerances import assert_close
@@ -76,7 +79,7 @@ def test_upsampling_is_torch_bilinear(call: Any) -> None:
 def test_unlabelled_elements_have_exactly_no_gradient(call: Any) -> None:
     data = batch(DTYPE[call])
     call(**data).total.backward()
-    ignored = (data["parsing_target"] == 255)[:, None].expand_as(data["parsing_logits"])
+    ignored = (data["parsing_target"] == IGNORE)[:, None].expand_as(data["parsing_logits"])
     assert int(data["parsing_logits"].grad[ignored].count_nonzero()) == 0
     assert int(data["points"].grad[0, :, :3].count_nonzero()) == 0
     unlabelled = torch.cat([(data["class_targets"][:, t] < 0)[:, None].expand(-1, n) for t, n in enumerate(SIZES)], 1)
@@ -88,7 +91,7 @@ def test_unlabelled_elements_have_exactly_no_gradient(call: Any) -> None:
 
 def drop_mask(data: dict[str, Any]) -> dict[str, Any]:
     target = data["parsing_target"].clone()
-    target[target == 255] = 0
+    target[target == IGNORE] = 0
     return {**data, "parsing_target": target}
 
 
@@ -136,10 +139,10 @@ def test_a_mistake_would_be_noticed(call: Any, mutate: Callable[[dict[str, Any]]
 @CALLS
 def test_tasks_without_labels_give_exact_zeros_and_the_others_train(call: Any) -> None:
     data = batch(DTYPE[call])
-    data["parsing_target"] = torch.full_like(data["parsing_target"], 255)
+    data["parsing_target"] = torch.full_like(data["parsing_target"], IGNORE)
     data["points_weight"] = torch.zeros_like(data["points_weight"])
     data["points_target"] = torch.full_like(data["points_target"], torch.nan)
-    data["class_targets"] = torch.tensor([[-1, 1], [-1, 2], [-1, -1], [-1, 0]])
+    data["class_targets"] = torch.tensor([[UNLABELLED, label] for label in (1, 2, UNLABELLED, 0)])
     total, losses, counts = call(**data)
     assert losses[:3].tolist() == [0, 0, 0]
     assert counts.tolist() == [0, 0, 0, 3]
@@ -238,13 +241,12 @@ def test_gradcheck() -> None:
 def test_opcheck_and_one_graph() -> None:
     data = batch(torch.float32, scale=2)
     predictions = [data[name] for name in PREDICTIONS]
-    targets = [data[name] for name in ("parsing_target", "points_target", "points_weight", "class_targets")]
-    settings = [0.1, 0.1, 0.1, 0.02]
+    settings = {"parsing_smoothing": 0.1, "class_smoothing": 0.1}
+    optional = {"parsing_class_weights": torch.ones(5), "denominators": torch.ones(4)}
     for backend in ("reference", *(row.name for row in backends() if row.available and row.name == "cpu")):
-        opcheck(
-            _forward.registered, (predictions, targets, torch.ones(5), torch.ones(4), SIZES, settings, "wing", backend)
-        )
-    for call in (hybrid_loss, op, eager):
+        for given in (optional, {}):
+            opcheck(_forward.registered, registered(backend, **data, **settings, **given))
+    for call in (automatic, op, eager):
         assert_compiles(lambda *v, c=call: list(c(**with_predictions(data, v))[:2]), predictions)
 
 
@@ -253,12 +255,12 @@ def test_bad_input_is_refused() -> None:
     wrong = data["parsing_target"].clone()
     wrong[0, 0, 0] = 7
     for change, message in (
-        ({"parsing_target": wrong}, "parsing_target must be in 0..4 or 255; got 7"),
+        ({"parsing_target": wrong}, "parsing targets must be in 0..4 or 255; got 7"),
         ({"parsing_target": data["parsing_target"][:, :0]}, "cannot be resized"),
-        ({"class_targets": torch.full((4, 2), 3)}, "class_targets[:, 0] must be in 0..2 or -1; got 3"),
+        ({"class_targets": torch.full((4, 2), 3)}, "class targets[:, 0] must be in 0..2 or -1; got 3"),
         ({"parsing_target": wrong.long()}, "must be torch.uint8"),
         ({"class_targets": data["class_targets"].int()}, "must be torch.int64"),
-        ({"points_target": data["points_target"][:, :, :4]}, "points_target must be (Bl, 2, P)"),
+        ({"points_target": data["points_target"][:, :, :4]}, "points targets must be (Bl, 2, P)"),
         ({"task_weights": torch.ones(3)}, "task_weights must be (T,) = (4,); got (3,)"),
         ({"denominators": torch.ones(5)}, "denominators must be (T,)"),
         ({"parsing_class_weights": torch.ones(4)}, "parsing_class_weights must be (K,)"),
@@ -268,6 +270,6 @@ def test_bad_input_is_refused() -> None:
         ({"class_sizes": [3, 3]}, "class_logits must be"),
     ):
         with pytest.raises(ValueError, match=r"^hybrid_loss: ") as error:
-            hybrid_loss(**{**data, **change})
+            automatic(**{**data, **change})
         assert message in str(error.value)
         assert "\n" not in str(error.value)

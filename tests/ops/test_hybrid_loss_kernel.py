@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifan.config import IGNORE
 from ifan.ops import native
 from tests.support.cases import arrange, leaf, needs_cpu
 from tests.support.losses import (
@@ -40,7 +41,7 @@ def test_kernel_upsamples_by_any_ratio_and_writes_everything(
     data = batch(torch.float32)
     data["parsing_logits"] = leaf(2, 5, *coarse, dtype=torch.float32)
     data["parsing_target"] = torch.randint(0, 5, (2, *fine), dtype=torch.uint8)
-    data["parsing_target"][torch.rand(2, *fine) < 0.2] = 255
+    data["parsing_target"][torch.rand(2, *fine) < 0.2] = IGNORE
     options = {"parsing_class_weights": torch.rand(5), "parsing_smoothing": smoothing, "class_smoothing": smoothing}
     doubled = {
         n: v.detach().double() if isinstance(v, Tensor) and v.is_floating_point() else v for n, v in data.items()
@@ -60,7 +61,7 @@ def test_one_class_alone_has_no_gradient(side: int, smoothing: float) -> None:
     data = batch(torch.float32)
     data["parsing_logits"] = leaf(2, 1, 3, 3, dtype=torch.float32)
     data["parsing_target"] = torch.zeros(2, side, side, dtype=torch.uint8)
-    data["parsing_target"][0, 0] = 255
+    data["parsing_target"][0, 0] = IGNORE
     gradients = all_gradients(kernel, data, parsing_smoothing=smoothing)
     shaped = [value for value in gradients if value.shape == data["parsing_logits"].shape]
     assert len(shaped) == 1
@@ -117,7 +118,7 @@ def test_nan_and_infinite_logits_are_not_hidden() -> None:
     data = large_batch(times=1)
     with torch.no_grad():  # a class that is ruled out
         data["parsing_logits"][:, 4] = -torch.inf
-    data["parsing_target"][data["parsing_target"] == 4] = 255
+    data["parsing_target"][data["parsing_target"] == 4] = IGNORE
     assert_close(kernel(**data).losses, eager(**data).losses, 100)
 
 
@@ -154,10 +155,10 @@ def test_calls_of_equal_shapes_may_differ_in_layout_and_dtype() -> None:
 @pytest.mark.parametrize("times", [1, 8])
 def test_unlabelled_images_and_pixels_have_no_gradient(times: int) -> None:
     data = large_batch(times=times)
-    data["parsing_target"][1] = 255
+    data["parsing_target"][1] = IGNORE
     (gradient,) = torch.autograd.grad(kernel(**data).total, [data["parsing_logits"]])
     assert int(gradient[1].count_nonzero()) == 0
-    labelled = (data["parsing_target"][0] != 255).expand(5, -1, -1) if times == 1 else slice(None)
+    labelled = (data["parsing_target"][0] != IGNORE).expand(5, -1, -1) if times == 1 else slice(None)
     assert float(gradient[0][labelled].abs().min()) > 0
 
 
@@ -193,8 +194,8 @@ def test_labels_are_looked_at_on_every_call() -> None:
     data = batch(torch.float32)
     kernel(**data)
     for name, value, message in (
-        ("parsing_target", 5, r"parsing_target must be in 0..4 or 255; got 5"),
-        ("class_targets", 4, r"class_targets\[:, 0\] must be in 0..2 or -1; got 4"),
+        ("parsing_target", 5, r"parsing targets must be in 0..4 or 255; got 5"),
+        ("class_targets", 4, r"class targets\[:, 0\] must be in 0..2 or -1; got 4"),
     ):
         wrong = data[name].clone()
         wrong.view(-1)[0] = value

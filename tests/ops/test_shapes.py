@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ifan.ops import channel_moments, encode_predictions, hybrid_loss
+from ifan.config import IGNORE
+from ifan.ops import LossOptions, LossPredictions, LossTargets, channel_moments, encode_predictions, hybrid_loss
 from tests.support.cases import LAYOUTS, VECTOR_ERROR, arrange, gradients, needs_cpu, outputs_of
 from tests.support.flat import dense_block, integrate, transition_up
 from tests.support.tolerances import assert_close
@@ -149,12 +150,9 @@ def test_hybrid_loss(
     def run(backend: str, *values: Tensor) -> list[Tensor]:
         given = dict(zip(present, values, strict=True))
         parsing, points, heads, task_weights = (given.get(i, value) for i, value in enumerate(everything))
-        return list(
-            hybrid_loss(
-                parsing, torch.where(target == classes, 255, target), points, places, weight, heads,
-                torch.stack(labels, 1) if labels else torch.zeros(rows, 0, dtype=torch.int64), sizes, task_weights,
-                parsing_smoothing=0.1, backend=backend,
-            )[:2]
-        )  # fmt: skip
+        ids = torch.stack(labels, 1) if labels else torch.zeros(rows, 0, dtype=torch.int64)
+        targets = LossTargets(torch.where(target == classes, IGNORE, target), places, weight, ids)
+        options = LossOptions(sizes, task_weights, parsing_smoothing=0.1)
+        return list(hybrid_loss(LossPredictions(parsing, points, heads), targets, options, backend=backend)[:2])
 
     compare(run, [everything[i] for i in present])

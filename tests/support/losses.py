@@ -10,17 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifan.ops import HybridLoss, hybrid_loss
+from ifan.config import IGNORE, UNLABELLED
+from ifan.ops import HybridLoss, LossOptions, LossPredictions, LossTargets, hybrid_loss
 from ifan.ops.hybrid_loss import _forward
 from tests.support.cases import gradients, leaf, needs_cpu
 
 SIZES = [3, 4]
+PREDICTIONS = ("parsing_logits", "points", "class_logits", "task_weights")
+TARGETS = ("parsing_target", "points_target", "points_weight", "class_targets")
 
 
 def batch(dtype: torch.dtype = torch.float64, scale: int = 1) -> dict[str, Any]:
     """Two parsing, three landmark and four classification rows, each partly labelled."""
     target = torch.randint(0, 5, (2, 6 * scale, 4 * scale), dtype=torch.uint8)
-    target[torch.rand(target.shape) < 0.3] = 255
+    target[torch.rand(target.shape) < 0.3] = IGNORE
     points_target, weight = torch.rand(3, 2, 5, dtype=dtype) - 0.5, torch.rand(3, 5, dtype=dtype)
     weight[0, :3] = 0
     points_target[0, :, :3] = torch.nan
@@ -31,7 +34,7 @@ def batch(dtype: torch.dtype = torch.float64, scale: int = 1) -> dict[str, Any]:
         "points_target": points_target,
         "points_weight": weight,
         "class_logits": leaf(4, 7, dtype=dtype),
-        "class_targets": torch.tensor([[0, -1], [1, 3], [-1, -1], [2, 0]]),
+        "class_targets": torch.tensor([[0, UNLABELLED], [1, 3], [UNLABELLED, UNLABELLED], [2, 0]]),
         "class_sizes": SIZES,
         "task_weights": leaf(4, dtype=dtype, positive=True),
     }
@@ -66,7 +69,7 @@ def naive(
         logits = F.interpolate(logits, target.shape[1:], mode="bilinear", align_corners=False)
     for b, i, j in torch.cartesian_prod(*map(torch.arange, target.shape)).tolist():
         label = int(target[b, i, j])
-        if label != 255:
+        if label != IGNORE:
             weight = 1.0 if class_weights is None else float(class_weights[label])
             total = total + weight * cross_entropy(logits[b, :, i, j], label, smoothing[0])
             count += weight
@@ -91,30 +94,40 @@ def naive(
     return [s / d if d else s * 0 for s, d in zip(sums, divisors, strict=True)], counts
 
 
+def loss(backend: str | None, **data: Any) -> HybridLoss:
+    """The loss of a batch; what is no prediction or target are options."""
+    predictions = LossPredictions(*(data.pop(name) for name in PREDICTIONS[:3]))
+    targets = LossTargets(*(data.pop(name) for name in TARGETS))
+    return hybrid_loss(predictions, targets, LossOptions(**data), backend=backend)
+
+
+def registered(backend: str, **data: Any) -> tuple[Any, ...]:
+    """Arguments of the registered operation."""
+    targets = [data.get(name, torch.empty(0)) for name in (*TARGETS, "parsing_class_weights", "denominators")]
+    settings = [data.get("parsing_smoothing", 0.0), data.get("class_smoothing", 0.0), 0.1, 0.02]
+    predictions = [data[name] for name in PREDICTIONS]
+    return predictions, targets, data["class_sizes"], settings, data.get("point_loss", "wing"), backend
+
+
 def op(**data: Any) -> HybridLoss:
     """The registered operation on the reference backend."""
-    predictions = [data["parsing_logits"], data["points"], data["class_logits"], data["task_weights"]]
-    targets = [data["parsing_target"], data["points_target"], data["points_weight"], data["class_targets"]]
-    settings = [data.get("parsing_smoothing", 0.0), data.get("class_smoothing", 0.0), 0.1, 0.02]
-    optional = (data.get("parsing_class_weights"), data.get("denominators"))
-    return HybridLoss(
-        *_forward(
-            predictions, targets, *optional, data["class_sizes"], settings, data.get("point_loss", "wing"), "reference"
-        )[:3]
-    )
+    return HybridLoss(*_forward(*registered("reference", **data))[:3])
 
 
 def eager(**data: Any) -> HybridLoss:
-    return hybrid_loss(**data, backend="reference")
+    return loss("reference", **data)
+
+
+def automatic(**data: Any) -> HybridLoss:
+    return loss(None, **data)
 
 
 def kernel(**data: Any) -> HybridLoss:
-    return hybrid_loss(**data, backend="cpu")
+    return loss("cpu", **data)
 
 
 CALLS = pytest.mark.parametrize("call", [eager, op, pytest.param(kernel, marks=needs_cpu)], ids=["eager", "op", "cpu"])
 DTYPE = {eager: torch.float64, op: torch.float64, kernel: torch.float32}
-PREDICTIONS = ("parsing_logits", "points", "class_logits", "task_weights")
 
 
 def with_predictions(data: dict[str, Any], values: tuple[Tensor, ...]) -> dict[str, Any]:
@@ -126,7 +139,7 @@ def large_batch(images: int = 3, size: int = 36, times: int = 8) -> dict[str, An
     data = batch(torch.float32)
     data["parsing_logits"] = leaf(images, 5, size, size - 3, dtype=torch.float32)
     target = torch.randint(0, 6, (images, size * times, (size - 3) * times), dtype=torch.uint8)
-    data["parsing_target"] = torch.where(target == 5, 255, target)
+    data["parsing_target"] = torch.where(target == 5, IGNORE, target)
     return data
 
 

@@ -98,12 +98,11 @@ def test_loss_of_fewer_tasks(absent: str, emulation: ModuleType) -> None:
     inputs = [torch.randn(shape, dtype=torch.float64) for shape in (*shapes, (2 + (absent == "samples"),))]
 
     def run(backend: str, logits: Tensor, points: Tensor, classes: Tensor, weights: Tensor) -> ops.HybridLoss:
-        return ops.hybrid_loss(
-            *(logits, torch.zeros(batch, 2, 2, dtype=torch.uint8), points, torch.zeros_like(points)),
-            *(torch.ones(batch, points.shape[2], dtype=points.dtype), classes),
-            *(torch.zeros(batch, len(sizes), dtype=torch.int64), sizes, weights),
-            backend=backend,
-        )
+        labels, ids = torch.zeros(batch, 2, 2, dtype=torch.uint8), torch.zeros(batch, len(sizes), dtype=torch.int64)
+        weight = torch.ones(batch, points.shape[2], dtype=points.dtype)
+        targets = ops.LossTargets(labels, torch.zeros_like(points), weight, ids)
+        judged, options = ops.LossPredictions(logits, points, classes), ops.LossOptions(sizes, weights)
+        return ops.hybrid_loss(judged, targets, options, backend=backend)
 
     with emulated(emulation):
         check(problems.Problem([x.requires_grad_() for x in inputs], 1, run))
@@ -112,12 +111,13 @@ def test_loss_of_fewer_tasks(absent: str, emulation: ModuleType) -> None:
 def test_loss_of_an_infinite_logit_is_finite_and_of_a_label_that_is_no_class_nan(emulation: ModuleType) -> None:
     logits, none = torch.zeros(1, 3, 2, 2), torch.zeros(0, 2, 0)
     logits[:, 0] = -torch.inf
-    rest = (none, none, torch.zeros(0, 0), torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.int64), [], torch.ones(1))
+    rest, options = (none, torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.int64)), ops.LossOptions([], torch.ones(1))
+    judged = ops.LossPredictions(logits, none, torch.zeros(0, 0))
     for label in (1, 7):
         labels = torch.full((1, 2, 2), label, dtype=torch.uint8)
         with emulated(emulation), pytest.MonkeyPatch.context() as patch:
             patch.setattr("ifan.ops.checks.index_range", lambda *_: None)
-            total = ops.hybrid_loss(logits, labels, *rest, backend="cuda").total
+            total = ops.hybrid_loss(judged, ops.LossTargets(labels, *rest), options, backend="cuda").total
         assert total.isnan() if label == 7 else abs(float(total) - math.log(2)) < 1e-6
 
 

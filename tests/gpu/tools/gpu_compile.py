@@ -223,7 +223,7 @@ def operations(
         settings = [0.1, 0.1, 0.1, 0.02]
         for kind in judging.KINDS:
             weights = torch.ones(classes) if kind == "l2" else None
-            *_, made = judging.forward(predictions, targets(side), weights, None, [7], settings, kind)
+            *_, made = judging.forward(predictions, [*targets(side), weights, None], [7], settings, kind)
         judging.backward([torch.ones(()), torch.ones(3)], predictions, torch.ones(3), made, [7])
 
     moments = (maps(lanes, 64), segments)

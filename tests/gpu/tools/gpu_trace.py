@@ -170,8 +170,9 @@ def training_steps(family: str, backend: str, batch: int) -> Sequence[Step]:
     with traced(family, backend) as steps:
         found = model.train()(images)[-1]
         logits = torch.cat(list(found.class_logits.values()), 1)
-        targets = found.points, points, weights, logits, classes, list(model.class_sizes), shares
-        ops.hybrid_loss(found.parsing_logits, labels, *targets).total.backward()
+        judged = ops.LossPredictions(found.parsing_logits, found.points, logits)
+        options = ops.LossOptions(list(model.class_sizes), shares)
+        ops.hybrid_loss(judged, ops.LossTargets(labels, points, weights, classes), options).total.backward()
     return tuple(steps)
 
 

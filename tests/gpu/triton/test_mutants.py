@@ -45,7 +45,7 @@ MUTANTS = [
         "values.to(tl.float32)",
         "encode_predictions",
     ),
-    ("cross_entropy", "labelled = label != 255", "labelled = label >= 0", "hybrid_loss-finer"),
+    ("cross_entropy", "labelled = label != IGNORED", "labelled = label >= 0", "hybrid_loss-finer"),
     ("convolution", "(there & (iy >= 0) & (iy < height)", "(there & (iy < height)", "transition"),
     ("convolution", "mask=there[:, None] & (o < outputs)", "mask=o < outputs", "transition"),
     ("lanes", "== sample, size, 0)", ">= 0, size, 0)", "integrate"),

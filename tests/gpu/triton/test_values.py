@@ -80,7 +80,7 @@ def test_loss_of_a_label_that_is_no_class_is_nan() -> None:
     logits, label = torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), 7, dtype=torch.uint8)
     none = torch.zeros(0, 2, 0), torch.zeros(0, 2, 0), torch.zeros(0, 0)
     classes = torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.int64)
-    constants = ([label, none[1], none[2], classes[1]], None, None, [], [0.0, 0.0, 0.1, 0.02], "wing")
+    constants = ([label, none[1], none[2], classes[1], *[torch.empty(0)] * 2], [], [0.0, 0.0, 0.1, 0.02], "wing")
     total = loss_op([logits, none[0], classes[0], torch.ones(1)], *constants, "triton")[0]
     assert total.isnan()
 
@@ -88,12 +88,11 @@ def test_loss_of_a_label_that_is_no_class_is_nan() -> None:
 @pytest.mark.parametrize("absent", [0, 1, 2])
 def test_loss_of_two_tasks(absent: int) -> None:
     def run(backend: str, logits: Tensor, points: Tensor, classes: Tensor, weights: Tensor) -> ops.HybridLoss:
-        return ops.hybrid_loss(
-            *(logits, torch.zeros(logits.shape[0], 2, 2, dtype=torch.uint8), points, torch.zeros_like(points)),
-            *(torch.ones(points.shape[0], points.shape[2], dtype=points.dtype), classes),
-            *(torch.zeros(classes.shape[0], len(sizes), dtype=torch.int64), sizes, weights),
-            backend=backend,
-        )
+        labels, ids = torch.zeros(2, 2, 2, dtype=torch.uint8), torch.zeros(2, len(sizes), dtype=torch.int64)
+        weight = torch.ones(points.shape[0], points.shape[2], dtype=points.dtype)
+        targets = ops.LossTargets(labels, torch.zeros_like(points), weight, ids)
+        judged, options = ops.LossPredictions(logits, points, classes), ops.LossOptions(sizes, weights)
+        return ops.hybrid_loss(judged, targets, options, backend=backend)
 
     sizes = [] if absent == 2 else [3]
     shapes = [(2, 0 if absent == 0 else 3, 2, 2), (2, 2, 0 if absent == 1 else 4), (2, sum(sizes)), (2,)]
@@ -137,16 +136,14 @@ def test_offsets_past_two_to_the_31() -> None:
     labels = torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)
     points = torch.zeros(2, 2, 1)
     weight = torch.rand(4, 3, 3, 3), torch.rand(1, 1, 3, 3)
+    targets = ops.LossTargets(labels, points, points[:, 0], label)
+    options = ops.LossOptions([], torch.ones(2))
     norms = [[value] for value in values]
     for call in (
         lambda x: flat.integrate([x], *values, [2], backend="triton"),
         lambda x: ops.channel_moments(x, [2], backend="triton")[1],
         lambda x: ops.encode_predictions(x, points, logits, [], backend="triton"),
-        lambda x: (
-            ops.hybrid_loss(
-                *(x, labels, points, points, points[:, 0], logits, label, [], torch.ones(2)), backend="triton"
-            ).losses
-        ),
+        lambda x: ops.hybrid_loss(ops.LossPredictions(x, points, logits), targets, options, backend="triton").losses,
         lambda x: flat.transition_up([x], *weight, backend="triton"),
         lambda x: flat.dense_block([x], [weight[0]], *norms, [2], backend="triton")[0],
     ):
@@ -171,8 +168,8 @@ def test_operations_have_schema_fake_and_autograd() -> None:
     opcheck(integrate_op.registered, flat.integrate_arguments(*arguments))
     logits, points, classes, weights = problems.hybrid_loss().arranged(torch.float32)
     labels = torch.zeros(2, 6, 4, dtype=torch.uint8)
-    targets = [labels, points.detach(), torch.ones(3, 4), torch.zeros(4, 2, dtype=torch.int64)]
-    constants = (targets, None, None, [3, 4], [0.0, 0.0, 0.1, 0.02], "wing", "triton")
+    targets = [labels, points.detach(), torch.ones(3, 4), torch.zeros(4, 2, dtype=torch.int64), *[torch.empty(0)] * 2]
+    constants = (targets, [3, 4], [0.0, 0.0, 0.1, 0.02], "wing", "triton")
     opcheck(loss_op.registered, ([logits, points, classes, weights], *constants))
 
 

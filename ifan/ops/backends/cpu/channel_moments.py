@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ifan.ops.native import cpu_module
+from ifan.ops.native import cpu_module, in_dtype
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Dtypes that the kernels read; others are converted."""
@@ -41,7 +41,8 @@ def backward(
     ``upstream``: gradients of mean and variance, ``(T, C)`` each. ``gradient`` has the shape and dtype of ``x``. With
     ``before`` of the same layout, which may be ``gradient`` itself, the gradient is added to that.
     """
-    values = [value.contiguous() for value in (mean, *upstream)]
+    values = [in_dtype(value, torch.float32).resolve_neg().contiguous() for value in (mean, *upstream)]
+    before = None if before is None else before.resolve_neg()
     cpu_module().channel_moments_backward(
         x.data_ptr(),
         DTYPES[x.dtype],

@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ifan.config import IGNORE, UNLABELLED
 from ifan.ops import native
 from ifan.ops.backends.cuda.arguments import call, dtype_name
-from ifan.reference.hybrid_loss import IGNORED_PIXEL, UNLABELLED_CLASS
 
 KINDS = {"wing": 0, "smooth_l1": 1, "l2": 2}
 
 
 def forward(
     predictions: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    class_weights: Tensor | None,
-    denominators: Tensor | None,
+    targets: Sequence[Any],
     sizes: Sequence[int],
     settings: Sequence[float],
     point_loss: str,
@@ -28,7 +27,7 @@ def forward(
     """total, losses ``(T,)``, counts ``(T,)`` and ``[divisors (T,)``, the sums' gradients of parsing logits, points and
     class logits]; arguments as those of the operation ``ifan::hybrid_loss``."""
     parsing, points, classes, task_weights = predictions
-    labels, points_target, points_weight, class_targets = targets
+    labels, points_target, points_weight, class_targets, class_weights, denominators = targets
     parsing_smoothing, class_smoothing, width, curvature = settings
     made = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (parsing, points, classes)]
     blocks, groups = _blocks(parsing, labels, points, classes, sizes), iter(_groups(sizes))
@@ -36,13 +35,13 @@ def forward(
     parts = iter(sums.split(blocks))
     if parsing.shape[1]:
         weights = None if class_weights is None else class_weights.float().contiguous()
-        _cross_entropy(parsing, labels, weights, parsing_smoothing, IGNORED_PIXEL, made[0], next(parts))
+        _cross_entropy(parsing, labels, weights, parsing_smoothing, IGNORE, made[0], next(parts))
     if points.shape[2]:
         target, weight = points_target.float(), points_weight.float()
         _points(points, target, weight, KINDS[point_loss], width, curvature, made[1], next(parts))
     for (start, end), label in zip(groups, class_targets.unbind(1), strict=True):
         images = [value[:, start:end].t()[None, :, None, :] for value in (classes, made[2])]
-        _cross_entropy(images[0], label[None, None], None, class_smoothing, UNLABELLED_CLASS, images[1], next(parts))
+        _cross_entropy(images[0], label[None, None], None, class_smoothing, UNLABELLED, images[1], next(parts))
     given = None if denominators is None else denominators.float().contiguous()
     found = [task_weights.new_empty(shape, dtype=torch.float32) for shape in ((), *[task_weights.shape] * 3)]
     by_task = task_weights.float().contiguous()
