@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test test-analysis wheel-check docs lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
-  instruction-counts sanitize
+.PHONY: demo test test-analysis wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
+  gpu-sanitize gpu-compile-cuda gpu-check clean instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,7 +40,8 @@ ANALYSIS_TESTS := tests/faces tests/bulk tests/cli tests/engine $(patsubst %,tes
 $(ANALYSIS_VENV)/.installed: pyproject.toml setup.py $(NATIVE)
 	test -x $(ANALYSIS_VENV)/bin/python || $(PYTHON) -m venv $(ANALYSIS_VENV)
 	$(ANALYSIS_VENV)/bin/python -m pip install --quiet "setuptools>=77" "pybind11>=3" ninja
-	$(ANALYSIS_VENV)/bin/python -m pip install --quiet --no-build-isolation --editable ".[test-analysis]"
+	IFAN_CUDA=$(if $(wildcard ifan/_cuda*.so),build,off) \
+	  $(ANALYSIS_VENV)/bin/python -m pip install --quiet --no-build-isolation --editable ".[test-analysis]"
 	touch $@
 
 test-analysis: $(ANALYSIS_VENV)/.installed
@@ -50,15 +51,25 @@ test-analysis: $(ANALYSIS_VENV)/.installed
 wheel-check:
 	PYTHON=$(PYTHON) tools/check_wheel.sh $(ANALYSIS_TESTS) --at-least 100
 
-docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
-	$(BIN)/python docs/tools/generate.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+docs: docs-generated
+	$(BIN)/python -m pip install --quiet --requirement docs/requirements.txt
+	$(BIN)/python tools/generate_docs.py
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+CXX_FILES := '*.cpp' '*.h' '*.cu' '*.inc' '*.c'
+# The tables of docs/kernels that follow from data files and from the kernels' own code.
+docs-generated: $(STAMP)
+	$(BIN)/python -m tests.gpu.tools.pages
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	git ls-files $(CXX_FILES) | xargs $(BIN)/clang-format -i
 
 instruction-counts: $(STAMP)
 	$(BIN)/python -m tests.native.instructions --write
@@ -67,7 +78,7 @@ sanitize: $(STAMP)
 	tests/native/sanitize.sh tests/ops tests/engine
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=fullfunc,param:case --benchmark-columns=median,iqr,rounds
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-group-by=param:case --benchmark-columns=median,iqr,rounds
 
 # What make test leaves of the proof of the GPU kernels without a GPU. Triton: every launch compiled for every GPU family and
 # the interpreter's tests under coverage, by the installed version and by the oldest supported one. CUDA: what nvcc made of
@@ -80,16 +91,16 @@ $(OLD_TRITON)/.installed: $(STAMP)
 	touch $@
 
 $(FAMILIES:%=gpu-compile-%): gpu-compile-%: $(STAMP)
-	$(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	$(BIN)/python -m tests.gpu.tools.gpu_compile --families $*
 
 $(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $* --check docs/kernels/gpu_compile.md
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $*
 
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
 	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/gpu/test_triton_kernels.py
 
 gpu-compile-cuda: $(STAMP)
-	$(BIN)/python -m tests.gpu.tools.cuda_compile --check docs/kernels/cuda.md
+	$(BIN)/python -m tests.gpu.tools.cuda_compile
 
 gpu-sanitize: $(STAMP)
 	$(BIN)/python -m pytest tests/gpu/cuda/test_sanitizers.py -m full

@@ -8,7 +8,6 @@
 
 #include "cpu/channel_moments.h"
 #include "cpu/integrate.h"
-#include "cpu/integrate_with_moments.h"
 #include "normalisation.h"
 
 namespace py = pybind11;
@@ -90,40 +89,6 @@ void integrate_backward(const std::vector<SourceFields>& sources, Address rows, 
   if (!IFAN_PICK(integrate_backward)(call)) throw std::bad_alloc();
 }
 
-using Pair = std::array<Address, 2>;
-
-// `affine`: weight, bias; `results`: out, mean, var.
-void integrate_with_moments_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                                    const Sizes& shape, int pool, const Pair& affine, float eps,
-                                    const std::array<Address, 3>& results, int threads) {
-  const Inputs inputs(sources, rows, segments, shape);
-  IntegrateWithMomentsForward call{};
-  call.shared = {inputs.x, pool, reinterpret_cast<const float*>(affine[0]), reinterpret_cast<const float*>(affine[1]), eps, threads};
-  call.out = reinterpret_cast<float*>(results[0]);
-  call.mean = reinterpret_cast<float*>(results[1]);
-  call.var = reinterpret_cast<float*>(results[2]);
-  py::gil_scoped_release release;
-  if (!IFAN_PICK(integrate_with_moments_forward)(call)) throw std::bad_alloc();
-}
-
-// `known`: mean, var, and the gradients of out, mean and var; `results`: those of weight and bias.
-void integrate_with_moments_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                                     const Sizes& shape, const std::vector<TargetFields>& targets, int pool, const Pair& affine,
-                                     float eps, const std::array<Address, 5>& known, const Pair& results, int threads) {
-  const Inputs inputs(sources, rows, segments, shape, targets);
-  IntegrateWithMomentsBackward call{};
-  call.shared = {inputs.x, pool, reinterpret_cast<const float*>(affine[0]), reinterpret_cast<const float*>(affine[1]), eps, threads};
-  call.mean = reinterpret_cast<const float*>(known[0]);
-  call.var = reinterpret_cast<const float*>(known[1]);
-  call.gradient = reinterpret_cast<const float*>(known[2]);
-  call.mean_gradient = reinterpret_cast<const float*>(known[3]);
-  call.var_gradient = reinterpret_cast<const float*>(known[4]);
-  call.weight_gradient = reinterpret_cast<float*>(results[0]);
-  call.bias_gradient = reinterpret_cast<float*>(results[1]);
-  py::gil_scoped_release release;
-  if (!IFAN_PICK(integrate_with_moments_backward)(call)) throw std::bad_alloc();
-}
-
 // A weight (outputs, inputs, 3, 3) to be packed, with the floats from one row of it to the next.
 using WeightFields = std::tuple<Address, int64_t, int64_t, int64_t>;
 
@@ -143,18 +108,16 @@ void pack_filters(const std::vector<WeightFields>& weights, bool transposed, Add
 }
 
 // Through ReLU and phase shift to `shifted` (N, outputs[0] / 4, 2H, 2W), from there through a ReLU to `out` (N, outputs[1], 2H, 2W).
-// `filters`: those of both, one behind the other. Returns whether the pairs of `same` are equal; else nothing of what was written counts.
-bool transition_up_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+// `filters`: those of both, one behind the other.
+void transition_up_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
                            const Sizes& shape, const std::string& isa, Address filters, const std::array<int64_t, 2>& outputs,
-                           Address shifted, Address out, int threads, const std::vector<Piece>& same) {
+                           Address shifted, Address out, int threads) {
   const Inputs inputs(sources, rows, segments, shape);
-  const Comparisons comparisons(same);
   const Isa packed_for = isa_of(isa);
   const auto [lanes, channels, height, width] = shape;
   const int64_t between = outputs[0] / 4, pixels = 4 * height * width;
   ConvolutionForward first{inputs.x, nullptr, nullptr, reinterpret_cast<const float*>(filters), outputs[0], Epilogue::relu_phase_shift,
                            reinterpret_cast<float*>(shifted), between * pixels, threads};
-  comparisons.tell(first);
   const Inputs maps({{static_cast<int64_t>(shifted), between, between * pixels, pixels, 0}}, 0, {lanes},
                     {lanes, between, 2 * height, 2 * width});
   ConvolutionForward second{maps.x, nullptr, nullptr, first.filters + IFAN_PICK_FOR(packed_for, packed_filters)(outputs[0], channels),
@@ -162,9 +125,7 @@ bool transition_up_forward(const std::vector<SourceFields>& sources, Address row
   const auto convolve = IFAN_PICK_FOR(packed_for, convolution_forward);
   py::gil_scoped_release release;
   if (!convolve(first)) throw std::bad_alloc();
-  if (!comparisons.equal) return false;
   if (!convolve(second)) throw std::bad_alloc();
-  return true;
 }
 
 void convolution_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
@@ -199,12 +160,6 @@ void normalisation_backward(Address sums, const std::vector<int64_t>& segments, 
   add_up_normalisation(reinterpret_cast<const float*>(sums), segments, channels, reinterpret_cast<const float*>(scale), var, eps, gradients);
 }
 
-bool same_bits(const std::vector<Piece>& pieces) {
-  for (const auto& [a, b, bytes] : pieces)
-    if (std::memcmp(reinterpret_cast<const void*>(a), reinterpret_cast<const void*>(b), bytes) != 0) return false;
-  return true;
-}
-
 py::dict features() {
   std::vector<std::string> compiled, usable;
   for (Isa isa : compiled_isas()) {
@@ -235,13 +190,10 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("channel_moments_backward", &channel_moments_backward);
   module.def("integrate_forward", &integrate_forward);
   module.def("integrate_backward", &integrate_backward);
-  module.def("integrate_with_moments_forward", &integrate_with_moments_forward);
-  module.def("integrate_with_moments_backward", &integrate_with_moments_backward);
   module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for an instruction set.");
   module.def("pack_filters", &pack_filters, "Weights as the convolutions of that instruction set read them; they are told which it was.");
   module.def("normalisation", &normalisation, "Scale and shift of a normalisation by task and channel.");
   module.def("normalisation_backward", &normalisation_backward, "Gradients of a normalisation's values from sums by lane and channel.");
-  module.def("same_bits", &same_bits, "Whether pairs of pieces of memory hold the same bytes.");
   module.def("transition_up_forward", &transition_up_forward);
   module.def("convolution_backward", &convolution_backward);
   bind_dense_block(module);

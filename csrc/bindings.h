@@ -54,22 +54,6 @@ struct Inputs {
   }
 };
 
-// Two addresses and bytes.
-using Piece = std::tuple<Address, Address, int64_t>;
-
-// What a convolution has to compare beside its work, and what it finds.
-struct Comparisons {
-  std::vector<Comparison> pairs;
-  mutable bool equal = true;
-
-  explicit Comparisons(const std::vector<Piece>& same) {
-    for (const auto& [a, b, bytes] : same) pairs.push_back({reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b), bytes});
-  }
-  void tell(ConvolutionForward& call) const {
-    call.comparisons = pairs.data(), call.comparison_count = static_cast<int64_t>(pairs.size()), call.equal = &equal;
-  }
-};
-
 // The instruction set of this name, which must be compiled and run here.
 inline Isa isa_of(const std::string& wanted) {
   for (Isa isa : compiled_isas())

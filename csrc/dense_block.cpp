@@ -86,15 +86,13 @@ std::vector<float> affine(const DenseBlock& block, int64_t first, int64_t end, i
 }
 
 // Grown channels to `grown` and, with batch statistics, their moments to `mean` and `var` (tasks, grown channels) contiguous. `filters`:
-// those of all layers for the sources, which are read once for all, then those of each layer for the channels grown before it. Returns
-// whether the pairs of `same` are equal; else nothing of what was written counts.
-bool dense_block_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
+// those of all layers for the sources, which are read once for all, then those of each layer for the channels grown before it.
+void dense_block_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
                          const Sizes& shape, const std::vector<Norm>& norms, float eps, const std::string& isa, Address filters,
-                         Address grown, int64_t growth, Address mean, Address var, int threads, const std::vector<Piece>& same) {
+                         Address grown, int64_t growth, Address mean, Address var, int threads) {
   const Inputs inputs(sources, rows, segments, shape);
   const DenseBlock block{inputs, norms, mean != 0, eps, isa_of(isa), grown, growth, threads};
   const auto packed_filters = IFAN_PICK_FOR(block.isa, packed_filters);
-  const Comparisons comparisons(same);
   py::gil_scoped_release release;
 
   const std::vector<float> of_sources = affine(block, 0, block.layers(), 0, block.inputs(), {}, {});
@@ -102,10 +100,8 @@ bool dense_block_forward(const std::vector<SourceFields>& sources, Address rows,
   call.outputs = growth * block.layers();
   call.out = block.from(grown, 0);
   call.prologues = block.layers();
-  comparisons.tell(call);
   if (!block.inputs()) std::fill_n(call.out, inputs.x.lanes * block.lane_stride(), 0.0f);
   convolve(block, call);
-  if (!comparisons.equal) return false;
 
   const int64_t all = growth * block.layers();
   const Rows means{mean, all}, vars{var, all};
@@ -133,7 +129,6 @@ bool dense_block_forward(const std::vector<SourceFields>& sources, Address rows,
       copy_rows(new_var.rows(), from_channel(vars, before), block.tasks(), growth);
     }
   }
-  return true;
 }
 
 // Gradients of all that `dense_block_forward` read. `filters`: those of each layer, transposed, behind each other. `moments`: mean and var of

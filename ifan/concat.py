@@ -1,34 +1,69 @@
-"""Lanes, and feature maps that are concatenated by name only.
+"""The two nouns of the operations: feature maps that are concatenated by name only, and the normalisation of a task.
 
 A *lane* is one sample on one task's path. Lanes are stacked on the batch axis, grouped by task; convolution weights
-are the same for all of them, only the normalisation differs. `Concat` is the ordered list of tensors that the
-paper's graph concatenates; the concatenation is never written, the ops read the list.
+are the same for all of them, only the normalisation differs. `Concat` is the ordered list of sources that the paper's
+graph concatenates; the concatenation is never written, the operations read the list. Knows torch and the
+configuration only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ifan.config import NetworkConfig
-from ifan.ops.channel_moments import Parts
-from ifan.ops.repeats import first_occurrences
+from ifan.config import EPSILON, NetworkConfig
 
 Moments = tuple[Tensor, Tensor]
 """Mean and biased variance of each channel over a task's lanes and all pixels, ``(T, C)`` each."""
+
+Parts = tuple[Tensor, ...] | None
+"""The lanes of each task, views of the whole, or ``None``: see `ifan.ops.by_task`."""
 
 MomentsReduce = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Joins moments over processes: (mean (T, C), var (T, C), counts (T,)) of this process to those of all;
 differentiable."""
 
 
+class Norm(NamedTuple):
+    """Normalisation ``(x - mean) / sqrt(var + eps) * weight + bias`` with values of each task, ``(T, C)`` each.
+
+    Without ``mean`` and ``var`` they are those of the batch, where an operation computes them (`ifan.ops.dense_block`).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    eps: float = EPSILON
+
+    @staticmethod
+    def from_flat(tensors: Sequence[Tensor], eps: float = EPSILON) -> Norm:
+        """The `Norm` of these ``tensors``: weight and bias, or these and mean and var."""
+        weight, bias, *moments = tensors
+        mean, var = moments or (None, None)
+        return Norm(weight, bias, mean, var, eps)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Weight, bias, and mean and var if they are given."""
+        return [x for x in self[:4] if x is not None]
+
+
+class DenseLayer(NamedTuple):
+    """A layer of a dense block: normalisation, ReLU and 3x3 convolution by ``weight (G, C, 3, 3)``."""
+
+    weight: Tensor
+    norm: Norm
+
+
 @dataclass(frozen=True)
 class Lanes:
-    """Which samples run on which tasks' paths.
+    """Samples and the tasks' paths on which they run.
 
     ``rows`` (N,) int64: the sample of each lane, grouped by task in the configuration's order; ``segments``: lanes of
     each task, zeros allowed, summing to N; ``global_segments``: the same over all processes, where several train
@@ -48,6 +83,11 @@ class Lanes:
             )
         if not self.global_segments:
             object.__setattr__(self, "global_segments", self.segments)
+
+    @staticmethod
+    def ordered(segments: Sequence[int], device: torch.device | str = "cpu") -> Lanes:
+        """One lane a sample, in the samples' order: ``segments`` says how many each task has."""
+        return Lanes(torch.arange(sum(segments), device=device), tuple(segments), in_order=True)
 
     @staticmethod
     def for_tasks(batch: int, config: NetworkConfig, names: Sequence[str], device: torch.device | str = "cpu") -> Lanes:
@@ -78,57 +118,79 @@ class Lanes:
         return index, Lanes(self.rows[index], segments, everywhere)
 
 
-@dataclass(frozen=True)
-class Concat:
-    """Tensors that stand for their concatenation on the channel axis.
+class Source(NamedTuple):
+    """One tensor of a `Concat`.
 
-    ``sources`` are ``(N, C_i, H, W)`` with a row a lane or, where ``per_sample`` is true, ``(B, C_i, H, W)`` with a
-    row a sample. ``moments`` hold each source's statistics when the network normalises with those of the batch, else
-    ``None``. ``by_task`` holds for each source the lanes of each task, whose gradients have a shorter way back than
-    those of lanes that are cut out here (`ifan.ops.by_task`), or ``None``.
+    ``tensor``: ``(N, C_i, H, W)`` with a row a lane or, if ``per_sample``, ``(B, C_i, H, W)`` with a row a sample.
+    ``moments``: its statistics where the network normalises with those of the batch. ``by_task``: the lanes of each
+    task, whose gradients have a shorter way back than those of lanes that are cut out here (`ifan.ops.by_task`).
     """
 
+    tensor: Tensor
+    per_sample: bool = False
+    moments: Moments | None = None
+    by_task: Parts = None
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Sources that stand for their concatenation on the channel axis, and the lanes on which they are read."""
+
+    sources: tuple[Source, ...]
     lanes: Lanes
-    sources: tuple[Tensor, ...]
-    per_sample: tuple[bool, ...]
-    moments: tuple[Moments | None, ...]
-    by_task: tuple[Parts, ...]
 
     @staticmethod
-    def of(
-        lanes: Lanes,
-        source: Tensor,
-        moments: Moments | None = None,
-        per_sample: bool = False,
-        by_task: Parts = None,
-    ) -> Concat:
-        """A list of one tensor."""
-        return Concat(lanes, (source,), (per_sample,), (moments,), (by_task,))
+    def of(lanes: Lanes, *tensors: Tensor, per_sample: Sequence[bool] | bool = False) -> Concat:
+        """Tensors without moments; ``per_sample`` says of each, or of all, whether it has a row a sample."""
+        flags = [per_sample] * len(tensors) if isinstance(per_sample, bool) else per_sample
+        return Concat(tuple(Source(x, flag) for x, flag in zip(tensors, flags, strict=True)), lanes)
 
     def __add__(self, other: Concat) -> Concat:
-        """Concatenation: the tensors of ``self``, then those of ``other``."""
-        return Concat(
-            self.lanes,
-            self.sources + other.sources,
-            self.per_sample + other.per_sample,
-            self.moments + other.moments,
-            self.by_task + other.by_task,
-        )
+        """Concatenation: the sources of ``self``, then those of ``other``."""
+        return Concat(self.sources + other.sources, self.lanes)
 
     @property
-    def segments(self) -> list[int]:
-        """Lanes of each task."""
-        return list(self.lanes.segments)
+    def tensors(self) -> list[Tensor]:
+        """The sources' tensors."""
+        return [source.tensor for source in self.sources]
+
+    @property
+    def per_sample(self) -> list[bool]:
+        """For each source whether it has a row a sample."""
+        return [source.per_sample for source in self.sources]
 
     @property
     def channels(self) -> int:
         """Channels of the concatenation."""
-        return sum(s.shape[1] for s in self.sources)
+        return sum(source.tensor.shape[1] for source in self.sources)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape ``(N, C, H, W)`` of the concatenation."""
+        height, width = self.sources[0].tensor.shape[2:]
+        return sum(self.lanes.segments), self.channels, height, width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the concatenation."""
+        return promoted(self.tensors)
+
+    def flat(self) -> tuple[list[Tensor], Tensor, list[int]]:
+        """Tensors, rows and layout, as registered operations take a `Concat`; `from_flat` is the way back."""
+        return self.tensors, self.lanes.rows, [*map(int, self.per_sample), *self.lanes.segments]
+
+    @staticmethod
+    def from_flat(tensors: Sequence[Tensor], rows: Tensor, layout: Sequence[int]) -> Concat:
+        """The `Concat` of which `flat` made these: ``layout`` holds each source's ``per_sample``, then the
+        segments."""
+        count = len(tensors)
+        sources = tuple(Source(x, bool(flag)) for x, flag in zip(tensors, layout[:count], strict=True))
+        return Concat(sources, Lanes(rows, tuple(layout[count:])))
 
     def moments_of(self, channels: int) -> Moments:
         """Moments of the concatenation's first channels, ``(T, channels)`` each; only in training, where every source
         has its own."""
-        known = [m for m in self.moments if m is not None]
+        known = [source.moments for source in self.sources if source.moments is not None]
         mean, var = torch.cat([m for m, _ in known], 1), torch.cat([v for _, v in known], 1)
         return mean[:, :channels], var[:, :channels]
 
@@ -136,60 +198,76 @@ class Concat:
         """The lanes, and moments, of the tasks at these positions."""
         index, lanes = self.lanes.keep(tasks)
         kept = []
-        for source, per_sample, by_task in zip(self.sources, self.per_sample, self.by_task, strict=True):
-            if per_sample:
-                kept.append(source)
-            else:
-                kept.append(by_task[tasks[0]] if by_task and len(tasks) == 1 else source[index])
-        moments = [m and (m[0][list(tasks)], m[1][list(tasks)]) for m in self.moments]
-        firsts = first_occurrences(self.sources, self.per_sample)  # a doubled source stays one tensor
-        sources, nothing = tuple(kept[i] for i in firsts), (None,) * len(firsts)
-        return Concat(lanes, sources, self.per_sample, tuple(moments[i] for i in firsts), nothing)
+        for x, per_sample, moments, by_task in self.sources:
+            if not per_sample:
+                x = by_task[tasks[0]] if by_task and len(tasks) == 1 else x[index]
+            of_tasks = None if moments is None else (moments[0][list(tasks)], moments[1][list(tasks)])
+            kept.append(Source(x, per_sample, of_tasks))
+        return Concat(tuple(kept[i] for i in self.firsts()), lanes)  # a doubled source stays one tensor
 
     def tail(self, start: int) -> Concat:
-        """The tensors from position ``start`` on."""
-        rest = slice(start, None)
-        return Concat(self.lanes, self.sources[rest], self.per_sample[rest], self.moments[rest], self.by_task[rest])
+        """The sources from position ``start`` on."""
+        return replace(self, sources=self.sources[start:])
+
+    def firsts(self) -> list[int]:
+        """For each source the position at which the same tensor stands first, read in the same way: a row a lane or a
+        row a sample."""
+        return first_occurrences(self.tensors, self.per_sample)
 
     def unique(self, weight: Tensor) -> tuple[Concat, Tensor]:
-        """Read doubled sources once: the distinct tensors, and ``weight (O, C, k, k)`` with the copies' columns added.
+        """Read doubled sources once: the distinct ones, and ``weight (O, C, k, k)`` with the copies' columns added.
 
         Exact for a convolution that reads the raw concatenation (a skip holds its block's input twice).
         """
-        firsts = first_occurrences(self.sources, self.per_sample)
         columns: dict[int, Tensor] = {}
-        for at, part in zip(firsts, weight.split([s.shape[1] for s in self.sources], 1), strict=True):
+        for at, part in zip(self.firsts(), weight.split([x.shape[1] for x in self.tensors], 1), strict=True):
             columns[at] = columns[at] + part if at in columns else part
-        picked = Concat(
-            self.lanes,
-            tuple(self.sources[i] for i in columns),
-            tuple(self.per_sample[i] for i in columns),
-            tuple(self.moments[i] for i in columns),
-            tuple(self.by_task[i] for i in columns),
-        )
-        parts = list(columns.values())
-        return picked, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        picked, parts = tuple(self.sources[i] for i in columns), list(columns.values())
+        return replace(self, sources=picked), parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def by_lane(self) -> list[Tensor]:
+        """The sources' tensors with a row a lane."""
+        return [x[self.lanes.rows] if flag else x for x, flag in zip(self.tensors, self.per_sample, strict=True)]
 
     def concatenated(self) -> Tensor:
         """The concatenation itself, ``(N, C, H, W)``, for the few places that read it raw."""
-        return torch.cat(self._by_lane(), 1)
+        return torch.cat(self.by_lane(), 1)
 
     def pointwise(self, weight: Tensor) -> Tensor:
         """1x1 convolution of the raw concatenation, which is not written: ``(N, O, H, W)`` by ``weight (O, C, 1, 1)``.
 
         A product a source, added up. With few outputs most of `torch.nn.functional.conv2d` is rearranging its input.
         """
-        maps = self._by_lane()
+        maps = self.by_lane()
         out: Tensor | None = None
         for part, x in zip(weight.flatten(1).split([x.shape[1] for x in maps], 1), maps, strict=True):
             factors = part.expand(x.shape[0], -1, -1), x.flatten(2)
             out = torch.bmm(*factors) if out is None else torch.baddbmm(out, *factors)
         if out is None:
-            raise ValueError("pointwise: expected at least one source; got none")
+            raise ValueError("pointwise: expected at least one source; got none. Pass the maps to convolve.")
         return out.unflatten(2, maps[0].shape[2:])
 
-    def _by_lane(self) -> list[Tensor]:
-        return [s[self.lanes.rows] if p else s for s, p in zip(self.sources, self.per_sample, strict=True)]
+
+def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of the tensors' concatenation, that to which all are promoted."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def first_occurrences(tensors: Sequence[Tensor], per_sample: Sequence[int]) -> list[int]:
+    """For each tensor the position at which the same one stands first, read in the same way: a row a lane or a row a
+    sample."""
+    read = list(zip(map(id, tensors), per_sample, strict=True))
+    return [read.index(one) for one in read]
+
+
+def norms_from_flat(tensors: Sequence[Tensor], layers: int, eps: float) -> list[Norm]:
+    """Norms of the layers of a dense block from the tensors of all of them, one norm behind the other: four tensors a
+    layer or, with batch statistics, two for each layer but the first."""
+    each = [4] + [4 if len(tensors) == 4 * layers else 2] * (layers - 1)
+    return [Norm.from_flat(tensors[end - n : end], eps) for end, n in zip(accumulate(each), each, strict=True)]
 
 
 def joined_moments(x: Tensor, moments: Moments, lanes: Lanes, reduce: MomentsReduce | None) -> Moments:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,9 @@ KINDS: tuple[Kind, ...] = ("parsing", "landmarks", "classification")
 PARSING_CLASSES = ("background", "skin", "brow", "eye", "nose", "upper_lip", "inside_mouth", "lower_lip", "hair")
 POINT_NAMES = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner")
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+EPSILON = 1e-3
+"""Added to the variance by every normalisation of the network."""
 
 IGNORE = 255
 """Parsing label of a pixel that no loss and no metric counts."""
@@ -263,9 +266,7 @@ class TrainingConfig:
             len(self.iterations) > 0 and min(self.iterations) >= 0 and sum(self.iterations) > 0,
             f"training.iterations must be non-negative probabilities with a positive sum; got {self.iterations}",
         )
-        _require(
-            0 <= self.refine_share <= 1, f"training.refine_share must be between 0 and 1; got {self.refine_share}"
-        )
+        _require(0 <= self.refine_share <= 1, f"training.refine_share must be between 0 and 1; got {self.refine_share}")
         _require(
             self.feedback_warmup >= 0, f"training.feedback_warmup must not be negative; got {self.feedback_warmup}"
         )
@@ -287,6 +288,16 @@ class Config:
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def mirrored(names: Sequence[str]) -> tuple[int, ...]:
+    """For each name the index of its mirror image: ``left`` and ``right`` trade places, the rest stay."""
+
+    def mirror(name: str) -> str:
+        swap = {"left": "right", "right": "left"}
+        return "_".join(swap.get(word, word) for word in name.split("_"))
+
+    return tuple(names.index(mirror(n)) if mirror(n) in names else i for i, n in enumerate(names))
 
 
 def presets() -> list[str]:

@@ -62,6 +62,27 @@ class Crop:
         return np.array([top, (-s, c, size / 2 + s * self.cx - c * self.cy)])
 
 
+def crop_of_points(points: np.ndarray, scale: float = 1.0) -> Crop:
+    """``points`` (5, 2) turned until the face is upright and framed as training pictures are (`box_around`).
+
+    Upright: the line between the eyes and the one from the eyes down to the mouth count by their lengths, so a profile,
+    whose eyes are close together, is judged by the other one.
+    """
+    eyes, down = points[1] - points[0], (points[3] + points[4] - points[0] - points[1]) / 2
+    angle = math.atan2(eyes[1] - down[0], eyes[0] + down[1])
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    x0, y0, x1, y1 = box_around(points @ turn.T)
+    cx, cy = np.array([x0 + x1, y0 + y1]) / 2 @ turn
+    return Crop(float(cx), float(cy), (x1 - x0) * scale, math.degrees(angle))
+
+
+def box_around(points: np.ndarray, factor: float = 3.2) -> tuple[float, float, float, float]:
+    """The square around the middle of a face's points (P, 2), ``factor`` times their larger extent."""
+    low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
+    (cx, cy), half = (low + high) / 2, float((high - low).max()) * factor / 2
+    return float(cx - half), float(cy - half), float(cx + half), float(cy + half)
+
+
 def crop_image(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
     """The crop of ``image`` (H, W, 3) uint8 as (size, size, 3) uint8; the border pixel repeats outside the picture.
 

@@ -14,19 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifan import ops
-from ifan.concat import Concat, Lanes, Moments, MomentsReduce, joined_moments, pooled_moments
-from ifan.config import NetworkConfig, TaskConfig
-from ifan.ops.channel_moments import Parts
+from ifan.concat import (
+    Concat,
+    DenseLayer,
+    Lanes,
+    Moments,
+    MomentsReduce,
+    Norm,
+    Parts,
+    Source,
+    joined_moments,
+    pooled_moments,
+)
+from ifan.config import EPSILON, NetworkConfig, TaskConfig
 from ifan.ops.take_rows import take_rows
 from ifan.wiring import encoder_widths
 
-EPSILON = 1e-3
 MOMENTUM = 0.01
 
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """How a pass reads its features: whose lanes, and with the batch's statistics (training) or the running ones.
+    """Reading of the features in a pass: whose lanes, and with the batch's statistics (training) or the running ones.
 
     ``later``: the pass is not the first iteration, which matters where the running statistics are kept apart.
     """
@@ -68,7 +77,7 @@ class ForwardContext:
 
     def _described(self, x: Tensor, mean: Tensor, var: Tensor, by_task: Parts) -> Concat:
         moments = joined_moments(x, (mean, var), self.lanes, self.reduce)
-        return Concat.of(self.lanes, x, moments, by_task=by_task)
+        return Concat((Source(x, False, moments, by_task),), self.lanes)
 
 
 class TaskNorm(nn.Module):
@@ -107,6 +116,10 @@ class TaskNorm(nn.Module):
             return self._by_task(self.later_weight), self._by_task(self.later_bias)
         return self._by_task(self.weight), self._by_task(self.bias)
 
+    def norm(self, later: bool, moments: tuple[Tensor | None, Tensor | None] = (None, None)) -> Norm:
+        """The normalisation of the first or of a later iteration with these ``moments``."""
+        return Norm(*self.affine(later), *moments)
+
     def running(self, later: bool) -> Moments:
         """The running statistics of the first or of a later iteration, ``(T, C)`` each."""
         mean, var = (getattr(self, name) for name in self._running(later))
@@ -114,7 +127,7 @@ class TaskNorm(nn.Module):
 
     def statistics(self, x: Concat, later: bool) -> Moments:
         """The batch's moments in training (and then the running ones follow), else the running ones."""
-        if None in x.moments:
+        if any(source.moments is None for source in x.sources):
             return self.running(later)
         mean, var = x.moments_of(x.channels)
         segments = x.lanes.global_segments
@@ -177,19 +190,9 @@ class DenseBlock(nn.Module):
     def _grow(
         x: Concat, layers: list[tuple[TaskNorm, nn.Conv2d]], statistics: list[Moments], later: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        affine = [norm.affine(later) for norm, _ in layers]
-        return ops.dense_block(
-            x.sources,
-            [layer.weight for _, layer in layers],
-            [scale for scale, _ in affine],
-            [shift for _, shift in affine],
-            [mean for mean, _ in statistics],
-            [var for _, var in statistics],
-            x.segments,
-            x.lanes.rows,
-            x.per_sample,
-            EPSILON,
-        )
+        known = [*statistics, *[(None, None)] * (len(layers) - len(statistics))]
+        norms = [norm.norm(later, moments) for (norm, _), moments in zip(layers, known, strict=True)]
+        return ops.dense_block(x, [DenseLayer(c.weight, norm) for (_, c), norm in zip(layers, norms, strict=True)])
 
 
 class TransitionDown(nn.Module):
@@ -215,8 +218,7 @@ class TransitionUp(nn.Module):
     def forward(self, x: Concat, context: ForwardContext) -> Concat:
         """``(N, C_in, H, W)`` to ``(N, channels, 2 H, 2 W)``."""
         x, weight = x.unique(self.a.weight)
-        y = ops.transition_up(x.sources, weight, self.b.weight, x.lanes.rows, x.per_sample)
-        return context.fresh(y)
+        return context.fresh(ops.transition_up(x, weight, self.b.weight))
 
 
 class ReEncoder(nn.Module):
@@ -296,7 +298,7 @@ class HeatMapHead(nn.Module):
     def forward(self, levels: Sequence[Concat], context: ForwardContext) -> Tensor:
         """Concat ``(N, C_i, S / 2^i, S / 2^i)`` of level i to ``(N, 2, P)``, crop sides from the centre."""
         drawn = zip(self.levels, levels, strict=True)
-        return centres([level(x, context.on(x.lanes)).sources[0] for level, x in drawn])
+        return centres([level(x, context.on(x.lanes)).tensors[0] for level, x in drawn])
 
     def convolutions(self) -> list[nn.Conv2d]:
         """The convolution of each level, from the finest."""
@@ -317,10 +319,7 @@ def centres(maps: Sequence[Tensor]) -> Tensor:
 
 def integrate(x: Concat, norm: TaskNorm, later: bool, pool: int = 1) -> Tensor:
     """Concatenation, task-wise normalisation, ReLU and pooling of ``x``: ``(N, C, H / pool, W / pool)``."""
-    mean, var = norm.statistics(x, later)
-    return ops.integrate(
-        x.sources, *norm.affine(later), mean, var, x.segments, x.lanes.rows, x.per_sample, pool, EPSILON
-    )
+    return ops.integrate(x, norm.norm(later, norm.statistics(x, later)), pool)
 
 
 def convolution(c_in: int, c_out: int, k: int, glorot: bool = False) -> nn.Conv2d:

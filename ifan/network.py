@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ifan import ops
 from ifan.concat import Concat, Lanes, MomentsReduce
 from ifan.config import Kind, NetworkConfig, TaskConfig, from_dict
-from ifan.hub import PyTorchModelHubMixin
+from ifan.hub import HubModel
 from ifan.layers import (
     DenseBlock,
     DenseHead,
@@ -29,9 +29,7 @@ from ifan.layers import (
     convolution,
 )
 from ifan.profiling import ranged, span
-from ifan.wiring import LEVELS, MIDDLE, Widths, joined_maps, wire
-
-BGR_MEAN = (103.939, 116.779, 123.68)
+from ifan.wiring import BGR_MEAN, LEVELS, MIDDLE, Widths, joined_maps, wire
 
 __all__ = ["IFAN", "Lanes", "Predictions", "fold_training_extras"]
 
@@ -60,13 +58,7 @@ class Predictions:
         return torch.cat(parts, 1)
 
 
-class IFAN(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="ifan",
-    license="apache-2.0",
-    tags=["face-parsing", "facial-landmarks", "emotion"],
-):
+class IFAN(nn.Module, HubModel):
     """The network of a `NetworkConfig` (or of the mapping that a saved model's ``config.json`` holds).
 
     ``moments_reduce`` joins normalisation statistics over processes while training (`ifan.concat.MomentsReduce`).
@@ -178,13 +170,9 @@ class IFAN(
         self._check(images, passes)
         batch, everything = images.shape[0], Lanes.all_tasks(images.shape[0], self.config, images.device)
         lanes = lanes or everything
+        read = lanes  # rows of the images as they came
         if self.training and passes == 1 and lanes.rows.shape[0] <= batch and not lanes.in_order:
-            # Pixels are laid out by lane, not the stem's many channels; and no gradient has to find its way back.
-            count = lanes.rows.shape[0]
-            ordered = replace(lanes, rows=torch.arange(count, device=lanes.rows.device), in_order=True)
-            begun = None if planes is None else planes.index_select(0, lanes.rows)
-            found = self.forward(images.index_select(0, lanes.rows), ordered, 1, planes=begun)[0]
-            return [replace(found, rows=dict(zip(found.rows, lanes.split(), strict=True)))]
+            images, planes, lanes = _in_order_of(lanes, images, planes)
         with span("stem of the image"):
             image_share = F.conv2d(self.preprocess(images), self.stem_filters()[0], padding=3)
         out: list[Predictions] = []
@@ -192,7 +180,8 @@ class IFAN(
         for i in range(passes):
             given, later = every or i == passes - 1, i > 0 or not first
             if given:
-                out.append(self.iterate(image_share, fed, lanes, self.training, later))
+                found = self.iterate(image_share, fed, lanes, self.training, later)
+                out.append(replace(found, rows=dict(zip(found.rows, read.split(), strict=True))))
             if i < passes - 1:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.feedback_gradient):
                     predictions = self.iterate(image_share, fed, everything, later=later)
@@ -284,6 +273,16 @@ class IFAN(
             raise ValueError(f"iterations: expected at least 1; got {passes}")
 
 
+def _in_order_of(lanes: Lanes, images: Tensor, planes: Tensor | None) -> tuple[Tensor, Tensor | None, Lanes]:
+    """Images and planes with a row a lane, and lanes that read them in order.
+
+    Pixels are then laid out by lane, not the stem's many channels, and no gradient has to find its way back.
+    """
+    rows = lanes.rows
+    ordered = replace(lanes, rows=torch.arange(rows.shape[0], device=rows.device), in_order=True)
+    return images.index_select(0, rows), None if planes is None else planes.index_select(0, rows), ordered
+
+
 class _Layers:
     """The layers of a network for one pass, as `ifan.wiring.Net`."""
 
@@ -326,24 +325,10 @@ class _Layers:
         return sum(x.lanes.global_segments) > 0
 
 
-@torch.no_grad()
 def fold_training_extras(model: IFAN) -> IFAN:
-    """The same function in the released graph: ``image_scale`` 1, no normalised heads, a normalisation each task.
+    """The same function in the released graph, in the model's dtype, on the CPU; see `ifan.weights.folding`."""
+    from ifan.weights import SavedModel, network_of
+    from ifan.weights.folding import folded
 
-    What differs is folded into the weights. A normalisation that iterations do not share has no place in that graph:
-    it stays, and with it the heads' normalisation, which then differs between iterations (`DenseHead.folded`). So does
-    ``image_fold``.
-    """
-    separate = model.config.iteration_norm != "shared"
-    heads = model.config.normalise_heads and separate
-    config = replace(model.config, image_scale=1.0, normalise_heads=heads, task_norm=True)
-    folded = IFAN(config).to(model.stem.weight.dtype)
-    state = model.state_dict()
-    folded.load_state_dict({name: state[name].expand_as(value) for name, value in folded.state_dict().items()})
-    folded.stem_filters()[0].mul_(model.config.image_scale)
-    for ours, theirs in zip(folded.dense_head_of().values(), model.dense_head_of().values(), strict=True):
-        if ours.norm is None:
-            weight, bias = theirs.folded(later=False)
-            ours.weight.copy_(weight)
-            ours.bias.copy_(bias)
-    return folded.train(model.training)
+    tensors = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
+    return network_of(folded(SavedModel(model.config, tensors))).train(model.training)

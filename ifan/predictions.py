@@ -22,6 +22,11 @@ class FacePredictions:
     points: np.ndarray
     class_logits: dict[str, np.ndarray]
 
+    def __getitem__(self, faces: slice) -> FacePredictions:
+        """The rows of some faces."""
+        classes = {name: logits[faces] for name, logits in self.class_logits.items()}
+        return FacePredictions(self.parsing_logits[faces], self.points[faces], classes)
+
 
 def joined(parts: Sequence[FacePredictions]) -> FacePredictions:
     """Predictions of slices of a batch as those of the batch; ``parts`` has at least one."""

@@ -18,10 +18,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from ifan.config import POINT_NAMES, NetworkConfig
-from ifan.crop import Crop, crop_image, points_from_crop, points_to_crop
-from ifan.data.labels import mirrored
-from ifan.faces.framing import crop_of_points
+from ifan.config import POINT_NAMES, NetworkConfig, mirrored
+from ifan.crop import Crop, crop_image, crop_of_points, points_from_crop, points_to_crop
 from ifan.predictions import FacePredictions
 
 SIDES = 0.75, 0.95
@@ -182,8 +180,8 @@ class _Mean:
         weight = np.clip(border * np.float32(1 / (size * FEATHER)), 0, 1)
         rows, columns = (np.flatnonzero(weight.any(axis)) for axis in (1, 0))
         if rows.size:
-            reached = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            self.parsing[face][:, *reached] += weight[reached] * _sampled(planes, x[reached], y[reached])
+            reached = np.s_[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            self.parsing[face][reached] += weight[reached] * _sampled(planes, x[reached], y[reached])
             self.weight[face] += weight
 
 

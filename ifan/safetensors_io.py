@@ -46,29 +46,20 @@ def read_header(path: Path) -> dict[str, Spec]:
 
 def check_header(path: Path, expected: Mapping[str, Spec], what: str) -> None:
     """Compare the header of ``path`` with what is expected; `CheckpointError` names the first difference."""
-    found = read_header(path)
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or extra:
-        first = f"{missing[0]!r} is missing" if missing else f"{extra[0]!r} is not part of it"
-        raise CheckpointError(
-            f"{path}: does not fit {what}: {first} ({len(missing)} missing, {len(extra)} unknown tensors);"
-            " use the configuration it was written with"
-        )
-    for name, (dtype, shape) in expected.items():
-        if found[name] != (dtype, shape):
-            raise CheckpointError(
-                f"{path}: does not fit {what}: {name!r} should be {shape} {dtype}; got {found[name][1]} "
-                f"{found[name][0]}; use the configuration it was written with"
-            )
+    _compare(path, read_header(path), expected, what)
 
 
-def load_arrays(path: Path, expected: Mapping[str, Spec], what: str) -> dict[str, np.ndarray]:
-    """Arrays of ``path`` after `check_header` against ``expected``; bfloat16, which numpy lacks, as float32."""
-    check_header(path, expected, what)
+def load_floats(path: Path, shapes: Mapping[str, tuple[int, ...]], what: str) -> dict[str, np.ndarray]:
+    """Arrays of ``path`` as float32, whatever floating dtype is stored, after a check that they have these names and
+    ``shapes``. Raises `CheckpointError` as `read_header` and `check_header` do."""
+    entries = _entries(path)
+    found = {name: spec for name, (_, _, spec) in entries.items()}
+    stored = {name: dtype if "float" in dtype else "float32" for name, (dtype, _) in found.items()}
+    _compare(path, found, {name: (stored.get(name, "float32"), shape) for name, shape in shapes.items()}, what)
     try:
-        entries, content = _entries(path), np.fromfile(path, np.uint8)
+        content = np.fromfile(path, np.uint8)
         start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-        return {name: _array(content[start + i : start + j], spec) for name, (i, j, spec) in entries.items()}
+        return {name: _floats(content[start + i : start + j], spec) for name, (i, j, spec) in entries.items()}
     except (ValueError, OSError) as error:  # changed meanwhile
         raise _damaged(path, " ".join(str(error).split())) from error
 
@@ -90,11 +81,27 @@ def specs_of(tensors: Mapping[str, Tensor]) -> dict[str, Spec]:
     return {name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
-def _array(content: np.ndarray, spec: Spec) -> np.ndarray:
+def _compare(path: Path, found: Mapping[str, Spec], expected: Mapping[str, Spec], what: str) -> None:
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or extra:
+        first = f"{missing[0]!r} is missing" if missing else f"{extra[0]!r} is not part of it"
+        raise CheckpointError(
+            f"{path}: does not fit {what}: {first} ({len(missing)} missing, {len(extra)} unknown tensors);"
+            " use the configuration it was written with"
+        )
+    for name, (dtype, shape) in expected.items():
+        if found[name] != (dtype, shape):
+            raise CheckpointError(
+                f"{path}: does not fit {what}: {name!r} should be {shape} {dtype}; got {found[name][1]} "
+                f"{found[name][0]}; use the configuration it was written with"
+            )
+
+
+def _floats(content: np.ndarray, spec: Spec) -> np.ndarray:
     dtype, shape = spec
-    if dtype == "bfloat16":
+    if dtype == "bfloat16":  # numpy lacks it
         return (content.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    return content.view(np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    return content.view(np.dtype(dtype).newbyteorder("<")).reshape(shape).astype(np.float32)
 
 
 def _entries(path: Path) -> dict[str, tuple[int, int, Spec]]:

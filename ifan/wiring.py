@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ifan.config import NetworkConfig, TaskConfig
 
@@ -23,6 +23,9 @@ LEVELS = 5
 MIDDLE = LEVELS
 """Index of the dense block at the lowest resolution: those before it lie on the down path, those after it on the up
 path."""
+
+BGR_MEAN = (103.939, 116.779, 123.68)
+"""What is taken off an image's channels, which are 0 to 255."""
 
 ENCODER_WIDTHS = (24, 48, 64)
 FIRST_FILTERS = 16
@@ -77,7 +80,9 @@ def wire(net: Net[M, P_co], stem: M, maps: Sequence[Sequence[M]], tasks: Sequenc
     concatenation: the running map first, then the maps of each task.
     """
     found: dict[str, P_co] = {}
-    x, skips, taps = stem, list[M](), list[M]()
+    x = stem
+    skips: list[M] = []  # torch.compile does not follow list[M]()
+    taps: list[M] = []
     for level in range(LEVELS):
         skips.append(x + net.dense(level, x) + x)  # as released: the block's input stands in the skip twice
         taps.append(_join(skips[-1], maps[level]))
@@ -128,7 +133,7 @@ def encoder_widths(task: TaskConfig) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Width(Generic[M]):
+class Width:
     """Channels and side of a map."""
 
     channels: int

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ifan.concat import promoted
+
 from .configs import Config, config_of
 from .launch import interpreted, launch
 
@@ -98,14 +100,6 @@ def weight_gradient(
     return partial.sum(0).view(3, 3, channels, outputs).permute(3, 2, 0, 1).contiguous()
 
 
-def promoted(sources: Sequence[Tensor]) -> torch.dtype:
-    """The dtype that all sources promote to."""
-    dtype = sources[0].dtype
-    for source in sources[1:]:
-        dtype = torch.promote_types(dtype, source.dtype)
-    return dtype
-
-
 def _tile(sources: Sequence[Tensor]) -> tuple[Config, int, int]:
     """The configuration with its pixels and depth; float32 takes twice the registers, so half of both and one stage.
 
@@ -118,7 +112,7 @@ def _tile(sources: Sequence[Tensor]) -> tuple[Config, int, int]:
 
 
 def _dot_type(sources: Sequence[Tensor]) -> tl.dtype:
-    """What the matrix units multiply; the interpreter cannot multiply bfloat16."""
+    """Type that the matrix units multiply; the interpreter cannot multiply bfloat16."""
     return tl.float32 if interpreted() else TYPES[promoted(sources)]
 
 

@@ -17,64 +17,47 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .lanes import collect, per_lane, per_task
+from ifan.concat import Concat, Norm
+
+from .lanes import collect, per_lane, per_task, rows_of
 from .launch import grid_of, launch, tile
 
 
-def forward(
-    sources: Sequence[Tensor],
-    norm: Sequence[Tensor],
-    segments: Sequence[int],
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
-    pool: int,
-    eps: float,
-) -> Tensor:
-    """Sources ``(N or R, C_i, H, W)``, norm = weight, bias, mean, var ``(T, C)`` -> ``(N, C, H / pool, W / pool)``."""
-    scale, shift, _ = affine(norm, eps)
-    scale, shift = per_lane(scale, segments), per_lane(shift, segments)
-    height, width = sources[0].shape[2:]
-    dtype = sources[0].dtype
-    for source in sources[1:]:
-        dtype = torch.promote_types(dtype, source.dtype)
-    out = scale.new_empty((*scale.shape, height // pool, width // pool), dtype=dtype)
+def forward(x: Concat, norm: Norm, pool: int) -> Tensor:
+    """Concatenation ``(N, C, H, W)``, norm ``(T, C)`` -> ``(N, C, H / pool, W / pool)`` of its dtype."""
+    scale, shift, _ = affine(norm)
+    scale, shift = per_lane(scale, x.lanes.segments), per_lane(shift, x.lanes.segments)
+    height, width = x.shape[2:]
+    out = scale.new_empty((*scale.shape, height // pool, width // pool), dtype=x.dtype)
     first = 0
-    for x, flag in zip(sources, per_sample, strict=True):
-        tiles = tile(x, height // pool * width)
+    for source, rows in zip(x.tensors, rows_of(x), strict=True):
+        tiles = tile(source, height // pool * width)
         launch(
             forward_kernel,
-            grid_of(out.shape[0], x.shape[1], height // pool * width, tiles),
-            *(x, rows if flag else None, scale, shift, out),
-            *(x.shape[1], first, out.shape[1], height // pool, width, *x.stride()),
+            grid_of(out.shape[0], source.shape[1], height // pool * width, tiles),
+            *(source, rows, scale, shift, out),
+            *(source.shape[1], first, out.shape[1], height // pool, width, *source.stride()),
             POOL=pool,
             **tiles,
         )
-        first += x.shape[1]
+        first += source.shape[1]
     return out
 
 
-def backward(
-    gradient: Tensor,
-    sources: Sequence[Tensor],
-    norm: Sequence[Tensor],
-    segments: Sequence[int],
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
-    pool: int,
-    eps: float,
-) -> list[Tensor]:
+def backward(gradient: Tensor, x: Concat, norm: Norm, pool: int) -> list[Tensor]:
     """Gradients of the sources, then of weight, bias, mean and var, for the output's ``gradient``."""
-    scale, shift, inverse = affine(norm, eps)
-    by_lane = [per_lane(value, segments) for value in (scale, shift, norm[2])]
+    segments, given = x.lanes.segments, norm.tensors
+    scale, shift, inverse = affine(norm)
+    by_lane = [per_lane(value, segments) for value in (scale, shift, given[2])]
     found, first, sums = [], 0, []
-    for x, flag in zip(sources, per_sample, strict=True):
-        gx, part = _backward_of_source(gradient, x, rows if flag else None, by_lane, first, pool)
-        found.append(collect(gx, rows, x.shape[0], x.dtype) if flag and rows is not None else gx)
+    for source, rows in zip(x.tensors, rows_of(x), strict=True):
+        gx, part = _backward_of_source(gradient, source, rows, by_lane, first, pool)
+        found.append(gx if rows is None else collect(gx, rows, source.shape[0], source.dtype))
         sums.append(part)
-        first += x.shape[1]
+        first += source.shape[1]
     zero, one = per_task(torch.cat(sums, 2), segments).unbind(1) if gradient.shape[0] else [scale.double() * 0] * 2
     norms = one * inverse, zero, -zero * scale, one * scale * inverse.square() * -0.5
-    return [*found, *(value.to(given.dtype) for value, given in zip(norms, norm, strict=True))]
+    return [*found, *(value.to(like.dtype) for value, like in zip(norms, given, strict=True))]
 
 
 def _backward_of_source(
@@ -98,12 +81,12 @@ def _backward_of_source(
     return gx, partial.double().sum(0)
 
 
-def affine(norm: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, bias, mean and var ``(T, C)`` as scale and shift, and ``1 / sqrt(var + eps)``; float32."""
-    weight, bias, mean, var = norm
-    inverse = torch.rsqrt(var.float() + eps)
-    scale = weight.float() * inverse
-    return scale, bias.float() - mean.float() * scale, inverse
+def affine(norm: Norm) -> tuple[Tensor, Tensor, Tensor]:
+    """A norm ``(T, C)`` as scale and shift, and ``1 / sqrt(var + eps)``; float32."""
+    weight, bias, mean, var = (value.float() for value in norm.tensors)
+    inverse = torch.rsqrt(var + norm.eps)
+    scale = weight * inverse
+    return scale, bias - mean * scale, inverse
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What kernels share about lanes: a task's values spread over its lanes, gradients collected by sample."""
+"""Lanes in the kernels: a task's values spread over its lanes, gradients collected by sample."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ifan.concat import Concat
+
 from .configs import config_of
 from .launch import launch
+
+
+def rows_of(x: Concat) -> list[Tensor | None]:
+    """For each source the lanes' samples if it has a row a sample."""
+    return [x.lanes.rows if flag else None for flag in x.per_sample]
 
 
 def per_lane(values: Tensor, segments: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""How every kernel is started, and how its tiles are laid over a tensor."""
+"""Start of every kernel, and the tiles that cover a tensor."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], option
 
 
 def interpreted() -> bool:
-    """Whether kernels run as Python on the CPU (``TRITON_INTERPRET=1`` before Triton's import)."""
+    """True if kernels run as Python on the CPU (``TRITON_INTERPRET=1`` before Triton's import)."""
     return bool(triton.knobs.runtime.interpret)
 
 

@@ -199,7 +199,10 @@ def cycles(edges: dict[str, set[str]]) -> list[str]:
                     paths.append([*path, after])
         return None
 
-    found = {frozenset(path): " -> ".join(path) for start in sorted(edges) if (path := path_back(start))}
+    found: dict[frozenset[str], str] = {}
+    for start in sorted(edges):
+        if path := path_back(start):
+            found.setdefault(frozenset(path), " -> ".join(path))
     return sorted(found.values())
 
 

@@ -33,15 +33,15 @@ def test_doubled_sources_are_read_once_with_added_weights() -> None:
     x = Concat.of(LANES, a) + Concat.of(LANES, b) + Concat.of(LANES, a) + Concat.of(LANES, c)
     weight = torch.randn(6, x.channels, 3, 3, dtype=torch.float64)
     merged, summed = x.unique(weight)
-    assert [s.shape[1] for s in merged.sources] == [3, 2, 4]
+    assert [s.shape[1] for s in merged.tensors] == [3, 2, 4]
     torch.testing.assert_close(F.conv2d(merged.concatenated(), summed), F.conv2d(x.concatenated(), weight))
 
 
 def test_a_doubled_source_stays_one_tensor_when_lanes_are_dropped() -> None:
     a = Concat.of(LANES, torch.randn(5, 3, 4, 4))
     kept = (a + a).keep([0, 2])
-    assert kept.sources[0] is kept.sources[1]
-    assert kept.sources[0].shape[0] == 4
+    assert kept.tensors[0] is kept.tensors[1]
+    assert kept.tensors[0].shape[0] == 4
 
 
 def test_rows_of_samples_are_looked_up_by_lane() -> None:

@@ -118,7 +118,7 @@ def test_lanes_are_laid_out_by_an_operation_that_compilers_leave_whole() -> None
     x = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
     upstream = torch.rand(3, 3, 4, 4)
     with Operations() as seen:
-        laid_out = context.shared(x, 2).sources[0]
+        laid_out = context.shared(x, 2).tensors[0]
         laid_out.backward(upstream)
     assert {"take_rows", "take_rows_backward"} <= seen.found
     assert not {"index", "index_select", "index_add", "index_add_", "index_put", "index_put_"} & seen.found

@@ -2,11 +2,12 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ifan.safetensors_io import CheckpointError, load_checked, read_header
+from ifan.safetensors_io import CheckpointError, load_checked, load_floats, read_header
 
 EXPECTED = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.int64)}
 
@@ -28,6 +29,28 @@ def test_sound_file(tmp_path: Path) -> None:
     assert read_header(path) == {"a": ("float32", (2, 3)), "b": ("int64", (4,))}
     loaded = load_checked(path, EXPECTED, "this network")
     assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_arrays_of_every_floating_dtype_are_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {
+        "odd": torch.rand(3).to(dtype),
+        "x": (10 * torch.randn(2, 5)).to(dtype),
+        "none": torch.zeros(0, 2).to(dtype),
+    }
+    save_file(tensors, path)
+    found = load_floats(path, {name: tuple(value.shape) for name, value in tensors.items()}, "this network")
+    for name, value in found.items():
+        assert np.array_equal(value, tensors[name].float().numpy())
+        assert value.dtype == np.float32
+        assert value.flags.writeable
+
+
+def test_integers_are_no_weights(tmp_path: Path) -> None:
+    save_file({"a": torch.arange(3)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"'a' should be \(3,\) float32; got \(3,\) int64"):
+        load_floats(tmp_path / "x.safetensors", {"a": (3,)}, "this network")
 
 
 HOSTILE = {

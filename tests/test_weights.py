@@ -6,15 +6,19 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ifan import weights
-from ifan.config import NetworkConfig
+from ifan.config import PAPER_TASKS, NetworkConfig, load_config, presets
 from ifan.network import IFAN
+from ifan.weights.folding import folded, folded_head
+from ifan.weights.shapes import tensor_shapes
+from tests.support.networks import CONFIGS
 
 CONFIG = NetworkConfig(size=32, growth=2, block_layers=1, stem_channels=4, up_channels=4)
 
@@ -163,3 +167,69 @@ def test_wrong_config(saved: Path, content: str) -> None:
     with pytest.raises(ValueError, match=r"config\.json: not the configuration of a saved network") as error:
         weights.load_network(saved)
     assert "\n" not in str(error.value)
+
+
+ODD = {
+    "heat maps, one norm": replace(
+        CONFIGS["heat maps"], task_norm=False, growth=5, up_channels=8, normalise_heads=True
+    ),
+    "landmarks only": replace(CONFIG, tasks=PAPER_TASKS[1:2]),
+    "statistics apart": replace(CONFIG, iteration_norm="statistics", normalise_heads=True, image_fold=2),
+    "two classifications": replace(CONFIGS["extra tasks"], block_layers=2, stem_channels=7),
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [*(load_config(name).network for name in presets()), *CONFIGS.values(), *ODD.values()],
+    ids=[*presets(), *CONFIGS, *ODD],
+)
+def test_names_and_shapes_of_a_networks_tensors_are_known_without_it(config: NetworkConfig) -> None:
+    with torch.device("meta"):
+        state = IFAN(config).state_dict()
+    assert tensor_shapes(config) == {name: tuple(value.shape) for name, value in state.items()}
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_is_float32_whatever_its_file_stores(saved: Path, dtype: torch.dtype) -> None:
+    change(saved, lambda state: state.update({name: t.to(dtype) for name, t in state.items()}))
+    model, stored = weights.load_model(saved), load_file(saved / "model.safetensors")
+    assert (model.config, model.folder) == (CONFIG, saved)
+    assert model.tensors.keys() == stored.keys()
+    assert all(np.array_equal(value, stored[name].float().numpy()) for name, value in model.tensors.items())
+    assert {value.dtype for value in model.tensors.values()} == {np.dtype(np.float32)}
+
+
+def test_a_network_is_a_copy_of_its_model_and_back(saved: Path) -> None:
+    model = weights.load_model(saved)
+    network = weights.network_of(model)
+    again = weights.model_of(network)
+    with torch.no_grad():
+        network.stem.weight.zero_()
+    assert model.tensors["stem.weight"].any()
+    assert all(np.array_equal(value, model.tensors[name]) for name, value in again.tensors.items())
+
+
+@pytest.mark.parametrize("kind", ["shared", "statistics"])
+def test_folding_keeps_the_dtype_and_what_does_not_change(kind: Literal["shared", "statistics"]) -> None:
+    config = replace(CONFIG, image_scale=1 / 3, normalise_heads=True, task_norm=False, iteration_norm=kind)
+    tensors = {name: t.double().numpy() for name, t in IFAN(config).state_dict().items()}
+    tensors["class_heads.emotion.norm.running_mean"] = np.random.default_rng(0).normal(
+        size=tensors["class_heads.emotion.norm.running_mean"].shape
+    )
+    plain = folded(weights.SavedModel(config, tensors))
+    assert plain.config == replace(
+        config, image_scale=1.0, task_norm=True, normalise_heads=kind == "statistics", iteration_norm=kind
+    )
+    assert {name: value.shape for name, value in plain.tensors.items()} == tensor_shapes(plain.config)
+    assert {value.dtype for value in plain.tensors.values()} == {np.dtype(np.float64)}
+    assert np.shares_memory(plain.tensors["parsing_head.weight"], tensors["parsing_head.weight"])
+    expected = tensors["stem.weight"] * np.where(np.arange(24)[:, None, None] < 3, 1 / 3, 1.0)
+    assert np.allclose(plain.tensors["stem.weight"], expected, rtol=1e-15)
+    x = np.random.default_rng(1).normal(size=tensors["class_heads.emotion.weight"].shape[1])
+    weight, bias = folded_head(plain, "class_heads.emotion", later=False)
+    mean, var = (tensors[f"class_heads.emotion.norm.running_{part}"][0] for part in ("mean", "var"))
+    normalised = (x - mean) / np.sqrt(var + 1e-3)
+    wanted = tensors["class_heads.emotion.weight"] @ normalised + tensors["class_heads.emotion.bias"]
+    assert np.allclose(weight @ x + bias, wanted, rtol=1e-12)

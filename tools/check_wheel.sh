@@ -10,9 +10,9 @@ cd "$work"
 
 "$python" -m venv builder
 builder/bin/python -m pip install --quiet build
-builder/bin/python -m build --sdist --outdir dist "$root" 2>&1 | tee sdist.log
-builder/bin/python -m pip wheel --quiet --no-deps --wheel-dir wheels -v dist/ifan-*.tar.gz 2>&1 | tee wheel.log
-if grep -E "would be ignored|Warning: Package|SetuptoolsDeprecation|no directories found|no files found" ./*.log; then
+builder/bin/python -m build --sdist --outdir dist "$root" > sdist.log 2>&1 || { cat sdist.log; exit 1; }
+builder/bin/python -m pip wheel -v --no-deps --wheel-dir wheels dist/ifan-*.tar.gz > wheel.log 2>&1 || { cat wheel.log; exit 1; }
+if grep -E "would be ignored|Deprecat|no directories found|no files found" ./*.log; then
   echo "check_wheel: the build warns, see above" && exit 1
 fi
 wheel=$(ls wheels/ifan-*.whl)

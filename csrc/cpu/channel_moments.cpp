@@ -46,7 +46,7 @@ inline __attribute__((always_inline)) void tile_moments(const T* x, int64_t n, i
       }
     for (int64_t j = 0; j < width; ++j) squares[j] += part[j];
   }
-  for (int64_t j = 0; j < width; ++j) out[j] = settle(sums[j], centre[j], squares[j], n);
+  for (int64_t j = 0; j < width; ++j) out[j] = moments_about(sums[j], centre[j], squares[j], n);
 }
 
 bool flat(const int64_t* shape, const int64_t* strides) {  // pixels of a plane follow each other at the distance strides[3]
@@ -141,7 +141,7 @@ void join(const Forward& f, Moments* joint) {
         }
     for (int64_t c = 0; c < channels; ++c) {
       call.mean[task * channels + c] = static_cast<float>(joint[c].mean);
-      // settle() takes a difference, so a constant channel may come out a hair below zero.
+      // moments_about() takes a difference, so a constant channel may come out a hair below zero.
       call.var[task * channels + c] = static_cast<float>(joint[c].square < 0 ? 0 : joint[c].square);
     }
   }

@@ -23,8 +23,7 @@ struct Context {
   int64_t share;   // outputs of a prologue
   int64_t chunk;   // channels of a part
   int64_t pieces;  // a block's outputs are shared out among so many threads, each of which transforms the inputs
-  int64_t compared;  // pieces of memory, before the blocks: a thread begins with them while another one wakes up
-  std::atomic<bool> failed{false}, differs{false};
+  std::atomic<bool> failed{false};
 
   int64_t blocks() const { return groups(share); }  // of one prologue's filters
   int64_t parts() const { return (call.x.channels + chunk - 1) / chunk * call.prologues; }
@@ -110,30 +109,9 @@ void multiply_part(const Context& context, const Block<N>& block, Part part, int
     }
 }
 
-constexpr int64_t kCompared = 1 << 17;  // bytes at a time
-
-int64_t pieces_of(const Comparison& comparison) { return (comparison.bytes + kCompared - 1) / kCompared; }
-
-int64_t compared_pieces(const ConvolutionForward& call) {
-  int64_t pieces = 0;
-  for (int64_t i = 0; i < call.comparison_count; ++i) pieces += pieces_of(call.comparisons[i]);
-  return pieces;
-}
-
-bool same(const ConvolutionForward& call, int64_t piece) {
-  const Comparison* compared = call.comparisons;
-  while (piece >= pieces_of(*compared)) piece -= pieces_of(*compared++);
-  const int64_t from = piece * kCompared;
-  return memcmp(compared->a + from, compared->b + from, least(kCompared, compared->bytes - from)) == 0;
-}
-
 template <int N, bool normalise>
-void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (block, piece), before these the pieces to compare
+void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (block, piece)
   Context& context = *static_cast<Context*>(argument);
-  for (; begin < end && begin < context.compared; ++begin)
-    if (!same(context.call, begin)) context.differs = true;
-  if (begin == end) return;
-  begin -= context.compared, end -= context.compared;
   const ConvolutionForward& call = context.call;
   const int64_t units = (context.share + kUnit - 1) / kUnit, parts = context.parts();
   float* memory = scratch(Buffers<N>(context, nullptr).size());
@@ -170,8 +148,7 @@ void run(Context& context) {
   const Body body = context.call.scale ? convolve_blocks<N, true> : convolve_blocks<N, false>;
   const int64_t blocks = (context.tiling.tiles() + tiles - 1) / tiles;
   if (blocks < context.call.threads) context.pieces = least(context.call.threads, (context.share + kUnit - 1) / kUnit);
-  parallel_for(context.compared + blocks * context.pieces, 1, context.call.threads, body, &context);
-  if (context.compared) *context.call.equal = !context.differs;
+  parallel_for(blocks * context.pieces, 1, context.call.threads, body, &context);
 }
 
 // Inputs whose filters' memory is asked for before it is written: a point each, too many streams for the processor to foresee.
@@ -221,8 +198,7 @@ bool convolution_forward(const ConvolutionForward& call) {
   const int64_t share = call.outputs / call.prologues;
   if (!share) return true;
   const bool many = share > 24;  // outputs; where they are few, more tiles a block share one reading of the filters
-  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk_of(many)), 1,
-                  compared_pieces(call)};
+  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk_of(many)), 1};
   if (kRegisters == 16 && !many && context.tiling.tiles() > 3 * kWidth)
     run<4>(context);
   else if (context.tiling.tiles() > kWidth)

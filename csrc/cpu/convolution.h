@@ -13,12 +13,6 @@ namespace ifan {
 
 enum class Epilogue { none, relu, relu_phase_shift };
 
-// Two pieces of memory that must be equal, or else the result is worthless: a weight and the copy that its filters were made of.
-struct Comparison {
-  const char *a, *b;
-  int64_t bytes;
-};
-
 struct ConvolutionForward {
   Concatenation x;
   const float *scale, *shift;  // (prologues, tasks, channels) contiguous; null: no prologue
@@ -30,9 +24,6 @@ struct ConvolutionForward {
   int threads;
   int64_t prologues = 1;  // equal shares of the outputs read the same inputs, each through a prologue of its own
   bool add = false;       // to what `out` holds, instead of writing it; not after a phase shift
-  const Comparison* comparisons = nullptr;
-  int64_t comparison_count = 0;
-  bool* equal = nullptr;  // what the comparisons found
 };
 
 // A weight (outputs, inputs, 3, 3) as the kernels read it, or, with `transposed`, that of the convolution which takes the outputs'

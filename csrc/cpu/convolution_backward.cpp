@@ -122,9 +122,9 @@ struct Region {
 
 // The memory that is needed behind a chunk's products, in pieces that are asked for during these: in turns a plane where gradients
 // belong and one of the next chunk's sources.
-class Upcoming {
+class Prefetcher {
  public:
-  Upcoming(const Context& context, const Region& region) : context_(context), region_(region), lane_(region.begin / rows()) { find(); }
+  Prefetcher(const Context& context, const Region& region) : context_(context), region_(region), lane_(region.begin / rows()) { find(); }
 
   // At most so many floats; behind the last piece what is asked for is of no use.
   const float* next(int64_t floats) {
@@ -224,7 +224,7 @@ void transform_chunk(const Context& context, const Tiles& block, int64_t first, 
 
 // The products of the chunk's inputs and the outputs' gradients, to the gradient of the transformed filters, which is asked for before
 // it is added to if outputs are many.
-void add_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b, Upcoming& upcoming) {
+void add_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b, Prefetcher& prefetcher) {
   const int64_t v_step = kPoints * context.inputs(), g_step = kPoints * context.to_weights(), inputs = context.call.x.channels;
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t o = 0; o < context.wide; o += 2 * kWidth)
@@ -233,20 +233,20 @@ void add_filters(const Context& context, const Batch& batch, const Region& regio
         const auto correlate = row == 2 * kWidth ? correlate_for<2>(left, &some) : correlate_for<1>(left, &some);
         const float *v = b.chunk + p * context.inputs() + c * kTiles, *g = b.to_weights + p * context.to_weights() + context.place(o, kTiles);
         float* sums = b.filters + p * inputs * context.wide + context.place(o, inputs) + (region.first + c) * row;
-        const float* next = context.many() ? sums + some * row : upcoming.next(batch.tiles / kTilesALine * kLine);
+        const float* next = context.many() ? sums + some * row : prefetcher.next(batch.tiles / kTilesALine * kLine);
         correlate(batch, v, v_step, g, g_step, sums, next);
       }
 }
 
 // The products that the gradients of the chunk's inputs are made of, in place of these inputs. A panel of filters is read for all
 // blocks, and asked for before the first of them if outputs are many.
-void multiply_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b, Upcoming& upcoming) {
+void multiply_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b, Prefetcher& prefetcher) {
   const int64_t outputs = context.call.outputs, panels = ceil_to(context.call.x.channels, kOutputs) / kOutputs;
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t c = 0; c < region.channels; c += kOutputs)
       for (int64_t i = 0; i < batch.blocks(); ++i) {
         const float* filters = context.call.filters + (p * panels + (region.first + c) / kOutputs) * outputs * kOutputs;
-        const float* next = context.many() && i == 0 ? filters + kFiltersAhead : upcoming.next(outputs * kOutputs);
+        const float* next = context.many() && i == 0 ? filters + kFiltersAhead : prefetcher.next(outputs * kOutputs);
         products<kVectors>(filters, b.to_inputs + (i * kPoints + p) * context.to_inputs(), outputs,
                            b.chunk + (i * kPoints + p) * context.inputs() + c * kTiles, false, region.channels - c, next);
       }
@@ -299,9 +299,9 @@ void work_on_batch(const Context& context, int64_t begin, int64_t end, bool add,
     const auto at = [&](int64_t i) { return b.chunk + i * kPoints * context.inputs(); };
     each_block([&](const Tiles& block, int64_t i) { transform_chunk<normalise>(context, block, first, some, at(i)); });
     const Region region{begin, end, first, some};
-    Upcoming upcoming(context, region);
-    add_filters(context, batch, region, b, upcoming);
-    multiply_filters(context, batch, region, b, upcoming);
+    Prefetcher prefetcher(context, region);
+    add_filters(context, batch, region, b, prefetcher);
+    multiply_filters(context, batch, region, b, prefetcher);
     each_block([&](const Tiles& block, int64_t i) { write_inputs<normalise>(context, block, region, at(i), b.gradients); });
     if (normalise) differentiate_prologue(context, region, b.gradients);
   }

@@ -10,7 +10,7 @@ namespace IFAN_ISA {
 // fetches from memory at half the rate that it could. It goes to the second-level cache.
 constexpr int64_t kAhead = 2048;  // values between a plane and its `next`, where what is asked for comes soon
 
-inline void ask(const float* next, int64_t values) {
+inline void prefetch(const float* next, int64_t values) {
   for (int64_t i = 0; i < values; i += kLine) __builtin_prefetch(next + i, 0, 2);
 }
 
@@ -21,7 +21,7 @@ inline void pool_rows(const float* a, const float* b, int64_t n, float scale, fl
   int64_t j = 0;
   const auto both = [&](int64_t i) { return relu(load<L>(a + i) * scale + shift) + relu(load<L>(b + i) * scale + shift); };
   for (; j + L <= n; j += L) {
-    ask(next + 4 * j, 4 * L);
+    prefetch(next + 4 * j, 4 * L);
     write(at + j, 0.25f * Neighbours<L>::sum(both(2 * j), both(2 * j + L)));
   }
   if (j == n) return;
@@ -53,7 +53,7 @@ inline void visit_pairs(const float* x, const float* d, int64_t height, int64_t 
       for (int64_t j = begun; j < end; j += kWidth) {
         Vec twice[2];
         Doubled<kWidth>::split(0.25f * load(d + j), twice);
-        ask(next + rows[0] + 4 * j, 4 * kWidth);
+        prefetch(next + rows[0] + 4 * j, 4 * kWidth);
         for (int64_t row : rows)
           for (int64_t k = 0; k < 2; ++k) run.visit(x, row + 2 * j + k * kWidth, twice[k], f, k, write);
       }

@@ -14,7 +14,7 @@ struct Moments {
 };
 
 // `square` was summed about `centre`, the mean rounded to a float.
-inline Moments settle(double mean, float centre, double square, int64_t n) {
+inline Moments moments_about(double mean, float centre, double square, int64_t n) {
   return {mean, square - static_cast<double>(n) * (mean - centre) * (mean - centre)};
 }
 
@@ -46,7 +46,7 @@ inline Moments moments_of(const float* x, int64_t n, const float* next) {
     for (int64_t j = 0; j < lanes; ++j) squares[j] += part[j];
   }
   for (int64_t i = whole; i < n; ++i) squares[i - whole] += (x[i] - centre) * (x[i] - centre);
-  return settle(mean, centre, total(squares, lanes), n);
+  return moments_about(mean, centre, total(squares, lanes), n);
 }
 
 // Of at most kPlaneChunk values. The second look, which finds them in the first-level cache, asks for the values to come at `next`.

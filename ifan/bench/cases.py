@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ifan import ops
 from ifan.bench import plain, rivals
 from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting, vector_error
+from ifan.concat import Concat, DenseLayer, Lanes, Norm
 from ifan.config import NetworkConfig
 from ifan.wiring import LEVELS, MIDDLE, Widths
 
@@ -30,8 +31,10 @@ FORWARD, BOTH = "forward", "forward+backward"
 
 @dataclass(frozen=True)
 class Operation:
-    """How an op is called. ``make`` draws one set of inputs; the first ``activations`` of them change from call to
-    call, the rest are weights."""
+    """Call of an op and its inputs.
+
+    ``make`` draws one set of inputs; the first ``activations`` of them change from call to call, the rest are weights.
+    """
 
     call: Call
     make: Callable[[], list[Tensor]]
@@ -54,7 +57,6 @@ def operations(quick: bool = False) -> list[Case]:
         cases.append(_integrate(lanes, sources, joined.side, FORWARD))
         if level == 0:
             cases.append(_integrate(lanes, sources, joined.side, BOTH))
-            cases += [_integrate_with_moments(lanes, sources, joined.side, apart) for apart in (False, True)]
     for block, x in widths.dense_in.items():
         if block != MIDDLE:
             cases.append(_dense(1, x.channels, x.side, layers, growth, FORWARD))
@@ -193,9 +195,9 @@ def _moments(lanes: int, channels: int, size: int, work: str) -> Case:
     return _case("channel_moments", f"{lanes}x{channels}x{size}x{size}", work, operation, count, 0)
 
 
-def _norms(channels: int, sets: int = 4) -> list[Tensor]:
+def _norms(channels: int) -> list[Tensor]:
     """gamma, beta, mean, variance of one task."""
-    return [(torch.rand(1, channels) + 0.5).requires_grad_() for _ in range(sets)]
+    return [(torch.rand(1, channels) + 0.5).requires_grad_() for _ in range(4)]
 
 
 def _map(lanes: int, channels: int, size: int) -> Tensor:
@@ -209,7 +211,8 @@ def _integrate(lanes: int, widths: Sequence[int], size: int, work: str) -> Case:
         sources, norm = values[:split], values[split:]
         if backend == PLAIN:
             return [ORDINARY.integrate(sources, *norm, pool=2)]
-        return [FUSED.integrate(sources, *norm, [lanes], pool=2, backend=backend)]
+        x = Concat.of(Lanes.ordered([lanes]), *sources)
+        return [ops.integrate(x, Norm(*norm), 2, backend=backend)]
 
     def make() -> list[Tensor]:
         return [*(_map(lanes, width, size) for width in widths), *_norms(channels)]
@@ -217,30 +220,6 @@ def _integrate(lanes: int, widths: Sequence[int], size: int, work: str) -> Case:
     count = lanes * channels * size**2
     shape = f"{lanes}x{channels}x{size}x{size}"
     return _case("integrate", shape, work, Operation(call, make, split, False), count + count // 4, 0)
-
-
-def _integrate_with_moments(lanes: int, widths: Sequence[int], size: int, apart: bool) -> Case:
-    """``apart``: moments of each source by an operation of its own, as the network needs them, which normalises a map
-    several times."""
-    split, channels = len(widths), sum(widths)
-
-    def call(values: Any, backend: str | None) -> Sequence[Tensor]:
-        sources, norm = values[:split], values[split:]
-        if backend == PLAIN:
-            return [ORDINARY.integrate_with_moments(sources, *norm, pool=2)]
-        if not apart:
-            return [FUSED.integrate_with_moments(sources, *norm, [lanes], pool=2, backend=backend)[0]]
-        moments = [FUSED.channel_moments(source, [lanes], backend=backend) for source in sources]
-        mean, var = (torch.cat(parts, 1) for parts in zip(*moments, strict=True))
-        return [FUSED.integrate(sources, *norm, mean, var, [lanes], pool=2, backend=backend)]
-
-    def make() -> list[Tensor]:
-        return [*(_map(lanes, width, size) for width in widths), *_norms(channels, 2)]
-
-    count = lanes * channels * size**2
-    operation = Operation(call, make, split, True)
-    name = "moments, integrate" if apart else "integrate+moments"
-    return _case(name, f"{lanes}x{channels}x{size}x{size}", BOTH, operation, count + count // 4, 0)
 
 
 def _dense(lanes: int, channels: int, size: int, layers: int, growth: int, work: str) -> Case:
@@ -254,7 +233,8 @@ def _dense(lanes: int, channels: int, size: int, layers: int, growth: int, work:
         groups = [norm[i::4] for i in range(4)]
         if backend == PLAIN:
             return [ORDINARY.dense_block(source, kernels, *groups)]
-        return [FUSED.dense_block([source], kernels, *groups, [lanes], backend=backend)[0]]
+        block = [DenseLayer(w, Norm(*values)) for w, *values in zip(kernels, *groups, strict=True)]
+        return [ops.dense_block(Concat.of(Lanes.ordered([lanes]), source), block, backend=backend)[0]]
 
     operation = Operation(call, lambda: [_map(lanes, channels, size), *weights, *norms], 1, False, exported=True)
     flop = 2 * 9 * growth * sum(widths) * lanes * size**2
@@ -271,7 +251,7 @@ def _transition(lanes: int, channels: int, size: int, work: str) -> Case:
         source, a, b = values
         if backend == PLAIN:
             return [ORDINARY.transition_up(source, a, b)]
-        return [FUSED.transition_up([source], a, b, backend=backend)]
+        return [ops.transition_up(Concat.of(Lanes.ordered([lanes]), source), a, b, backend=backend)]
 
     operation = Operation(call, lambda: [_map(lanes, channels, size), *weights], 1, False, exported=True)
     flop = 2 * 9 * width * lanes * (channels * size**2 + width // 4 * 4 * size**2)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifan.layers import EPSILON
+from ifan.config import EPSILON
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,12 +30,6 @@ def integrate(
     scale = weight * torch.rsqrt(var + EPSILON)  # batch_norm has no gradient for mean and variance that are given
     shift = bias - mean * scale
     return _pooled(torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]), pool)
-
-
-def integrate_with_moments(sources: Sequence[Tensor], weight: Tensor, bias: Tensor, pool: int = 1) -> Tensor:
-    """`ifan.ops.integrate` with the moments of the sources themselves."""
-    x = torch.cat(list(sources), 1)
-    return _pooled(F.batch_norm(x, None, None, weight[0], bias[0], training=True, eps=EPSILON), pool)
 
 
 def dense_block(

@@ -10,8 +10,8 @@ import cv2
 
 from ifan.bulk.tables import Row
 from ifan.faces.analyzer import FaceAnalyzer, Prepared
+from ifan.faces.face import Face
 from ifan.faces.photo import as_rgb
-from ifan.faces.result import Face
 
 
 def prepare(analyzer: FaceAnalyzer, photo: Any, name: str) -> tuple[Prepared | None, str | None]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -26,13 +27,14 @@ from typing import Any
 import numpy as np
 
 from ifan import __version__
-from ifan.bulk.files import alone_in, encode_label_png, remove_parts, write_files
 from ifan.bulk.rows import as_row, prepare
 from ifan.bulk.tables import Row, Writer, writer
 from ifan.faces.analyzer import FaceAnalyzer, Prepared
+from ifan.faces.face import compose
 from ifan.faces.pipeline import ordered_map, prefetched
-from ifan.faces.result import compose
 from ifan.faces.sources import count_frames, frames, is_clip
+from ifan.files import FolderLock, checksum, is_part, remove_parts, write_files
+from ifan.png import encode_label_png
 from ifan.weights import SavedModel, model_of
 
 MANIFEST, COMMITS, MAPS = "_manifest.json", "_commits", "_maps"
@@ -120,7 +122,7 @@ def predict_bulk(
     jobs = run.plan(inputs)
     if run.out.exists() and not run.out.is_dir():
         raise ValueError(f"{out}: results become a folder of shards; got a file; choose another name")
-    with alone_in(run.out):
+    with FolderLock(run.out):
         run.check_folder(jobs)
         if progress:
             run.report = progress
@@ -157,7 +159,6 @@ class _Run:
 
     def check_folder(self, jobs: Sequence[_Job]) -> None:
         """Refuse a folder that holds anything else than these jobs' shards; remove what a kill left half-written."""
-        remove_parts(self.out, self.out / COMMITS, self.out / MAPS)
         own = {f"part-{job.number:06}-{job.digest}" for job in jobs}
         for path in self.out.iterdir():
             if path.name.startswith("part-") and path.suffix == self.out.suffix:
@@ -166,8 +167,9 @@ class _Run:
                         f"{self.out}: holds results of other inputs, weights or settings; "
                         "repeat the command they are from, or choose another name"
                     )
-            elif path.name not in (MANIFEST, COMMITS, MAPS):
+            elif path.name not in (MANIFEST, COMMITS, MAPS) and not is_part(path):
                 raise ValueError(f"{self.out}: holds {path.name}, not only results; choose another name")
+        remove_parts(self.out, self.out / COMMITS, self.out / MAPS)
 
     def run(self, jobs: Sequence[_Job]) -> Summary:
         commits: list[dict[str, Any]] = []
@@ -192,11 +194,10 @@ class _Run:
         while not (found and found[-1]["last"]):
             name = self.name(job, len(found))
             try:
-                commit = json.loads((self.out / COMMITS / f"{name}.json").read_text())
-                whole = (self.out / name).stat().st_size == commit["bytes"]
-            except (OSError, ValueError):
-                break
-            if not whole:
+                commit = _checked(json.loads((self.out / COMMITS / f"{name}.json").read_bytes()), name)
+                if any(checksum((self.out / file).read_bytes()) != sum_ for file, sum_ in commit["sha256"].items()):
+                    break
+            except (OSError, ValueError, RecursionError):
                 break
             found.append(commit)
         return found
@@ -284,6 +285,7 @@ class _Run:
             "faces": sum(len(row["faces"]) for row in shard.rows),
             "failures": failures,
             "last": last,
+            "sha256": {name: checksum(data), **{place: checksum(map_) for place, map_ in shard.maps.items()}},
         }
         write_files({self.out / place: picture for place, picture in shard.maps.items()})
         write_files({self.out / name: data})
@@ -307,6 +309,19 @@ class _Run:
         self.done, self.failed = self.done + rows, self.failed + failed
         if self.report:
             self.report(self.done, max(self.expected, self.done), self.failed)
+
+
+def _checked(note: Any, name: str) -> dict[str, Any]:
+    """``note`` if it is one that `_Run.commit` wrote of the shard ``name``; else raises ``ValueError``."""
+    kinds = {"bytes": int, "rows": int, "faces": int, "failures": list, "last": bool, "sha256": dict}
+    sound = isinstance(note, dict) and all(isinstance(note.get(key), kind) for key, kind in kinds.items())
+    if not sound or note.get("file") != name or name not in note["sha256"]:
+        raise ValueError("not a shard's note")
+    failures = all(isinstance(f, dict) and f.keys() == {"input", "error"} for f in note["failures"])
+    # Names of maps begin with their folder; nothing else is looked at.
+    if not failures or any(file != name and not re.fullmatch(rf"{MAPS}/[\d-]+\.png", file) for file in note["sha256"]):
+        raise ValueError("not a shard's note")
+    return note
 
 
 def _settings(analyzer: FaceAnalyzer, every: int, maps: bool, shard_rows: int) -> bytes:

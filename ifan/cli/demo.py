@@ -25,8 +25,9 @@ def demo(
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
 ) -> None:
     """Analyse a portrait and four drawn faces, and say where the pictures are."""
-    from ifan.bulk.files import encode_png, write_files
     from ifan.faces import load
+    from ifan.files import write_files
+    from ifan.png import encode_png
 
     analyzer = load(weights)
     portrait = (resources.files("ifan") / "assets" / PORTRAIT).read_bytes()

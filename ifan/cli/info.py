@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from dataclasses import asdict
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 
-from ifan.processor import processor
+from ifan.optional import TORCH
 
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "safetensors", "huggingface_hub", "triton")
 ENVIRONMENT = {
@@ -32,12 +30,13 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instea
 
 
 def gather() -> dict[str, Any]:
-    """All that ``ifan info`` shows, as plain data."""
-    import torch
+    """All that ``ifan info`` shows, as plain data; without PyTorch, what needs none."""
+    import platform
+    from importlib.util import find_spec
 
     from ifan import __version__
-    from ifan.ops import dispatch, gpu
-    from ifan.ops.native import bf16_refusal, cpu_module
+    from ifan.native import bf16_refusal, cpu_module, thread_count
+    from ifan.processor import processor
     from ifan.weights import available
 
     name, features = processor()
@@ -48,15 +47,26 @@ def gather() -> dict[str, Any]:
             "name": name,
             "features": features,
             "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
+            "threads": thread_count(),
             "bf16_missing": missing,
             "bf16_by": None if missing else "AMX" if cpu_module().features()["tiles"] else "AVX512_BF16",
         },
+        **(_torch() if find_spec(TORCH[0]) else {"gpus": [], "cuda_graphs": None, "backends": []}),
+        "environment": {variable: os.environ.get(variable) for variable in ENVIRONMENT},
+        "weights": available(),
+    }
+
+
+def _torch() -> dict[str, Any]:
+    """Devices and backends that PyTorch knows."""
+    import torch
+
+    from ifan.ops import dispatch, gpu
+
+    return {
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda_graphs": _checked(gpu.checked_on("graphs")),
         "backends": [asdict(status) for status in dispatch.status()],
-        "environment": {variable: os.environ.get(variable) for variable in ENVIRONMENT},
-        "weights": available(),
     }
 
 
@@ -65,6 +75,8 @@ def _checked(name: str | None) -> str:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -89,8 +101,11 @@ def _print(facts: dict[str, Any]) -> None:
             f"no: {missing}" if missing else f"yes, by {cpu['bf16_by']}: the CPU engine's --precision bf16 runs here"
         ),
     )
-    table.add_row("gpu", escape(", ".join(facts["gpus"])) or "none that torch can use")
-    table.add_row("gpu inference", f"one CUDA graph a batch size; {facts['cuda_graphs']}")
+    if facts["versions"]["torch"]:
+        table.add_row("gpu", escape(", ".join(facts["gpus"])) or "none that PyTorch can use")
+        table.add_row("gpu inference", f"one CUDA graph a batch size; {facts['cuda_graphs']}")
+    else:
+        table.add_row("gpu", escape("needs PyTorch: pip install 'ifan[torch]'"))
     table.add_row("weights", ", ".join(facts["weights"]) or "none ship with this installation; see `ifan train --help`")
     console.print(table)
 
@@ -100,7 +115,8 @@ def _print(facts: dict[str, Any]) -> None:
     for status in facts["backends"]:
         mark = "[green]yes[/]" if status["available"] else "[red]no[/]"
         backends.add_row(status["name"], mark, *(escape(status[field] or "") for field in ("reason", "fix", "note")))
-    console.print(backends)
+    if facts["backends"]:
+        console.print(backends)
 
     settings = Table("variable", "value", "meaning", title="Environment", title_justify="left")
     for variable, meaning in ENVIRONMENT.items():

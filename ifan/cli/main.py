@@ -5,31 +5,40 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from ifan import __version__
 from ifan.cli import one_line
-from ifan.cli.bench import bench
-from ifan.cli.demo import demo
-from ifan.cli.evaluate import evaluate
-from ifan.cli.export import export
-from ifan.cli.info import info
-from ifan.cli.pack import pack
-from ifan.cli.predict import predict
-from ifan.cli.serve import serve
-from ifan.cli.train import train
 
-app = typer.Typer(
-    help="Face parsing, landmarks and emotion from one network.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command in (info, demo, predict, serve, train, evaluate, pack, export, bench):
-    app.command()(command)
+COMMANDS = ("info", "demo", "predict", "serve", "train", "evaluate", "pack", "export", "bench")
+"""Names of the commands, each a function in a module of that name, in the order of the help."""
+
+
+def application(command: str | None = None) -> typer.Typer:
+    """The command line with that command alone, or without its name with all of them as the help lists them.
+
+    Reading the options of all commands would take longer than most of them.
+    """
+    app = typer.Typer(
+        help="Face parsing, landmarks and emotion from one network.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # rich takes longer to import than all else that the help needs
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in [command] if command else COMMANDS:
+        function = getattr(import_module(f"ifan.cli.{name}"), name)
+        app.command(name, help=function.__doc__)(function if command else _listed)
+    return app
+
+
+def _listed() -> None:
+    """Stands for a command in the help."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -38,7 +47,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
@@ -54,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     environment its traceback is shown instead.
     """
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="ifan")
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        first = next((word for word in given if not word.startswith("-")), None)
+        application(first if first in COMMANDS else None)(args=given, prog_name="ifan")
     except (ValueError, OSError) as error:
         if os.environ.get("IFAN_DEBUG", "0") not in ("", "0"):
             raise

@@ -9,7 +9,12 @@ from typing import Annotated
 import typer
 
 Datasets = Annotated[
-    list[str], typer.Option("--data", help="Dataset as NAME=PATH; repeat for more.", metavar="NAME=PATH")
+    list[str],
+    typer.Option(
+        "--data",
+        help="Dataset as NAME=PATH, or NAME=READER=PATH with a known reader or module:Class; repeat for more.",
+        metavar="NAME=PATH",
+    ),
 ]
 Splits = Annotated[Path | None, typer.Option(help="Folder of lists NAME_SPLIT.txt that overrule the official splits.")]
 

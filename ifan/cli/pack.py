@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ifan.cli.options import Datasets, Splits, by_name
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 def pack(
@@ -20,6 +22,8 @@ def pack(
     max_side: Annotated[int, typer.Option(min=16, help="Longer side of a face's box in pixels.")] = 160,
 ) -> None:
     """Pack datasets into OUT/NAME/SPLIT; train and evaluate then take --data NAME=OUT/NAME."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     from ifan.data import open_dataset
     from ifan.data.packing import pack as pack_dataset
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +55,7 @@ def predict(
 
     Tables are folders of shards; the same command goes on where it was stopped. Exit code 1: some photo failed.
     """
-    from ifan.faces.sources import expand
+    from ifan.faces.sources import expand, unique_stems
 
     table = out.suffix.lower() in TABLES
     if table and (box or json_file or strict):
@@ -123,26 +122,6 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def unique_stems(paths: Sequence[str]) -> list[str]:
-    """A name for each photo's results: its own without suffix, numbered where that is taken (letter case aside).
-
-    Cut to 200 bytes, so that endings still fit into a file name.
-    """
-    names = [os.fsencode(Path(path).stem)[:200].decode("utf-8", "replace") for path in paths]
-    taken = {name.casefold() for name in names}
-    used: set[str] = set()
-    stems = []
-    for name in names:
-        stem, number = name, 2
-        if stem.casefold() in used:
-            while f"{name}_{number}".casefold() in taken | used:
-                number += 1
-            stem = f"{name}_{number}"
-        used.add(stem.casefold())
-        stems.append(stem)
-    return stems
-
-
 def _refuse_to_overwrite(paths: Sequence[str], stems: Sequence[str], out: Path, json_file: Path | None) -> None:
     inputs = {Path(path).resolve(): path for path in paths}
     targets = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
@@ -200,6 +179,6 @@ def _summary(result: PhotoResult) -> str:
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    from ifan.bulk.files import write_files
+    from ifan.files import write_files
 
     write_files({path: json.dumps(tree, indent=1).encode()})

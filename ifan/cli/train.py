@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ifan.allocator import keep_freed_memory
 from ifan.cli.options import Datasets, Splits, by_name
 from ifan.optional import TORCH, require
 
@@ -27,6 +26,14 @@ def train(
     partial: Annotated[
         bool, typer.Option("--partial", help="Of --init take what fits: weights of another size or variant.")
     ] = False,
+    add_task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Give the weights of --init, whose network it is then, one more classification; repeat for more.",
+            metavar="NAME[=CLASS,..]",
+        ),
+    ] = None,
+    freeze: Annotated[bool, typer.Option("--freeze", help="With --add-task: train the new heads alone.")] = False,
     steps: Annotated[int | None, typer.Option(help="Steps in all; short for --set training.steps=N.")] = None,
     iterations: Annotated[
         int | None, typer.Option(help="Passes when validating and predicting; short for --set network.iterations=N.")
@@ -42,14 +49,20 @@ def train(
     mallopt: Annotated[bool, typer.Option(help="Let glibc keep freed memory (faster on the CPU).")] = True,
 ) -> None:
     """Train one network on datasets that each label some of its tasks."""
+    from ifan.allocator import keep_freed_memory
     from ifan.config import load_config
 
     short = {"training.steps": steps, "network.iterations": iterations}
     changes = [*(set_ or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
-    settings = override(load_config(config), changes)
+    given = load_config(config)
+    if add_task or freeze:
+        given = _with_tasks(given, init, add_task or [], data, freeze)
+    settings = override(given, changes)
     if mallopt:
         keep_freed_memory()
-    signal = _run(settings, data, splits, out, device, resume, init, partial, threads, workers, time_limit)
+    signal = _run(
+        settings, data, splits, out, device, resume, init, partial or bool(add_task), threads, workers, time_limit
+    )
     if signal is not None:
         raise typer.Exit(128 + signal)
 
@@ -96,6 +109,15 @@ def _run(
         return trainer.run(time_limit)
     finally:
         gc.unfreeze()  # or nothing would free it at the end, and libraries that count their objects would say so
+
+
+def _with_tasks(config: Config, init: Path | None, added: list[str], data: list[str], freeze: bool) -> Config:
+    """``config`` for weights with classifications added, see `ifan.training.added_tasks.add_tasks`."""
+    from ifan.training.added_tasks import add_tasks
+
+    if init is None or not added:
+        raise ValueError("--add-task and --freeze: expected --init WEIGHTS --add-task NAME; name both")
+    return add_tasks(config, init, added, by_name(data), freeze)
 
 
 def override(config: Config, changes: list[str]) -> Config:

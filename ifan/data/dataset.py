@@ -139,13 +139,6 @@ def three_way(records: dict[str, T], split: str) -> dict[str, T]:
     return {key: value for key, value in records.items() if part[key] == split}
 
 
-def box_around(points: np.ndarray, factor: float = 3.2) -> tuple[float, float, float, float]:
-    """The square around the middle of a face's points (P, 2), ``factor`` times their larger extent."""
-    low, high = np.nanmin(points, axis=0), np.nanmax(points, axis=0)
-    (cx, cy), half = (low + high) / 2, float((high - low).max()) * factor / 2
-    return float(cx - half), float(cy - half), float(cx + half), float(cy + half)
-
-
 def numbers(fields: Sequence[str], where: str) -> np.ndarray:
     """Fields of a label line as float64; raises `DataError` at ``where`` when one is not a finite number."""
     try:

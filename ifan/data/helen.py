@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ifan.config import PARSING_CLASSES
-from ifan.data.dataset import DataError, Reader, box_around, read_lines
+from ifan.crop import box_around
+from ifan.data.dataset import DataError, Reader, read_lines
 from ifan.data.images import read_image, read_label_image
 from ifan.data.labels import HELEN, PARSING
 from ifan.data.sample import FaceSample

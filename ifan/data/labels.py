@@ -152,13 +152,3 @@ def parsing_table(source: Sequence[str | None] | Mapping[str, str | None]) -> np
         if name is not None:
             table[i] = PARSING_CLASSES.index(name)
     return table
-
-
-def mirrored(names: Sequence[str]) -> tuple[int, ...]:
-    """For each name the index of its mirror image: ``left`` and ``right`` trade places, the rest stay."""
-
-    def mirror(name: str) -> str:
-        swap = {"left": "right", "right": "left"}
-        return "_".join(swap.get(word, word) for word in name.split("_"))
-
-    return tuple(names.index(mirror(n)) if mirror(n) in names else i for i, n in enumerate(names))

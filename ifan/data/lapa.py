@@ -12,7 +12,8 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from ifan.data.dataset import DataError, Reader, box_around, choose
+from ifan.crop import box_around
+from ifan.data.dataset import DataError, Reader, choose
 from ifan.data.images import read_image, read_label_image
 from ifan.data.labels import LANDMARKS, LAPA, PARSING, POINTS_106, Classes, five_points, parsing_table
 from ifan.data.pts import read_points

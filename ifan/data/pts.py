@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ifan.data.dataset import DataError, Reader, box_around, choose, numbers, official_split, read_lines, three_way
+from ifan.crop import box_around
+from ifan.data.dataset import DataError, Reader, choose, numbers, official_split, read_lines, three_way
 from ifan.data.images import read_image
 from ifan.data.labels import LANDMARKS, POINTS_68, POINTS_194, five_points
 from ifan.data.sample import FaceSample

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ifan.config import IGNORE, UNLABELLED, NetworkConfig, TaskConfig
+from ifan.config import IGNORE, UNLABELLED, NetworkConfig, TaskConfig, mirrored
 from ifan.crop import Crop, crop_image, crop_labels, points_to_crop
 from ifan.data.dataset import DataError, FaceDataset
-from ifan.data.labels import mirrored
 from ifan.data.sample import FaceSample
 
 

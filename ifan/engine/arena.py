@@ -1,4 +1,4 @@
-"""Where the planes of a native plan lie: addresses, strides, and the lanes of a batch."""
+"""Memory of a native plan: addresses, strides, and the lanes of a batch."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 _HUGE_PAGE = 1 << 21
 """Bytes, as on x86-64 and most aarch64."""
 
 
-def zeros(floats: int) -> Tensor:
+def zeros(floats: int) -> np.ndarray:
     """Zeros ``(floats,)`` in float32, in huge pages where the system has them; ``OSError`` if memory is short.
 
     Kernels that go through hundreds of planes at once otherwise spend time on finding their pages.
     """
     if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(floats)
+        return np.zeros(floats, np.float32)
     memory = mmap.mmap(-1, 4 * floats + _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a Linux built without them
         memory.madvise(mmap.MADV_HUGEPAGE)
-    values = torch.frombuffer(memory, dtype=torch.float32)
-    first = -values.data_ptr() % _HUGE_PAGE // 4
+    values = np.frombuffer(memory, np.float32)
+    first = -address(values) % _HUGE_PAGE // 4
     return values[first : first + floats]
+
+
+def address(x: np.ndarray) -> int:
+    """Address of an array's first value."""
+    return x.ctypes.data
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Arena:
 
     @contextmanager
     def frame(self) -> Iterator[None]:
-        """What is taken inside is free again afterwards."""
+        """Context after which all that was taken inside is free again."""
         top = self.top
         yield
         self.top = top
@@ -82,30 +86,68 @@ class Arena:
 
 @dataclass(frozen=True)
 class PlanLanes:
-    """The lanes of some tasks in the plan's order: ``count`` samples each, starting at lane ``first``."""
+    """The lanes of some tasks in the plan's order: ``count`` samples each."""
 
     tasks: tuple[int, ...]  # positions in the configuration
     count: int
     rows: int  # address of the sample of each lane
-    first: int = 0
 
     @property
     def total(self) -> int:
+        """Number of lanes."""
         return self.count * len(self.tasks)
 
+
+@dataclass(frozen=True)
+class LaneMaps:
+    """Feature maps that are read as one, with their lanes: what `ifan.wiring.wire` connects.
+
+    A view has a row a lane or, ``per_sample``, a row a sample.
+    """
+
+    views: tuple[View, ...]
+    lanes: PlanLanes
+
+    def __add__(self, other: LaneMaps) -> LaneMaps:
+        return LaneMaps(self.views + other.views, self.lanes)
+
+    def keep(self, tasks: Sequence[int]) -> LaneMaps:
+        """See `ifan.wiring.Maps`; the tasks kept stand side by side in the plan's order, so nothing is copied."""
+        ours = sorted(self.lanes.tasks)
+        kept = tuple(t for t in self.lanes.tasks if t in {ours[at] for at in tasks})
+        first = self.lanes.tasks.index(kept[0]) * self.lanes.count
+        views = tuple(view if view.per_sample else view.rows_from(first) for view in self.views)
+        return LaneMaps(views, replace(self.lanes, tasks=kept))
+
     @property
-    def segments(self) -> list[int]:
-        return [self.count] * len(self.tasks)
+    def side(self) -> int:
+        """Side of all planes."""
+        return self.views[0].side
 
-    def prefix(self, tasks: Sequence[int]) -> PlanLanes:
-        return replace(self, tasks=self.tasks[: len(tasks)])
+    @property
+    def channels(self) -> int:
+        """Channels of all views."""
+        return sum(view.channels for view in self.views)
 
-    def only(self, task: int) -> PlanLanes:
-        return replace(self, tasks=(task,), first=self.first + self.count * self.tasks.index(task))
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The first four arguments of a kernel: sources, rows, segments, shape."""
+        lanes, side = self.lanes, self.side
+        shape = (lanes.total, self.channels, side, side)
+        return [view.field for view in self.views], lanes.rows, [lanes.count] * len(lanes.tasks), shape
 
-    def read(self, sources: Sequence[View], side: tuple[int, int] | None = None) -> tuple[Any, ...]:
-        """The first four arguments of a kernel."""
-        views = [s if s.per_sample else s.rows_from(self.first) for s in sources]
-        height, width = side or (sources[0].side, sources[0].side)
-        shape = (self.total, sum(s.channels for s in sources), height, width)
-        return [s.field for s in views], self.rows + 8 * self.first, self.segments, shape
+    def unique(self) -> LaneMaps:
+        """The maps with each view once."""
+        return replace(self, views=tuple(dict.fromkeys(self.views)))
+
+    def merged(self, weight: np.ndarray) -> np.ndarray:
+        """The columns of ``weight (O, C, ...)`` for what `unique` reads: those of a doubled view are added."""
+        if len(set(self.views)) == len(self.views):
+            return weight
+        columns: dict[View, np.ndarray] = {}
+        first = 0
+        for view in self.views:
+            part = weight[:, first : first + view.channels]
+            columns[view] = columns[view] + part if view in columns else part
+            first += view.channels
+        return np.concatenate(list(columns.values()), 1)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ifan.engine.onnx_weights import read_onnx
-from ifan.ops.native import cpu_module
+from ifan.native import cpu_module
 
 _EPSILON = 1e-3
 _RESIDUALS = (2, 4, 5, 7, 8, 9, 11, 12, 14, 15)
@@ -48,7 +48,8 @@ class CenterFaceEngine:
             or any(n % 32 or not n for n in sides)
         ):
             raise ValueError(
-                f"picture: expected (3, H, W) float32, sides multiples of 32; got {picture.shape} {picture.dtype}. Pad it."
+                f"picture: expected (3, H, W) float32, sides multiples of 32; got {picture.shape} {picture.dtype}. "
+                "Pad it."
             )
         key = (*picture.shape[1:], cpu_module().features()["isa"])
         with self._lock:
@@ -75,7 +76,7 @@ class _Weights:
 
     model: bytes
     blocks: list[list[Pair]] = field(init=False)
-    """Weight and bias of each block's convolutions: expansion (block 0: the first convolution), depthwise, projection."""
+    """Of each block: expansion (block 0: the first convolution), depthwise, projection."""
     laterals: list[Pair] = field(init=False)
     ups: list[Pair] = field(init=False)
     head: Pair = field(init=False)

@@ -86,7 +86,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         length = {1: 8, 5: 4}.get(kind, 0)
         if kind == 2:
             length, at = _varint(data, at)
-        assert length and at + length <= len(data) or kind == 2 and length == 0
+        assert (length and at + length <= len(data)) or (kind == 2 and length == 0)
         yield field, data[at : at + length]
         at += length
 

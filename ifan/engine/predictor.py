@@ -1,27 +1,29 @@
-"""The choice of what runs a network: the native engine or PyTorch."""
+"""The choice of what runs a network: the native engine, or PyTorch."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from ifan.config import NetworkConfig
-from ifan.device import usable_device
 from ifan.engine.engine import Engine
-from ifan.network import IFAN
-from ifan.ops.native import cpu_refusal
+from ifan.native import FIX, cpu_refusal
+from ifan.optional import MissingPackageError
 from ifan.predictions import FacePredictions
-from ifan.torch_runner import TorchRunner
-from ifan.weights import SavedModel, network_of
+from ifan.weights import SavedModel, model_of, network_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from ifan.network import IFAN
 
 
 class Runner(Protocol):
-    """Whatever turns crops into raw predictions: an `Engine` or a `TorchRunner`."""
+    """Whatever turns crops into raw predictions: an `Engine` or an `ifan.torch_runner.TorchRunner`."""
 
     config: NetworkConfig
     iterations: int
@@ -41,28 +43,39 @@ def make_runner(
 ) -> Runner:
     """The fastest runner on ``device``: on a CPU the native engine where it is there, else PyTorch.
 
-    Arguments and errors are those of `Engine` and `TorchRunner`.
+    Arguments and errors are those of `Engine` and `TorchRunner`; ``ImportError`` where neither is there.
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
-    saved, backend = isinstance(model, SavedModel), _backend()
-    where = usable_device(device)
-    native = where.type == "cpu" and backend in ("auto", "cpu") and cpu_refusal() is None
-    if native and isinstance(model, SavedModel):
-        return Engine(model, iterations=iterations, tasks=tasks, precision=precision)
+    refusal = _native_refusal(model, str(device))
+    if refusal is None:
+        saved = model if isinstance(model, SavedModel) else model_of(model)
+        return Engine(saved, iterations=iterations, tasks=tasks, precision=precision)
+    try:
+        from ifan.torch_runner import TorchRunner
+    except ImportError as error:
+        fix = f"; or {FIX}" if refusal == cpu_refusal() else ""
+        raise MissingPackageError(f"{refusal}: this needs PyTorch: pip install 'ifan[torch]'{fix}") from error
     network = network_of(model) if isinstance(model, SavedModel) else model
-    if native and network.stem.weight.dtype == torch.float32:
-        return Engine.from_network(network.to(where), iterations=iterations, tasks=tasks, precision=precision)
-    if precision != "fp32" and where.type != "cuda":
+    if precision != "fp32" and not str(device).startswith("cuda"):
         raise ValueError(
-            f"precision {precision!r}: expected a float32 network on the CPU with the native engine; got "
-            f"{'float32' if saved else network.stem.weight.dtype} on {where}, backend {backend!r}, native kernels "
-            f"{cpu_refusal() or 'loaded'}. Use 'fp32'."
+            f"precision {precision!r}: expected a float32 network on the CPU with the native engine; got {refusal}. "
+            "Use 'fp32'."
         )
-    return TorchRunner(network, where, iterations, tasks, precision)
+    return TorchRunner(network, device, iterations, tasks, precision)
 
 
-def _backend() -> str:
-    """The backend of the operations; where they are not loaded yet, the one of the environment."""
+def _native_refusal(model: SavedModel | IFAN, device: str) -> str | None:
+    """Reason why the native engine is not taken; ``None`` if it is."""
+    # Nobody has chosen another backend where the operations have not been imported.
     dispatch = sys.modules.get("ifan.ops.dispatch")
-    return str(dispatch.current_backend() if dispatch else os.environ.get("IFAN_BACKEND") or "auto")
+    backend = dispatch.current_backend() if dispatch else os.environ.get("IFAN_BACKEND") or "auto"
+    if device != "cpu":
+        return f"device {device!r}"
+    if backend not in ("auto", "cpu"):
+        return f"backend {backend!r}"
+    if not isinstance(model, SavedModel):
+        weight = model.stem.weight
+        if (weight.device.type, str(weight.dtype)) != ("cpu", "torch.float32"):
+            return f"{weight.dtype} on {weight.device}"
+    return cpu_refusal()

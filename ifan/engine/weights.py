@@ -1,4 +1,4 @@
-"""The network's weights as the native kernels read them."""
+"""A network's weights as the native kernels read them."""
 
 from __future__ import annotations
 
@@ -6,106 +6,104 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
-from ifan.engine.arena import zeros
-from ifan.layers import EPSILON, TaskNorm
-from ifan.network import IFAN
-from ifan.ops.concatenation import Normalisation
-from ifan.ops.native import cpu_module, kernels_in_use
+from ifan.config import EPSILON
+from ifan.engine.arena import address, zeros
+from ifan.native import cpu_module, kernels_in_use
+from ifan.weights import SavedModel
+from ifan.weights.folding import folded
 
 _BLOCK = 1 << 24
 """Floats of memory that filters share; what is not used costs addresses only."""
 
+Make = Callable[[], np.ndarray]
+
 
 class PackedWeights:
-    """The network's weights as the kernels read them, repacked once for each instruction set."""
+    """A model's weights, without what only training needs, repacked once for each instruction set."""
 
-    def __init__(self, network: IFAN, bf16: bool) -> None:
-        self.network, self.config, self.bf16 = network, network.config, bf16
+    def __init__(self, model: SavedModel, bf16: bool) -> None:
+        self.model, self.bf16 = folded(model), bf16
+        self.config = self.model.config
         self._kept: dict[Any, Any] = {}
-        self._free = torch.empty(0)
-        self._lock = threading.Lock()
+        self._free = np.empty(0, np.float32)
+        self._lock = threading.RLock()  # constants are made with packed weights
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.model.tensors[name]
 
     def keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        """``make()``, once for ``key`` and the instruction set in use."""
         key = (kernels_in_use(), key)
         with self._lock:  # what one plan has the address of must not be made again for another
             if key not in self._kept:
-                with torch.no_grad():
-                    self._kept[key] = make()
+                self._kept[key] = make()
             return self._kept[key]
 
-    def _memory(self, floats: int) -> Tensor:
+    def _memory(self, floats: int) -> np.ndarray:
         """Memory for filters; those of one layer lie behind those of another."""
-        if self._free.numel() < floats:
+        if self._free.size < floats:
             self._free = zeros(max(floats, _BLOCK))
         taken, self._free = self._free[:floats], self._free[-(-floats // 16) * 16 :]  # each begins with a line
         return taken
 
-    def address(self, key: Any, make: Callable[[], Tensor]) -> int:
-        return cast(Tensor, self.keep(key, lambda: make().detach().float().contiguous())).data_ptr()
+    def address(self, key: Any, make: Make) -> int:
+        """Address of ``make()`` in float32."""
+        return address(cast(np.ndarray, self.keep(key, lambda: np.ascontiguousarray(make(), np.float32))))
 
-    def filters(self, key: Any, weight: Tensor, side: int) -> int:
-        """A 3x3 convolution's weight as `Plan.convolution` reads it for maps of that side."""
-        small = cpu_module().fits_small_maps(side, side) and not (self.bf16 and cpu_module().features()["tiles"])
+    def filters(self, key: Any, shape: tuple[int, int, int], bf16: bool, make: Make) -> int:
+        """Address of a 3x3 convolution's weight as `Plan.convolution` reads it; ``shape``: outputs, inputs, side."""
+        outputs, inputs, side = shape
+        small = cpu_module().fits_small_maps(side, side) and not (bf16 and cpu_module().features()["tiles"])
 
-        def pack() -> Tensor:
-            module, whole = cpu_module(), weight.contiguous()
-            outputs, inputs = weight.shape[:2]
+        def pack() -> np.ndarray:
+            module, whole = cpu_module(), np.ascontiguousarray(make())
             if small:
                 packed = self._memory(module.packed_small_filters(outputs, inputs))
-                module.pack_small_filters(whole.data_ptr(), outputs, inputs, packed.data_ptr())
-            elif self.bf16:
+                module.pack_small_filters(address(whole), outputs, inputs, address(packed))
+            elif bf16:
                 packed = self._memory(module.packed_filters_bf16(outputs, inputs))
-                module.pack_filters_bf16(whole.data_ptr(), outputs, inputs, packed.data_ptr())
+                module.pack_filters_bf16(address(whole), outputs, inputs, address(packed))
             else:
                 packed = self._memory(module.packed_filters(outputs, inputs, isa := module.isa()))
-                module.pack_filters([(whole.data_ptr(), outputs, inputs, 0)], False, packed.data_ptr(), isa, 1)
+                module.pack_filters([(address(whole), outputs, inputs, 0)], False, address(packed), isa, 1)
             return packed
 
-        return self.address((key, small), pack)
+        return self.address((key, small, bf16), pack)
 
-    def taps(self, key: Any, weight: Tensor, bf16: bool) -> int:
-        """A weight ``(O, C)`` or ``(O, C, k, k)`` as `Plan.direct` reads it."""
+    def taps(self, key: Any, bf16: bool, make: Make) -> int:
+        """Address of a weight ``(O, C)`` or ``(O, C, k, k)`` as `Plan.direct` reads it."""
 
-        def pack() -> Tensor:
-            module, whole, outputs, channels = cpu_module(), weight.contiguous(), weight.shape[0], weight.shape[1]
-            taps = weight[0, 0].numel()
+        def pack() -> np.ndarray:
+            module, whole = cpu_module(), np.ascontiguousarray(make())
+            outputs, channels = whole.shape[:2]
+            products = whole.size // outputs
             if bf16:
-                packed = self._memory(module.packed_taps_bf16(outputs, channels, taps))
-                module.pack_taps_bf16(whole.data_ptr(), outputs, channels, taps, packed.data_ptr())
+                packed = self._memory(module.packed_taps_bf16(outputs, channels, products // channels))
+                module.pack_taps_bf16(address(whole), outputs, channels, products // channels, address(packed))
             else:
-                packed = self._memory(module.packed_taps(outputs, channels * taps))
-                module.pack_taps(whole.data_ptr(), outputs, channels * taps, packed.data_ptr())
+                packed = self._memory(module.packed_taps(outputs, products))
+                module.pack_taps(address(whole), outputs, products, address(packed))
             return packed
 
-        return self.address((key, bf16), pack)
+        return self.address((key, "taps", bf16), pack)
 
-    def norm(self, norm: TaskNorm, rows: Sequence[int], later: bool) -> tuple[int, int]:
-        """Addresses of scale and shift of these of the norm's tasks, in the first or a later iteration."""
+    def norm(self, name: str, rows: Sequence[int], later: bool) -> tuple[int, int]:
+        """Addresses of scale and shift of these of a norm's tasks, in the first or a later iteration."""
+        kind = self.config.iteration_norm
+        apart = later and kind != "shared"
+        affine = "later_" if apart and kind == "separate" else ""
+        statistics = "later" if apart else "running"
+        names = [f"{affine}weight", f"{affine}bias", f"{statistics}_mean", f"{statistics}_var"]
 
-        def make() -> Normalisation:
-            values = (*norm.affine(later), *norm.running(later))
-            weight, bias, mean, var = (value.detach()[list(rows)] for value in values)
-            return Normalisation(weight, bias, mean, var, EPSILON)
-
-        found = self.keep((id(norm), tuple(rows), later and norm.separate), make)
-        return found.scale.data_ptr(), found.shift.data_ptr()
-
-    def first(self) -> dict[str, Tensor]:
-        """What the first iteration reads: its planes, their share of the stem and their maps, one row each."""
-
-        def make() -> dict[str, Tensor]:
-            network = self.network
-            planes = network.first_planes()
-            stem = F.conv2d(planes, network.stem_filters()[1], padding=3)
-            out = {"planes": planes.contiguous(), "stem": stem.contiguous()}
-            groups = planes.split([t.width for t in self.config.tasks], 1)
-            for t, (encoder, group) in enumerate(zip(network.encoders, groups, strict=True)):
-                for level, maps in enumerate(encoder(group)):
-                    out[f"maps{t}.{level}"] = maps.contiguous()
+        def make() -> np.ndarray:
+            values = [np.ascontiguousarray(self[f"{name}.{part}"][list(rows)]) for part in names]
+            tasks, channels = values[0].shape
+            out = np.empty((2, tasks, channels), np.float32)
+            fields = [(address(value), channels) for value in values]
+            cpu_module().normalisation(fields, tasks, channels, EPSILON, address(out))
             return out
 
-        return cast(dict[str, Tensor], self.keep("first", make))
+        scale, shift = self.keep((name, tuple(rows), apart), make)
+        return address(scale), address(shift)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from rich.table import Table
 
 from ifan.evaluation import landmarks, parsing
 from ifan.evaluation.runner import HEADLINES
+from ifan.files import write_files
 from ifan.optional import require_matplotlib
 
 Report = dict[str, Any]
@@ -49,28 +48,18 @@ def print_report(report: Report, console: Console) -> None:
 
 def write_json(report: Report, path: Path) -> None:
     """Write the report so that ``path`` holds either all of it or what it held before; raises ``ValueError``."""
-    temporary = None
+    text = json.dumps(report, indent=1, allow_nan=False)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report, indent=1, allow_nan=False)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        write_files({path: f"{text}\n".encode()})
     except OSError as error:
-        if temporary:
-            temporary.unlink(missing_ok=True)
         raise ValueError(f"{path}: cannot write the report ({error.strerror or error}); name another file") from error
 
 
 def plots(report: Report, folder: Path) -> list[Path]:
     """Draw one PNG a dataset and task into ``folder``: F bars, cumulative error curve or confusion matrix; their paths.
 
-    Tasks in which nothing was measured are left out. Raises ``ImportError`` without Matplotlib, ``ValueError`` without a
-    folder to write in.
+    Tasks in which nothing was measured are left out. Raises ``ImportError`` without Matplotlib and ``ValueError``
+    without a folder to write in.
     """
     require_matplotlib()
     from matplotlib.figure import Figure

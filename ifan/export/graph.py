@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifan import reference
-from ifan.config import NetworkConfig, TaskConfig
-from ifan.layers import EPSILON, DenseBlock, DenseHead, HeatMapHead, TaskNorm, TransitionDown, TransitionUp, centres
+from ifan.config import EPSILON, NetworkConfig, TaskConfig
+from ifan.layers import DenseBlock, DenseHead, HeatMapHead, TaskNorm, TransitionDown, TransitionUp, centres
 from ifan.network import IFAN, fold_training_extras
 from ifan.wiring import LEVELS, MIDDLE, Widths, encoder_widths, joined_maps, wire
 

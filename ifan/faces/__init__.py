@@ -12,8 +12,9 @@ from ifan.optional import lazy
 if TYPE_CHECKING:
     from ifan.faces.analyzer import FaceAnalyzer, load
     from ifan.faces.detect import CenterFace, Detection, Detector
+    from ifan.faces.face import Face
     from ifan.faces.framing import FACE_MARGIN
-    from ifan.faces.result import Face, PhotoResult
+    from ifan.faces.result import PhotoResult
 
 __all__ = [
     "FACE_MARGIN",
@@ -33,7 +34,7 @@ __getattr__ = lazy(
         "CenterFace": "ifan.faces.detect",
         "Detection": "ifan.faces.detect",
         "Detector": "ifan.faces.detect",
-        "Face": "ifan.faces.result",
+        "Face": "ifan.faces.face",
         "FaceAnalyzer": "ifan.faces.analyzer",
         "PhotoResult": "ifan.faces.result",
         "load": "ifan.faces.analyzer",

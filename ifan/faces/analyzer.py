@@ -14,10 +14,11 @@ import numpy as np
 from ifan.config import NetworkConfig
 from ifan.crop import Crop, covered, crop_image, map_to_image, points_from_crop
 from ifan.faces.detect import Box, CenterFace, Detection, Detector
+from ifan.faces.face import Face
 from ifan.faces.framing import FACE_MARGIN, crop_of
 from ifan.faces.photo import as_rgb
 from ifan.faces.predictor import NetworkPredictor, Predictor
-from ifan.faces.result import Face, PhotoResult
+from ifan.faces.result import PhotoResult
 from ifan.refine import WIDER, source_window
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class FaceAnalyzer:
     """Photos in, faces out: detection, crops, one batched network for all of them, results in pixels of the photos.
 
     Args:
-        model: a saved model (`ifan.weights.load_model`), or a PyTorch network.
+        model: a saved model (`ifan.weights.load_model`), or a PyTorch network, which is put into evaluation mode.
         device: where it runs: the CPU, or with PyTorch a GPU.
         detector: finds the faces of photos that come without boxes: the one in the package, any object with its method
             (`ifan.faces.detect.Detector`), or ``None``: each photo is the crop of one face.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ifan.faces.draw import annotate
 from ifan.faces.result import PhotoResult
 from ifan.faces.sources import frame_rate, frames
+from ifan.files import part_beside
 
 if TYPE_CHECKING:
     from ifan.faces.analyzer import FaceAnalyzer
@@ -48,12 +48,12 @@ def save_clip(
     base = Path(folder)
     base.mkdir(parents=True, exist_ok=True)
     targets = [base / f"{stem}_overlay.mp4", base / f"{stem}.jsonl"]
-    waiting = [target.with_name(f".{os.getpid()}-{target.name}.part") for target in targets]
+    waiting = [part_beside(target) for target in targets]
     count = faces = 0
     try:
-        with waiting[1].open("w", encoding="utf-8") as lines, _Film(waiting[0], frame_rate(path) / every) as film:
+        with waiting[1].open("x", encoding="utf-8") as lines, _Film(waiting[0], frame_rate(path) / every) as film:
             for number, time, result in analyse_clip(analyzer, path, every):
-                film.add(annotate(result))
+                film.add(annotate(result.image, result.faces))
                 row = {"frame": number, "time": time, **result.to_dict()}
                 lines.write(json.dumps({**row, "photo": path}) + "\n")
                 count, faces = count + 1, faces + len(result)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from ifan.config import IGNORE
+from ifan.faces.face import Face, compose
 from ifan.faces.palette import palette
-
-if TYPE_CHECKING:
-    from ifan.faces.result import Face, PhotoResult
 
 PAPER, INK, FAINT = (250, 250, 250), (32, 32, 32), (222, 222, 222)
 BAR, BEST_BAR = (0, 114, 178), (213, 94, 0)
@@ -23,22 +21,22 @@ SMALLEST_SIDE, SMALLEST_FACE, LARGEST_SIDE = 420, 150, 1800
 Colour = tuple[int, int, int]
 
 
-def overlay(result: PhotoResult) -> np.ndarray:
+def overlay(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
     """The picture of `PhotoResult.plot`, (H, W, 3) uint8 RGB: the photo, enlarged if small, and the panel."""
-    scale = _enlargement(result)
-    picture = _blend(result, scale)
-    for face in result.faces:
+    scale = _enlargement(image, faces)
+    picture = _blend(image, faces, scale)
+    for face in faces:
         _draw_face(picture, face, scale)
-    if len(result.faces) > 1:
-        for number, face in enumerate(result.faces, 1):
+    if len(faces) > 1:
+        for number, face in enumerate(faces, 1):
             _draw_label(picture, face, scale, str(number), face.crop.side * scale * 0.09)
-    return _beside(picture, result.faces)
+    return _beside(picture, faces)
 
 
-def annotate(result: PhotoResult) -> np.ndarray:
+def annotate(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
     """A frame of a clip, (H, W, 3) uint8 RGB of its own size: colours, points and boxes, the emotion below each box."""
-    picture = _blend(result, 1)
-    for face in result.faces:
+    picture = _blend(image, faces, 1)
+    for face in faces:
         _draw_face(picture, face, 1)
         if face.emotion:
             _draw_label(picture, face, 1, "{} {:.0%}".format(*face.best("emotion")), face.crop.side * 0.07)
@@ -84,21 +82,22 @@ def write(picture: np.ndarray, text: str, at: tuple[int, int], height: float, co
     cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
 
 
-def _enlargement(result: PhotoResult) -> float:
-    longest = max(result.size)
-    smallest = min((f.crop.side for f in result.faces), default=longest)
+def _enlargement(image: np.ndarray, faces: Sequence[Face]) -> float:
+    longest = max(image.shape[:2])
+    smallest = min((f.crop.side for f in faces), default=longest)
     wanted = max(SMALLEST_SIDE / longest, SMALLEST_FACE / smallest)
     return max(1.0, min(wanted, LARGEST_SIDE / longest))
 
 
-def _blend(result: PhotoResult, scale: float) -> np.ndarray:
-    width, height = (max(1, round(n * scale)) for n in result.size)
-    photo, labels = result.image, result.parsing
+def _blend(image: np.ndarray, faces: Sequence[Face], scale: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    photo, labels = image, compose((width, height), faces)
     if scale > 1:
-        photo = cv2.resize(photo, (width, height), interpolation=cv2.INTER_CUBIC)
+        photo = cv2.resize(photo, size, interpolation=cv2.INTER_CUBIC)
     if labels is None:
         return photo.copy()
-    return paint(photo, cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST) if scale > 1 else labels)
+    return paint(photo, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST) if scale > 1 else labels)
 
 
 def _draw_face(picture: np.ndarray, face: Face, scale: float) -> None:
@@ -131,7 +130,7 @@ class Row:
     swatch: Colour | None = None
 
 
-def _beside(picture: np.ndarray, faces: tuple[Face, ...]) -> np.ndarray:
+def _beside(picture: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
     """The picture and, at its right, the panel with a block a face and one for the colours."""
     blocks = [_face_rows(face, number if len(faces) > 1 else 0) for number, face in enumerate(faces, 1)]
     names = next((f.parsing_classes for f in faces if f.parsing is not None), ())

@@ -10,12 +10,12 @@ import numpy as np
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.engine.predictor import make_runner
 from ifan.refine import refine, softmax
+from ifan.weights import SavedModel
 
 if TYPE_CHECKING:
     import torch
 
     from ifan.network import IFAN
-    from ifan.weights import SavedModel
 
 
 class Predictor(Protocol):
@@ -36,7 +36,7 @@ class NetworkPredictor:
     """A network's predictions by the fastest runner, over all iterations.
 
     Args:
-        model: a saved model, or a PyTorch network.
+        model: a saved model, or a PyTorch network, which is put into evaluation mode.
         device: where it runs.
         iterations: passes; ``None`` = as its configuration says.
         tasks: names of the tasks that are wanted, or one name; ``None`` = all. All feed the iterations before the last.
@@ -58,6 +58,8 @@ class NetworkPredictor:
     ) -> None:
         self.config = config = model.config
         self.iterations = config.check_iterations(config.iterations if iterations is None else iterations)
+        if not isinstance(model, SavedModel):
+            model.eval()
         names = [tasks] if isinstance(tasks, str) else tasks or [task.name for task in config.tasks]
         self.tasks = tuple(config.task(name) for name in names)
         self.runner = make_runner(

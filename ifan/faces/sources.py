@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,29 @@ def expand(inputs: Sequence[str], suffixes: Sequence[str] = PICTURES + CLIPS) ->
         else:
             paths += [given] if path.exists() else sorted(glob.glob(given, recursive=True)) or [given]
     return list(dict.fromkeys(paths))
+
+
+def unique_stems(paths: Sequence[str]) -> list[str]:
+    """A name for each photo's results: its own without suffix, numbered where that is taken (letter case aside).
+
+    Cut to 200 bytes, so that endings still fit into a file name.
+    """
+    names = [os.fsencode(Path(path).stem)[:200].decode("utf-8", "replace") for path in paths]
+    taken = {name.casefold() for name in names}
+    numbers: dict[str, int] = {}
+    stems = []
+    for name in names:
+        key = name.casefold()
+        if key not in numbers:
+            numbers[key] = 1
+            stems.append(name)
+            continue
+        numbers[key] += 1
+        while f"{key}_{numbers[key]}" in taken:
+            numbers[key] += 1
+        taken.add(f"{key}_{numbers[key]}")
+        stems.append(f"{name}_{numbers[key]}")
+    return stems
 
 
 def is_clip(path: str) -> bool:

@@ -7,7 +7,6 @@ from ifan.ops.dispatch import status as backends
 from ifan.ops.encode_predictions import encode_predictions
 from ifan.ops.hybrid_loss import HybridLoss, hybrid_loss
 from ifan.ops.integrate import integrate
-from ifan.ops.integrate_with_moments import integrate_with_moments
 from ifan.ops.transition_up import transition_up
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "encode_predictions",
     "hybrid_loss",
     "integrate",
-    "integrate_with_moments",
     "set_backend",
     "transition_up",
     "use_backend",

@@ -7,6 +7,7 @@ many kernels take, and nothing of it is needed where nobody looks at the call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -60,10 +61,13 @@ class Operation:
     A call that `is_traced`, or has tensor subclasses, runs ``registered``, which `torch.library` made of the function.
     Others take the fast path: the function itself, under `recorded` if gradients are recorded. Without
     `register_autograd` recording is left to ``registered``, whose backward raises.
+
+    Whoever calls the operation has checked the arguments. ``check(*arguments)`` checks them in ``registered`` too,
+    which compiled graphs, exported ones and `torch.ops` call.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        self.registered = torch.library.custom_op(name, function, mutates_args=())
+    def __init__(self, name: str, function: Callable[..., Any], check: Callable[..., None] | None = None) -> None:
+        self.registered = torch.library.custom_op(name, _checking(function, check), mutates_args=())
         self._function = function
         self._recorded: Callable[..., Any] | None = None
 
@@ -92,9 +96,21 @@ class Operation:
         return self._function
 
 
-def operation(name: str) -> Callable[[Callable[..., Any]], Operation]:
+def operation(name: str, check: Callable[..., None] | None = None) -> Callable[[Callable[..., Any]], Operation]:
     """Decorator: the function as an `Operation`. Its annotations give the schema, as for `torch.library.custom_op`."""
-    return lambda function: Operation(name, function)
+    return lambda function: Operation(name, function, check)
+
+
+def _checking(function: Callable[..., Any], check: Callable[..., None] | None) -> Callable[..., Any]:
+    if check is None:
+        return function
+
+    @functools.wraps(function)
+    def checked(*arguments: Any) -> Any:
+        check(*arguments)
+        return function(*arguments)
+
+    return checked
 
 
 def recorded(
@@ -107,16 +123,16 @@ def recorded(
 
     class Recorded(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, arguments: Sequence[Any], kinds: Sequence[type | None], *_: Tensor) -> Any:
+        def forward(ctx: Any, arguments: Sequence[Any], structure: Sequence[type | None], *_: Tensor) -> Any:
             found = function(*arguments)
-            ctx.kinds = kinds
+            ctx.structure = structure
             setup_context(ctx, arguments, found)
             return found
 
         @staticmethod
         def backward(ctx: Any, *upstream: Any) -> tuple[Any, ...]:
             gradients: list[Tensor | None] = [None, None]
-            for gradient, kind in zip(differentiate(ctx, *upstream), ctx.kinds, strict=True):
+            for gradient, kind in zip(differentiate(ctx, *upstream), ctx.structure, strict=True):
                 if kind is Tensor:
                     gradients.append(gradient)
                 elif kind is list:
@@ -124,8 +140,8 @@ def recorded(
             return tuple(gradients)
 
     def record(*arguments: Any) -> Any:
-        tensors, kinds = _flat(arguments)
-        return Recorded.apply(arguments, kinds, *tensors)
+        tensors, structure = _flat(arguments)
+        return Recorded.apply(arguments, structure, *tensors)
 
     return record
 
@@ -150,7 +166,7 @@ class CallCache(Generic[_Checked]):
         check: Callable[[], tuple[_Checked, str]],
         keep: bool = True,
     ) -> tuple[_Checked, str, Callable[..., Any]]:
-        """What the checks found, the backend, and what runs the call.
+        """Findings of the checks, the backend, and the function that runs the call.
 
         Args:
             tensors: all tensors that the checks look at; some may be missing.
@@ -184,14 +200,14 @@ def _records(tensors: Sequence[Tensor | None]) -> bool:
 def _flat(arguments: Sequence[Any]) -> tuple[list[Tensor], list[type | None]]:
     """The tensors among the arguments, and of each argument whether it is a tensor, a list of them or neither."""
     tensors: list[Tensor] = []
-    kinds: list[type | None] = []
+    structure: list[type | None] = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             tensors.append(argument)
-            kinds.append(Tensor)
+            structure.append(Tensor)
         elif isinstance(argument, (list, tuple)) and argument and isinstance(argument[0], Tensor):
             tensors += argument
-            kinds.append(list)
+            structure.append(list)
         else:
-            kinds.append(None)
-    return tensors, kinds
+            structure.append(None)
+    return tensors, structure

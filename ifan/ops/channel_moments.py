@@ -10,17 +10,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ifan import reference
+from ifan.concat import Parts
 from ifan.ops import checks, native
-from ifan.ops.call import is_plain, is_traced, operation
+from ifan.ops.backends.cpu import channel_moments as cpu
+from ifan.ops.call import is_plain, is_traced, operation, recorded
 from ifan.ops.dispatch import choose, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import gradients
 from ifan.profiling import ranged
 
 NAME = "channel_moments"
-Parts = tuple[Tensor, ...] | None
-"""The lanes of each task, views of the whole, or ``None``: see `by_task`."""
-NATIVE_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 @ranged(f"ifan.{NAME}")
@@ -62,19 +61,40 @@ def with_channel_moments(
         ValueError: as `channel_moments`.
     """
     counts, chosen = _checked(x, segments, backend)
-    recorded = x.requires_grad and torch.is_grad_enabled() and not is_traced() and is_plain([x])
-    if chosen == "cpu" and x.dtype in NATIVE_DTYPES and recorded:
-        passing, mean, var, *lanes = _Passing.apply(x, counts)
+    if chosen == "cpu" and x.dtype in cpu.DTYPES and _is_recorded(x):
+        passing, mean, var, *lanes = _record_passing(x, counts)
         return passing, mean, var, tuple(lanes)
     return x, *_moments(x, counts, chosen), None
 
 
+def by_task(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Parts]:
+    """``x (N, ...)`` for all who read all of it, and the lanes of each task for those who read these alone.
+
+    The gradients of the parts are added to that of the whole, where autograd would add tensors of its size that it
+    fills with zeros. ``None`` where there is nothing to save: no gradient is recorded, or not in eager mode.
+    """
+    if not _is_recorded(x):
+        return x, None
+    whole, *lanes = _record_parts(x, segments)
+    return whole, tuple(lanes)
+
+
+def _is_recorded(x: Tensor) -> bool:
+    """True if this is a plain eager call that records a gradient of ``x``."""
+    return x.requires_grad and torch.is_grad_enabled() and not is_traced() and is_plain([x])
+
+
 def _checked(x: Tensor, segments: Sequence[int], backend: str | None) -> tuple[list[int], str]:
+    _check(x, segments)
+    return list(segments), choose(NAME, backend, x)
+
+
+def _check(x: Tensor, segments: Sequence[int], backend: str = "") -> None:
     checks.dimensions(NAME, "x", x, "(N, C, H, W)")
     checks.floating(NAME, x.device, x=x)
     if min(x.shape[2:]) == 0:
         checks.fail(NAME, f"x must have H and W of at least 1; got {tuple(x.shape)}. Drop it.")
-    return checks.segments_of(NAME, segments, x.shape[0]), choose(NAME, backend, x)
+    checks.segments_of(NAME, segments, x.shape[0])
 
 
 def _moments(x: Tensor, counts: list[int], chosen: str) -> tuple[Tensor, Tensor]:
@@ -85,7 +105,7 @@ register_kernel(NAME, "cpu", native.input_refusal)
 register_kernel(NAME, "triton", triton_refusal)
 
 
-@operation("ifan::channel_moments")
+@operation("ifan::channel_moments", check=_check)
 def _forward(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return reference.channel_moments(x, segments)
@@ -93,23 +113,19 @@ def _forward(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, 
         found: tuple[Tensor, Tensor] = kernels(backend, NAME).forward(x, segments)
         return found
     mean, var = _empty_moments(x, segments)
-    x = _readable(x)
-    native.cpu_module().channel_moments_forward(
-        x.data_ptr(),
-        NATIVE_DTYPES[x.dtype],
-        x.shape,
-        x.stride(),
-        segments,
-        mean.data_ptr(),
-        var.data_ptr(),
-        torch.get_num_threads(),
-    )
+    cpu.forward(x, segments, mean, var)
     return mean, var
 
 
 @_forward.register_fake
 def _(x: Tensor, segments: Sequence[int], backend: str) -> tuple[Tensor, Tensor]:
     return _empty_moments(x, segments)
+
+
+def _empty_moments(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    shape = (len(segments), x.shape[1])
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
 
 
 @operation("ifan::channel_moments_backward")
@@ -119,41 +135,14 @@ def _backward(
     if backend == "triton":
         found: Tensor = kernels(backend, NAME).backward(mean_gradient, var_gradient, x, mean, segments)
         return found
+    upstream = [mean_gradient, var_gradient]
     if backend == "reference":
-        upstream = [mean_gradient, var_gradient]
         found = gradients(lambda value: reference.channel_moments(value, segments), [x], upstream)[0]
         return torch.empty_like(x).copy_(found)
-    dtype, x = x.dtype, _readable(x)
-    result = torch.empty_like(x)
-    differentiate(mean_gradient, var_gradient, x, mean, segments, result)
-    return result.to(dtype)
-
-
-def differentiate(
-    mean_gradient: Tensor,
-    var_gradient: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    segments: Sequence[int],
-    gradient: Tensor,
-    before: Tensor | None = None,
-) -> None:
-    """Write the gradient of ``x (N, C, H, W)``, float32 or bfloat16 on the CPU, for those of its moments, float32
-    ``(T, C)``, to ``gradient`` of its shape and dtype; added to ``before`` of the same layout, which may be
-    ``gradient`` itself."""
-    values = [value.contiguous() for value in (mean, mean_gradient, var_gradient)]
-    native.cpu_module().channel_moments_backward(
-        x.data_ptr(),
-        NATIVE_DTYPES[x.dtype],
-        x.shape,
-        x.stride(),
-        segments,
-        *[value.data_ptr() for value in values],
-        gradient.data_ptr(),
-        gradient.stride(),
-        0 if before is None else before.data_ptr(),
-        torch.get_num_threads(),
-    )
+    read = cpu.readable(x)
+    result = torch.empty_like(read)
+    cpu.backward(upstream, read, mean, segments, result)
+    return result.to(x.dtype)
 
 
 @_backward.register_fake
@@ -176,64 +165,52 @@ def _differentiate(ctx: Any, mean_gradient: Tensor, var_gradient: Tensor) -> tup
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-class _Passing(torch.autograd.Function):
-    """`with_channel_moments` by the native kernels."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, segments: Sequence[int]) -> tuple[Tensor, ...]:
-        mean, var = _forward(x, segments, "cpu")
-        ctx.segments = segments
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, mean)
-        return x.view_as(x), mean, var, *x.split(segments)
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any,
-        passing: Tensor | None,
-        mean_gradient: Tensor | None,
-        var_gradient: Tensor | None,
-        *lanes: Tensor | None,
-    ) -> tuple[Tensor | None, None]:
-        x, mean = ctx.saved_tensors
-        if mean_gradient is None and var_gradient is None:
-            return _joined(x, passing, lanes, ctx.segments), None
-        of_mean, of_var = (torch.zeros_like(mean) if g is None else g for g in (mean_gradient, var_gradient))
-        gradient = torch.empty_like(x)
-        if passing is not None and passing.stride() != gradient.stride():
-            passing = torch.empty_like(x).copy_(passing)
-        differentiate(of_mean, of_var, x, mean, ctx.segments, gradient, passing)
-        _add_lanes(gradient, lanes, ctx.segments)
-        return gradient, None
+# Views of the input, which registered operations may not return: these two exist on the fast path alone.
 
 
-def by_task(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Parts]:
-    """``x (N, ...)`` for all who read all of it, and the lanes of each task for those who read these alone.
-
-    The gradients of the parts are added to that of the whole, where autograd would add tensors of its size that it
-    fills with zeros. ``None`` where there is nothing to save: no gradient is recorded, or not in eager mode.
-    """
-    if x.requires_grad and torch.is_grad_enabled() and not is_traced() and is_plain([x]):
-        whole, *lanes = _Parted.apply(x, segments)
-        return whole, tuple(lanes)
-    return x, None
+def _passing(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, ...]:
+    """`with_channel_moments` by the native kernels: ``x``, mean, var and each task's lanes."""
+    mean, var = _empty_moments(x, segments)
+    cpu.forward(x, segments, mean, var)
+    return x.view_as(x), mean, var, *x.split(segments)
 
 
-class _Parted(torch.autograd.Function):
-    """`by_task` where gradients are recorded."""
+def _setup_passing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, ctx.segments = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, output[1])
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, segments: Sequence[int]) -> tuple[Tensor, ...]:
-        ctx.segments = segments
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x)
-        return x.view_as(x), *x.split(segments)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, whole: Tensor | None, *lanes: Tensor | None) -> tuple[Tensor | None, None]:
-        return _joined(ctx.saved_tensors[0], whole, lanes, ctx.segments), None
+@once_differentiable
+def _differentiate_passing(
+    ctx: Any, passing: Tensor | None, of_mean: Tensor | None, of_var: Tensor | None, *lanes: Tensor | None
+) -> tuple[Tensor | None, None]:
+    x, mean = ctx.saved_tensors
+    if of_mean is None and of_var is None:
+        return _joined(x, passing, lanes, ctx.segments), None
+    upstream = [torch.zeros_like(mean) if g is None else g for g in (of_mean, of_var)]
+    gradient = torch.empty_like(x)
+    if passing is not None and passing.stride() != gradient.stride():
+        passing = torch.empty_like(x).copy_(passing)
+    cpu.backward(upstream, x, mean, ctx.segments, gradient, passing)
+    _add_lanes(gradient, lanes, ctx.segments)
+    return gradient, None
+
+
+def _parts(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, ...]:
+    """`by_task`: ``x`` and each task's lanes."""
+    return x.view_as(x), *x.split(segments)
+
+
+def _setup_parts(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, ctx.segments = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x)
+
+
+@once_differentiable
+def _differentiate_parts(ctx: Any, whole: Tensor | None, *lanes: Tensor | None) -> tuple[Tensor | None, None]:
+    return _joined(ctx.saved_tensors[0], whole, lanes, ctx.segments), None
 
 
 def _joined(x: Tensor, whole: Tensor | None, lanes: Sequence[Tensor | None], segments: Sequence[int]) -> Tensor | None:
@@ -250,11 +227,5 @@ def _add_lanes(gradient: Tensor, lanes: Sequence[Tensor | None], segments: Seque
             part.add_(g)
 
 
-def _readable(x: Tensor) -> Tensor:
-    return x if x.dtype in NATIVE_DTYPES else x.float()
-
-
-def _empty_moments(x: Tensor, segments: Sequence[int]) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    shape = (len(segments), x.shape[1])
-    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype)
+_record_passing = recorded(_passing, _differentiate_passing, _setup_passing)
+_record_parts = recorded(_parts, _differentiate_parts, _setup_parts)

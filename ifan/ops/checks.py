@@ -8,6 +8,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from ifan.concat import Concat, Norm
+
 
 def fail(op: str, message: str) -> NoReturn:
     """Raise ``ValueError(f"{op}: {message}")``. For messages that take time to write: every call of an operation is
@@ -61,23 +63,12 @@ def segments_of(op: str, segments: Sequence[int], lanes: int) -> list[int]:
     return counts
 
 
-def sources_of(
-    op: str,
-    sources: Sequence[Tensor],
-    lanes: int | None,
-    rows: Tensor | None,
-    per_sample: Sequence[bool] | None,
-) -> tuple[int, int, list[bool]]:
-    """Check the sources of a concatenation; returns ``(N, C, per_sample as a list)``.
-
-    ``lanes`` is N where the segments give it; otherwise it is taken from ``rows`` or from the first source.
-    """
-    require(len(sources) > 0, op, "sources must hold at least one tensor; got none. Pass the tensors to concatenate.")
-    flags = [False] * len(sources) if per_sample is None else list(per_sample)
-    if len(flags) != len(sources):
-        fail(op, f"per_sample must have one entry a source, {len(sources)}; got {len(flags)}. Add or drop entries.")
-    first = sources[0]
-    for index, source in enumerate(sources):
+def concat(op: str, x: Concat) -> None:
+    """The sources share a picture's size and a device, have the rows that the lanes read, and there is a task."""
+    require(len(x.sources) > 0, op, "sources must hold at least one tensor; got none. Pass the tensors to concatenate.")
+    require(len(x.lanes.segments) > 0, op, "segments must hold at least one task; got none. Count each task's lanes.")
+    first, lanes = x.sources[0].tensor, x.lanes.rows.shape[0]
+    for index, source in enumerate(x.tensors):
         name = f"sources[{index}]"
         dimensions(op, name, source, "(N, C, H, W)")
         floating(op, first.device, **{name: source})
@@ -89,31 +80,34 @@ def sources_of(
             )
     if min(first.shape[2:]) == 0:
         fail(op, f"sources must have H and W of at least 1; got {tuple(first.shape)}. Drop them.")
-    if lanes is None:
-        by_lane = [source.shape[0] for source, flag in zip(sources, flags, strict=True) if not flag]
-        lanes = by_lane[0] if by_lane else (0 if rows is None else rows.shape[0])
-    _check_rows(op, sources, lanes, rows, flags)
-    return lanes, sum(source.shape[1] for source in sources), flags
-
-
-def _check_rows(op: str, sources: Sequence[Tensor], lanes: int, rows: Tensor | None, flags: list[bool]) -> None:
-    require(
-        rows is not None or not any(flags), op, "per_sample sources need rows (N,); got None. Pass each lane's sample."
-    )
-    if rows is not None and any(flags):
-        if rows.dtype != torch.int64:
-            fail(op, f"rows must be int64; got {rows.dtype}. Convert it with .long().")
-        shape(op, "rows", rows, (lanes,), "(N,)")
-        on_device(op, sources[0].device, rows=rows)
-    for index, (source, flag) in enumerate(zip(sources, flags, strict=True)):
+    flags = x.per_sample
+    if any(flags):
+        _rows(op, x)
+    for index, (source, flag) in enumerate(zip(x.tensors, flags, strict=True)):
         if not flag and source.shape[0] != lanes:
             fail(
                 op,
                 f"sources[{index}] must have N = {lanes} rows, one a lane; got {source.shape[0]}. "
-                "Mark it in per_sample and pass rows if it has one a sample.",
+                "Mark it per_sample if it has one a sample.",
             )
-        if flag and rows is not None:
-            index_range(op, "rows", rows, 0, source.shape[0] - 1)
+        if flag:
+            index_range(op, "rows", x.lanes.rows, 0, source.shape[0] - 1)
+
+
+def _rows(op: str, x: Concat) -> None:
+    rows = x.lanes.rows
+    if rows.dtype != torch.int64:
+        fail(op, f"rows must be int64; got {rows.dtype}. Convert it with .long().")
+    on_device(op, x.sources[0].tensor.device, rows=rows)
+
+
+def norm(op: str, name: str, norm: Norm, x: Concat, channels: int) -> None:
+    """The norm's tensors are floating point ``(T, channels)`` on the device of ``x``."""
+    values = {"weight": norm.weight, "bias": norm.bias, "mean": norm.mean, "var": norm.var}
+    for kind, value in values.items():
+        if value is not None:
+            shape(op, f"{name}.{kind}", value, (len(x.lanes.segments), channels), "(T, C)")
+            floating(op, x.sources[0].tensor.device, **{f"{name}.{kind}": value})
 
 
 def index_range(op: str, name: str, values: Tensor, low: int, high: int, also: int | None = None) -> None:
@@ -130,11 +124,3 @@ def index_range(op: str, name: str, values: Tensor, low: int, high: int, also: i
         extra = "" if also is None else f" or {also}"
         worst = int(values[outside][0])
         raise ValueError(f"{op}: {name} must be in {low}..{high}{extra}; got {worst}. Correct the labels or the sizes.")
-
-
-def promoted(tensors: Sequence[Tensor]) -> torch.dtype:
-    """The dtype of the tensors' concatenation."""
-    dtype = tensors[0].dtype
-    for tensor in tensors[1:]:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype

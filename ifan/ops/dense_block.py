@@ -3,189 +3,140 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks, convolution, native, repeats
+from ifan.concat import Concat, DenseLayer, first_occurrences, norms_from_flat
+from ifan.ops import checks, native, repeats
+from ifan.ops.backends.cpu import convolution
+from ifan.ops.backends.cpu import dense_block as cpu
 from ifan.ops.call import CallCache, operation
-from ifan.ops.concatenation import Concatenation, Rows, in_rows, rows_of
 from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import kernels, tasks_refusal, triton_refusal
-from ifan.ops.native import cpu_module, in_dtype
 from ifan.ops.recompute import empty_gradients, gradients
 from ifan.profiling import ranged
 
 NAME = "dense_block"
+Grown = tuple[Tensor, Tensor, Tensor]
+"""Grown channels, their mean and their variance."""
 
 
 @ranged(f"ifan.{NAME}")
-def dense_block(
-    sources: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    gammas: Sequence[Tensor],
-    betas: Sequence[Tensor],
-    means: Sequence[Tensor],
-    variances: Sequence[Tensor],
-    segments: Sequence[int],
-    rows: Tensor | None = None,
-    per_sample: Sequence[bool] | None = None,
-    eps: float = 1e-3,
-    *,
-    backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Grow L times G channels: layer l is ``conv3x3(relu((x - mean) / sqrt(var + eps) * gamma + beta))``.
+def dense_block(x: Concat, layers: Sequence[DenseLayer], *, backend: str | None = None) -> Grown:
+    """Grow L times G channels: layer l is ``conv3x3(relu((x - mean) / sqrt(var + eps) * weight + bias))``.
 
-    Its input x is the sources and all channels grown before it, ``C_l = C_0 + G * l`` in all; each lane is normalised
-    with the values of its task.
+    Its input x is the concatenation and all channels grown before it, ``C_l = C_0 + G * l`` in all; each lane is
+    normalised with the values of its task.
 
     Args:
-        sources: tensors ``(N, C_i, H, W)``, or ``(R, C_i, H, W)`` with a row a sample where ``per_sample`` says so;
-            concatenated along channels, ``C_0`` in all.
-        weights: L convolution weights ``(G, C_l, 3, 3)``, used in the sources' dtype; padding 1, no bias.
-        gammas, betas: L tensors ``(T, C_l)``, scale and shift after normalisation.
-        means, variances: one tensor ``(T, C_0)``: *batch statistics*, those of the sources, while those of grown
-            channels are computed here; or L tensors ``(T, C_l)``: *running statistics*. With L = 1 the two agree.
-        segments: lanes of each of the T tasks, zeros allowed, summing to N.
-        rows: ``(N,)`` int64, the sample of each lane; needed if a source has a row a sample.
-        per_sample: one flag a source; default all False.
-        eps: added to the variance.
+        x: concatenation ``(N, C_0, H, W)`` of lanes of T tasks. One tensor may stand in it twice.
+        layers: L layers: the convolution's weight ``(G, C_l, 3, 3)``, used in the sources' dtype, padding 1, no bias;
+            and the norm, ``(T, C_l)``. With *running statistics* every norm has mean and var. With *batch statistics*
+            only the first has them, those of the sources; those of grown channels are computed here. With L = 1 the two
+            agree. All norms have the same eps.
         backend: see `ifan.ops.use_backend`.
 
     Returns:
         the grown channels ``(N, G * L, H, W)`` in the sources' (promoted) dtype, and with batch statistics their mean
         and biased variance ``(T, G * L)``, else ``(T, 0)``; float32, or float64 for float64. Autocast changes nothing.
-        Differentiable in sources, weights, gammas, betas, means and variances.
+        Differentiable in sources, weights and norms.
 
     Raises:
-        ValueError: a shape, dtype, device, segment or row is wrong.
+        ValueError: a shape, dtype, device or row is wrong.
 
     Source: dense blocks with task-wise normalisation, iFAN (arXiv 1711.06055).
     """
-    groups = (weights, gammas, betas, means, variances)
-    tensors = (*sources, *chain.from_iterable(groups))
+    sources, rows, layout = x.flat()
+    weights, norms = [layer.weight for layer in layers], [value for layer in layers for value in layer.norm.tensors]
+    tensors = (*sources, *weights, *norms)
 
-    def check_call() -> tuple[tuple[list[int], list[bool]], str]:
-        return _check(sources, *groups, segments, rows, per_sample), choose(NAME, backend, *tensors)
+    def check() -> tuple[None, str]:
+        _check(x, layers)
+        return None, choose(NAME, backend, *tensors)
 
-    told = backend or current_backend(), tuple(map(len, groups)), tuple(segments), per_sample and len(per_sample)
-    (counts, flags), chosen, run = _CALLS(tensors, told, check_call, keep=not any(per_sample or ()))
-    arguments = (sources, weights, gammas, betas, means, variances, counts, rows, flags, eps)
-    return reference.dense_block(*arguments) if chosen == "reference" else run(*arguments, chosen)
+    constants = backend or current_backend(), tuple(layout), len(sources), len(layers)
+    _, chosen, run = _CALLS(tensors, constants, check, keep=not any(x.per_sample))
+    convolution.filters.record(weights)
+    if chosen == "reference":
+        return reference.dense_block(x, layers)
+    found: Grown = run(sources, weights, norms, rows, layout, layers[0].norm.eps, chosen)
+    return found
 
 
-def _check(
+def _check(x: Concat, layers: Sequence[DenseLayer]) -> None:
+    checks.concat(NAME, x)
+    checks.require(len(layers) > 0, NAME, "layers must hold at least one layer; got none. Pass a weight and a norm.")
+    growth = layers[0].weight.shape[0]
+    for index, (weight, norm) in enumerate(layers):
+        width = x.channels + growth * index
+        checks.shape(NAME, f"layers[{index}].weight", weight, (growth, width, 3, 3), "(G, C_l, 3, 3)")
+        checks.floating(NAME, x.sources[0].tensor.device, **{f"layers[{index}].weight": weight})
+        checks.norm(NAME, f"layers[{index}].norm", norm, x, width)
+        running = layers[-1].norm.mean is not None
+        if (norm.mean is not None, norm.var is not None) != ((index == 0 or running,) * 2):
+            checks.fail(
+                NAME,
+                f"layers[{index}].norm must have {'' if index == 0 or running else 'no '}mean and var, as all layers "
+                "(running statistics) or the first alone (batch statistics) have them. Pass or drop both.",
+            )
+        if norm.eps != layers[0].norm.eps:
+            checks.fail(NAME, f"norms must share eps; got {layers[0].norm.eps} and {norm.eps}. Use one.")
+
+
+def _check_flat(
     sources: Sequence[Tensor],
     weights: Sequence[Tensor],
-    gammas: Sequence[Tensor],
-    betas: Sequence[Tensor],
-    means: Sequence[Tensor],
-    variances: Sequence[Tensor],
-    segments: Sequence[int],
-    rows: Tensor | None,
-    per_sample: Sequence[bool] | None,
-) -> tuple[list[int], list[bool]]:
-    lanes, channels, flags = checks.sources_of(NAME, sources, sum(segments), rows, per_sample)
-    counts, layers = checks.segments_of(NAME, segments, lanes), len(weights)
-    checks.require(layers > 0, NAME, "weights must hold at least one layer; got none. Pass one weight a layer.")
-    for name, group, allowed in (
-        ("gammas", gammas, (layers,)),
-        ("betas", betas, (layers,)),
-        ("means", means, (1, layers)),
-        ("variances", variances, (len(means),)),
-    ):
-        expected = " or ".join(map(str, dict.fromkeys(allowed)))
-        checks.require(
-            len(group) in allowed, NAME, f"{name} must hold {expected} tensors; got {len(group)}. Pass one a layer."
-        )
-    growth = weights[0].shape[0]
-    for layer, weight in enumerate(weights):
-        width = channels + growth * layer
-        checks.shape(NAME, f"weights[{layer}]", weight, (growth, width, 3, 3), "(G, C_l, 3, 3)")
-        values = {"gammas": gammas, "betas": betas, "means": means, "variances": variances}
-        for name, group in values.items():
-            if layer < len(group):
-                checks.shape(NAME, f"{name}[{layer}]", group[layer], (len(counts), width), "(T, C_l)")
-                checks.floating(NAME, sources[0].device, **{f"{name}[{layer}]": group[layer]})
-        checks.floating(NAME, sources[0].device, **{f"weights[{layer}]": weight})
-    return counts, flags
+    norms: Sequence[Tensor],
+    rows: Tensor,
+    layout: Sequence[int],
+    eps: float,
+    backend: str,
+) -> None:
+    layers = len(weights)
+    checks.require(
+        len(norms) in (4 * layers, 2 * layers + 2),
+        NAME,
+        f"norms must hold 4 tensors a layer, or 2 of each but the first; got {len(norms)} for {layers}. Pass them.",
+    )
+    _check(Concat.from_flat(sources, rows, layout), _layers(weights, norms, eps))
 
 
-@operation("ifan::dense_block")
+@operation("ifan::dense_block", check=_check_flat)
 def _forward(
     sources: Sequence[Tensor],
     weights: Sequence[Tensor],
-    gammas: Sequence[Tensor],
-    betas: Sequence[Tensor],
-    means: Sequence[Tensor],
-    variances: Sequence[Tensor],
-    segments: Sequence[int],
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
+    norms: Sequence[Tensor],
+    rows: Tensor,
+    layout: Sequence[int],
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = (sources, weights, gammas, betas, means, variances, segments, rows, per_sample, eps)
+    x, layers = Concat.from_flat(sources, rows, layout), _layers(weights, norms, eps)
     if backend == "cpu":
-        return _cpu_forward(*arguments)
+        return cpu.forward(x, layers, _batch_statistics(weights, norms))
     if backend in ("triton", "cuda"):
-        found: tuple[Tensor, Tensor, Tensor] = kernels(backend, NAME).forward(*arguments)
+        found: Grown = kernels(backend, NAME).forward(x, layers)
         return found
-    grown, mean, var = reference.dense_block(*arguments)
+    grown, mean, var = reference.dense_block(x, layers)
     return grown.contiguous(), mean.contiguous(), var.contiguous()
 
 
-def _cpu_forward(
-    sources: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    gammas: Sequence[Tensor],
-    betas: Sequence[Tensor],
-    means: Sequence[Tensor],
-    variances: Sequence[Tensor],
-    segments: Sequence[int],
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    growth, batch_statistics = weights[0].shape[0], len(means) == 1
-    grown = sources[0].new_empty((sum(segments), growth * len(weights), *sources[0].shape[2:]), dtype=torch.float32)
-    new_mean = grown.new_empty((len(segments), grown.shape[1] if batch_statistics else 0))
-    new_var = torch.empty_like(new_mean)
-    x, norms = Concatenation(sources, segments, rows, per_sample), _norms(gammas, betas, means, variances)
-
-    def kernel(isa: str, filters: int, same: convolution.Pieces) -> bool:
-        moments = [value.data_ptr() if batch_statistics else 0 for value in (new_mean, new_var)]
-        told = (*x.arguments, _addresses(norms), eps, isa, filters, grown.data_ptr(), growth, *moments)
-        return bool(cpu_module().dense_block_forward(*told, torch.get_num_threads(), same))
-
-    convolution.Filters.use(weights, lambda: _packed(weights, x.shape[1]), kernel)
-    return native.in_dtype(grown, checks.promoted(sources)), new_mean, new_var
+def _layers(weights: Sequence[Tensor], norms: Sequence[Tensor], eps: float) -> list[DenseLayer]:
+    each = norms_from_flat(norms, len(weights), eps)
+    return [DenseLayer(weight, norm) for weight, norm in zip(weights, each, strict=True)]
 
 
-def _packed(weights: Sequence[Tensor], channels: int) -> convolution.Packed:
-    """Filters of all layers for the ``channels`` of the sources, which are read once for all, then those of each layer
-    for the channels grown before it."""
-    later = [(weight, slice(channels, None)) for weight in weights[1:]]
-    return convolution.pack([*((weight, slice(0, channels)) for weight in weights), *later])
-
-
-def _norms(*groups: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Weight, bias, mean and variance of each layer's normalisation; one tensor of a kind stands for all layers."""
-    layers = len(groups[0])
-    return [[in_rows(group[layer % len(group)]) for group in groups] for layer in range(layers)]
-
-
-def _addresses(norms: Sequence[Sequence[Tensor]]) -> list[list[Rows]]:
-    return [[rows_of(value) for value in norm] for norm in norms]
+def _batch_statistics(weights: Sequence[Tensor], norms: Sequence[Tensor]) -> bool:
+    return len(norms) == 2 * len(weights) + 2
 
 
 def _cuda_refusal(*tensors: Tensor) -> str | None:
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return "its kernel is for inference: call it under torch.no_grad(), or train with another backend"
-    if checks.promoted(tensors[:1]) == torch.float32:
+    if tensors[0].dtype == torch.float32:
         return "the first source's dtype is float32, and its kernel multiplies float16 or bfloat16"
     return tasks_refusal(*tensors)
 
@@ -194,135 +145,94 @@ register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytor
 register_kernel(NAME, "triton", triton_refusal)
 register_kernel(NAME, "cuda", _cuda_refusal)
 
-
-_CALLS = CallCache[tuple[list[int], list[bool]]](_forward)
+_CALLS = CallCache[None](_forward)
 
 
 @_forward.register_fake
 def _(
     sources: Sequence[Tensor],
     weights: Sequence[Tensor],
-    gammas: Sequence[Tensor],
-    betas: Sequence[Tensor],
-    means: Sequence[Tensor],
-    variances: Sequence[Tensor],
-    segments: Sequence[int],
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
+    norms: Sequence[Tensor],
+    rows: Tensor,
+    layout: Sequence[int],
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    channels, dtype = weights[0].shape[0] * len(weights), checks.promoted(sources)
-    grown = sources[0].new_empty((sum(segments), channels, *sources[0].shape[2:]), dtype=dtype)
-    shape = (len(segments), channels if len(means) == 1 else 0)
-    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    x, channels = Concat.from_flat(sources, rows, layout), weights[0].shape[0] * len(weights)
+    lanes, _, height, width = x.shape
+    grown = sources[0].new_empty((lanes, channels, height, width), dtype=x.dtype)
+    shape = (len(x.lanes.segments), channels if _batch_statistics(weights, norms) else 0)
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     return grown, grown.new_empty(shape, dtype=kind), grown.new_empty(shape, dtype=kind)
 
 
 @operation("ifan::dense_block_backward")
 def _backward(
-    upstream: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    lengths: Sequence[int],
-    firsts: Sequence[int],
-    segments: Sequence[int],
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
+    results: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    rows: Tensor,
+    layout: Sequence[int],
     eps: float,
     backend: str,
 ) -> list[Tensor]:
-    """Gradients of the inputs, `ifan.ops.repeats.collected`."""
+    """Gradients of sources, weights and norms, `ifan.ops.repeats.collected`.
+
+    ``results``: gradients of grown channels, mean and variance, then these. ``parameters``: weights, then norms.
+    ``layout`` holds the sources' first occurrences before what forward has.
+    """
+    upstream, outputs, count = results[:3], results[3:], len(sources)
+    firsts, layout = layout[:count], layout[count:]
+    weights, norms = _split(parameters)
+    x, layers = Concat.from_flat(sources, rows, layout), _layers(weights, norms, eps)
+    inputs = [*sources, *parameters]
     if backend == "cpu":
-        return _cpu_backward(upstream, _groups(inputs, lengths), outputs, firsts, segments, rows, per_sample, eps)
+        found = cpu.backward(upstream, outputs, x, layers, _batch_statistics(weights, norms), firsts)
+        return native.in_dtypes_of(repeats.distinct(inputs, firsts), found)
     if backend == "triton":
-        groups = _groups(inputs, lengths)
-        by_group = kernels(backend, NAME).backward(upstream, outputs, *groups, segments, rows, per_sample, eps)
-        found = [gradient for group in by_group for gradient in group]
+        found = kernels(backend, NAME).backward(upstream, outputs, x, layers)
     else:
 
-        def run(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            sources, weights, gammas, betas, means, variances = _groups(values, lengths)
-            rest = (segments, rows, per_sample, eps)
-            return reference.dense_block(sources, weights, gammas, betas, means, variances, *rest)
+        def run(*values: Tensor) -> Grown:
+            given = Concat.from_flat(values[:count], rows, layout)
+            return reference.dense_block(given, _layers(*_split(values[count:]), eps))
 
         found = gradients(run, inputs, upstream)
     return repeats.collected(found, firsts)
 
 
-def _cpu_backward(
-    upstream: Sequence[Tensor],
-    inputs: Sequence[Sequence[Tensor]],
-    outputs: Sequence[Tensor],
-    firsts: Sequence[int],
-    segments: Sequence[int],
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
-    eps: float,
-) -> list[Tensor]:
-    sources, weights, *norm_values = inputs
-    grown, *moments = (in_dtype(value, torch.float32) for value in outputs)
-    arriving = [in_dtype(value, torch.float32).contiguous() for value in upstream]
-    distinct = repeats.distinct([value for group in inputs for value in group], firsts)
-    if not grown.numel():
-        return [torch.zeros_like(value, memory_format=torch.contiguous_format) for value in distinct]
-    batch_statistics = len(norm_values[2]) == 1
-    to_grown = torch.empty_like(grown) if batch_statistics else arriving[0].clone()
-    x = Concatenation(sources, segments, rows, per_sample, True, firsts)
-    of_weights, *of_values = ([grown.new_empty(value.shape) for value in group] for group in inputs[1:])
-    of_norms, norms = _addresses(_norms(*of_values)), _norms(*norm_values)
-    isa, filters = convolution.pack([(weight, slice(None)) for weight in weights], transposed=True)
-    cpu_module().dense_block_backward(
-        *x.arguments,
-        x.targets,
-        _addresses(norms),
-        eps,
-        isa,
-        filters.data_ptr(),
-        grown.data_ptr(),
-        weights[0].shape[0],
-        [value.data_ptr() if batch_statistics else 0 for value in moments],
-        [value.data_ptr() for value in arriving],
-        to_grown.data_ptr(),
-        [(weight.data_ptr(), norm) for weight, norm in zip(of_weights, of_norms, strict=True)],
-        convolution.parts(x.shape[0], x.shape[2] * x.shape[3]),
-        torch.get_num_threads(),
-    )
-    found = [*x.source_gradients(), *of_weights, *(value for group in of_values for value in group)]
-    return native.in_dtypes_of(distinct, found)
+def _split(parameters: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights ``(G, C, 3, 3)``, which come first, and the norms' ``(T, C)``."""
+    layers = sum(value.dim() == 4 for value in parameters)
+    return list(parameters[:layers]), list(parameters[layers:])
 
 
 @_backward.register_fake
 def _(
-    upstream: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    lengths: Sequence[int],
-    firsts: Sequence[int],
+    results: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    rows: Tensor,
+    layout: Sequence[int],
     *_: Any,
 ) -> list[Tensor]:
-    return empty_gradients(repeats.distinct(inputs, firsts))
-
-
-def _groups(values: Sequence[Tensor], lengths: Sequence[int]) -> list[list[Tensor]]:
-    """Cut a flat list into consecutive groups of these lengths."""
-    ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
-    return [list(values[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+    return empty_gradients(repeats.distinct([*sources, *parameters], layout[: len(sources)]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    groups, (ctx.segments, rows, *ctx.rest) = inputs[:6], inputs[6:]
-    ctx.firsts = repeats.first_occurrences(groups[0], ctx.rest[0])
-    ctx.lengths = [len(group) for group in groups]
-    ctx.save_for_backward(rows, *output, *[tensor for group in groups for tensor in group])
+    sources, weights, norms, rows, layout, *ctx.rest = inputs
+    ctx.firsts = first_occurrences(sources, layout[: len(sources)])
+    ctx.layout, ctx.layers = [*ctx.firsts, *layout], len(weights)
+    ctx.save_for_backward(rows, *output, *sources, *weights, *norms)
 
 
 def _differentiate(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
-    rows, grown, mean, var, *inputs = ctx.saved_tensors
-    outputs, count = [grown, mean, var], len(set(ctx.firsts))
-    found = _backward(list(upstream), inputs, outputs, ctx.lengths, ctx.firsts, ctx.segments, rows, *ctx.rest)
-    others = _groups(found[count:], ctx.lengths[1:])
-    return (repeats.by_source(found[:count], ctx.firsts), *others, *[None] * 5)
+    (rows, *outputs), values = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    count, distinct = len(ctx.firsts), len(set(ctx.firsts))
+    found = _backward([*upstream, *outputs], list(values[:count]), list(values[count:]), rows, ctx.layout, *ctx.rest)
+    parameters = found[distinct:]
+    of_sources = repeats.by_source(found[:distinct], ctx.firsts)
+    return (of_sources, parameters[: ctx.layers], parameters[ctx.layers :], *[None] * 4)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

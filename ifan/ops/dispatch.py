@@ -1,4 +1,6 @@
-"""Which backend runs an operation: ``reference`` (plain PyTorch), ``cpu`` (C++), ``triton``, ``cuda`` or ``auto``.
+"""Choice of the backend that runs an operation.
+
+Backends: ``reference`` (plain PyTorch), ``cpu`` (C++), ``triton``, ``cuda`` or ``auto``.
 
 ``auto`` takes the fastest measured backend that accepts the input, else the reference; GPU kernels only once they have
 passed a check on a GPU (`ifan.ops.gpu.checked_on`). A backend asked for by name
@@ -36,7 +38,10 @@ class BackendError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """Whether a backend can run here; if not, ``reason`` and ``fix`` say why and what to do. ``note``: what to know."""
+    """Availability of a backend here.
+
+    If it cannot run, ``reason`` and ``fix`` say why and what to do. ``note``: what else to know.
+    """
 
     name: str
     available: bool

@@ -25,17 +25,17 @@ MOST_TASKS = 32  # kMaxTasks in csrc/cuda/call.h: they travel in the kernels' ar
 
 def kernels(backend: str, op: str) -> Any:
     """The module with ``forward`` and ``backward`` of an operation on a GPU; ``backend`` is ``triton`` or ``cuda``."""
-    return importlib.import_module(f"ifan.kernels.{op}" if backend == "triton" else f"ifan.ops.cuda.{op}")
+    return importlib.import_module(f"ifan.kernels.{op}" if backend == "triton" else f"ifan.ops.backends.cuda.{op}")
 
 
 @constant_in_graphs
 def triton_missing() -> str | None:
-    """Why Triton kernels cannot be loaded; ``None`` when they can."""
+    """Reason why Triton kernels cannot be loaded; ``None`` when they can."""
     return None if importlib.util.find_spec("triton") else "Triton is not installed"
 
 
 def triton_refusal(*tensors: Tensor) -> str | None:
-    """Why the Triton kernels cannot take these inputs; ``None`` when they can."""
+    """Reason why the Triton kernels cannot take these inputs; ``None`` when they can."""
     for x in tensors:
         if x.device.type != "cuda" and not _interpreted():
             return f"an input lies on {x.device}, not on a GPU (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly)"
@@ -46,12 +46,12 @@ def triton_refusal(*tensors: Tensor) -> str | None:
 
 @constant_in_graphs
 def cuda_missing() -> str | None:
-    """Why the CUDA kernels cannot run here; ``None`` when they can."""
+    """Reason why the CUDA kernels cannot run here; ``None`` when they can."""
     return native.cuda_refusal()
 
 
 def cuda_refusal(*tensors: Tensor) -> str | None:
-    """Why the CUDA kernels cannot take these inputs; ``None`` when they can."""
+    """Reason why the CUDA kernels cannot take these inputs; ``None`` when they can."""
     for x in tensors:
         if x.device.type != "cuda" and not _emulated():
             return f"an input lies on {x.device}, not on a GPU"

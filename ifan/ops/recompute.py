@@ -20,5 +20,5 @@ def gradients(function: Callable[..., Any], inputs: Sequence[Tensor], upstream: 
 
 
 def empty_gradients(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What `gradients` returns, for fake tensors."""
+    """Result of `gradients` for fake tensors."""
     return [torch.empty_like(value, memory_format=torch.contiguous_format) for value in inputs]

@@ -7,13 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def first_occurrences(sources: Sequence[Tensor], per_sample: Sequence[bool]) -> list[int]:
-    """For each source the position at which the same tensor stands first, read in the same way: a row a lane or a row a
-    sample."""
-    read = list(zip(map(id, sources), per_sample, strict=True))
-    return [read.index(one) for one in read]
-
-
 def distinct(inputs: Sequence[Tensor], firsts: Sequence[int]) -> list[Tensor]:
     """``inputs``, of which the first ones are sources, without those that stand a second time."""
     return [*(inputs[i] for i in dict.fromkeys(firsts)), *inputs[len(firsts) :]]
@@ -28,6 +21,6 @@ def collected(gradients: Sequence[Tensor], firsts: Sequence[int]) -> list[Tensor
 
 
 def by_source(gradients: Sequence[Tensor], firsts: Sequence[int]) -> list[Tensor | None]:
-    """What autograd is told for each source: `collected` gradients, and nothing for the repetitions."""
+    """Gradient of each source for autograd: of `collected` ones, and ``None`` for the repetitions."""
     left = iter(gradients)
     return [next(left) if first == i else None for i, first in enumerate(firsts)]

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ifan import reference
-from ifan.ops import checks, convolution, native
+from ifan.concat import Concat
+from ifan.ops import checks, native
+from ifan.ops.backends.cpu import convolution
+from ifan.ops.backends.cpu import transition_up as cpu
 from ifan.ops.call import CallCache, operation
-from ifan.ops.concatenation import Concatenation
 from ifan.ops.dispatch import choose, current_backend, register_kernel
 from ifan.ops.gpu import kernels, triton_refusal
 from ifan.ops.recompute import empty_gradients, gradients
@@ -21,24 +23,14 @@ NAME = "transition_up"
 
 
 @ranged(f"ifan.{NAME}")
-def transition_up(
-    sources: Sequence[Tensor],
-    weight_a: Tensor,
-    weight_b: Tensor,
-    rows: Tensor | None = None,
-    per_sample: Sequence[bool] | None = None,
-    *,
-    backend: str | None = None,
-) -> Tensor:
-    """``relu(conv_b(phase_shift(relu(conv_a(x)))))`` of the concatenated sources; no normalisation.
+def transition_up(x: Concat, a: Tensor, b: Tensor, *, backend: str | None = None) -> Tensor:
+    """``relu(conv_b(phase_shift(relu(conv_a(x)))))`` of a concatenation; no normalisation.
 
     Args:
-        sources: tensors ``(N, C_i, H, W)``, or ``(R, C_i, H, W)`` with a row a sample where ``per_sample`` says so;
-            concatenated along channels, C in all.
-        weight_a: ``(A, C, 3, 3)``, A a multiple of 4; weight_b: ``(A', A / 4, 3, 3)``. Used in the sources' dtype;
+        x: concatenation ``(N, C, H, W)``.
+        a: ``(A, C, 3, 3)``, weight of the first convolution, A a multiple of 4. Both are used in the sources' dtype;
             padding 1.
-        rows: ``(N,)`` int64, the sample of each lane; needed if a source has a row a sample.
-        per_sample: one flag a source; default all False.
+        b: ``(A', A / 4, 3, 3)``, weight of the second convolution.
         backend: see `ifan.ops.use_backend`.
 
     Returns:
@@ -50,93 +42,68 @@ def transition_up(
 
     Source: transition up of iFAN (arXiv 1711.06055) and its release.
     """
-    tensors = (*sources, weight_a, weight_b)
+    sources, rows, layout = x.flat()
+    tensors = (*sources, a, b)
 
-    def check_call() -> tuple[list[bool], str]:
-        return _check(sources, weight_a, weight_b, rows, per_sample), choose(NAME, backend, *tensors)
+    def check() -> tuple[None, str]:
+        _check(x, a, b)
+        return None, choose(NAME, backend, *tensors)
 
-    told = backend or current_backend(), per_sample and len(per_sample)
-    flags, chosen, run = _CALLS(tensors, told, check_call, keep=not any(per_sample or ()))
+    constants = backend or current_backend(), tuple(layout), len(sources)
+    _, chosen, run = _CALLS(tensors, constants, check, keep=not any(x.per_sample))
+    convolution.filters.record([a, b])
     if chosen == "reference":
-        return reference.transition_up(sources, weight_a, weight_b, rows, flags)
-    return run(sources, weight_a, weight_b, rows, flags, chosen)[0]
+        return reference.transition_up(x, a, b)
+    found: tuple[Tensor, Tensor] = run(sources, [a, b], rows, layout, chosen)
+    return found[0]
 
 
-def _check(
-    sources: Sequence[Tensor],
-    weight_a: Tensor,
-    weight_b: Tensor,
-    rows: Tensor | None,
-    per_sample: Sequence[bool] | None,
-) -> list[bool]:
-    _, channels, flags = checks.sources_of(NAME, sources, None, rows, per_sample)
-    checks.dimensions(NAME, "weight_a", weight_a, "(A, C, 3, 3)")
-    checks.dimensions(NAME, "weight_b", weight_b, "(A', A / 4, 3, 3)")
-    middle = weight_a.shape[0]
+def _check(x: Concat, a: Tensor, b: Tensor) -> None:
+    checks.concat(NAME, x)
+    checks.dimensions(NAME, "a", a, "(A, C, 3, 3)")
+    checks.dimensions(NAME, "b", b, "(A', A / 4, 3, 3)")
+    middle = a.shape[0]
     checks.require(
-        middle % 4 == 0, NAME, f"weight_a must have a multiple of 4 output channels; got {middle}. Pad it with zeros."
+        middle % 4 == 0, NAME, f"a must have a multiple of 4 output channels; got {middle}. Pad it with zeros."
     )
-    checks.shape(NAME, "weight_a", weight_a, (middle, channels, 3, 3), "(A, C, 3, 3)")
-    checks.shape(NAME, "weight_b", weight_b, (weight_b.shape[0], middle // 4, 3, 3), "(A', A / 4, 3, 3)")
-    checks.floating(NAME, sources[0].device, weight_a=weight_a, weight_b=weight_b)
-    return flags
+    checks.shape(NAME, "a", a, (middle, x.channels, 3, 3), "(A, C, 3, 3)")
+    checks.shape(NAME, "b", b, (b.shape[0], middle // 4, 3, 3), "(A', A / 4, 3, 3)")
+    checks.floating(NAME, x.sources[0].tensor.device, a=a, b=b)
 
 
-@operation("ifan::transition_up")
+def _check_flat(
+    sources: Sequence[Tensor], weights: Sequence[Tensor], rows: Tensor, layout: Sequence[int], backend: str
+) -> None:
+    checks.require(len(weights) == 2, NAME, f"weights must be a and b; got {len(weights)} tensors. Pass two.")
+    _check(Concat.from_flat(sources, rows, layout), *weights)
+
+
+@operation("ifan::transition_up", check=_check_flat)
 def _forward(
-    sources: Sequence[Tensor],
-    weight_a: Tensor,
-    weight_b: Tensor,
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
-    backend: str,
+    sources: Sequence[Tensor], weights: Sequence[Tensor], rows: Tensor, layout: Sequence[int], backend: str
 ) -> tuple[Tensor, Tensor]:
     """The result, and for the backward of the native kernel the phase-shifted maps between the two convolutions."""
-    out, shifted = _empty(sources, weight_a, weight_b, rows, per_sample, backend)
+    out, shifted = _empty(sources, weights, rows, layout, backend)
+    x, (a, b) = Concat.from_flat(sources, rows, layout), weights
     if backend == "cpu":
-        x, made = Concatenation(sources, [out.shape[0]], rows, per_sample), native.in_dtype(out, torch.float32)
-        _convolve(x, [weight_a, weight_b], shifted, made)
-        return native.in_dtype(made, out.dtype), shifted
+        return cpu.forward(x, a, b, out, shifted), shifted
     if backend == "triton":
-        found: Tensor = kernels(backend, NAME).forward(sources, weight_a, weight_b, rows, per_sample)
+        found: Tensor = kernels(backend, NAME).forward(x, a, b)
         return found, shifted
-    return reference.transition_up(sources, weight_a, weight_b, rows, per_sample).contiguous(), shifted
-
-
-def _convolve(x: Concatenation, weights: Sequence[Tensor], shifted: Tensor, out: Tensor) -> None:
-    if not (x.shape[1] and shifted.numel() and out.numel()):
-        shifted.zero_()
-        out.zero_()
-        return
-    module, outputs = native.cpu_module(), [weight.shape[0] for weight in weights]
-
-    def kernel(isa: str, filters: int, same: convolution.Pieces) -> bool:
-        maps = shifted.data_ptr(), out.data_ptr()
-        return bool(
-            module.transition_up_forward(*x.arguments, isa, filters, outputs, *maps, torch.get_num_threads(), same)
-        )
-
-    whole = slice(None)
-    convolution.Filters.use(weights, lambda: convolution.pack([(weight, whole) for weight in weights]), kernel)
+    return reference.transition_up(x, a, b).contiguous(), shifted
 
 
 def _empty(
-    sources: Sequence[Tensor],
-    weight_a: Tensor,
-    weight_b: Tensor,
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
-    backend: str,
+    sources: Sequence[Tensor], weights: Sequence[Tensor], rows: Tensor, layout: Sequence[int], backend: str
 ) -> tuple[Tensor, Tensor]:
-    by_lane = [source.shape[0] for source, flag in zip(sources, per_sample, strict=True) if not flag]
-    lanes = by_lane[0] if by_lane or rows is None else rows.shape[0]
-    height, width = sources[0].shape[2:]
-    out = weight_b.new_empty((lanes, weight_b.shape[0], 2 * height, 2 * width), dtype=checks.promoted(sources))
-    between = (lanes, weight_a.shape[0] // 4, 2 * height, 2 * width) if backend == "cpu" else (0,)
+    x, (a, b) = Concat.from_flat(sources, rows, layout), weights
+    lanes, _, height, width = x.shape
+    out = b.new_empty((lanes, b.shape[0], 2 * height, 2 * width), dtype=x.dtype)
+    between = (lanes, a.shape[0] // 4, 2 * height, 2 * width) if backend == "cpu" else (0,)
     return out, out.new_empty(between, dtype=torch.float32)
 
 
-_CALLS = CallCache[list[bool]](_forward)
+_CALLS = CallCache[None](_forward)
 _forward.register_fake(_empty)
 register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytorch)
 register_kernel(NAME, "triton", triton_refusal)
@@ -145,71 +112,46 @@ register_kernel(NAME, "triton", triton_refusal)
 @operation("ifan::transition_up_backward")
 def _backward(
     gradient: Tensor,
-    inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
+    sources: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    rows: Tensor,
+    layout: Sequence[int],
     backend: str,
 ) -> list[Tensor]:
+    """Gradients of the sources, then of both weights."""
+    x, (a, b) = Concat.from_flat(sources, rows, layout), weights
     if backend == "cpu":
-        return _cpu_backward(gradient, inputs, outputs, rows, per_sample)
+        return native.in_dtypes_of([*sources, a, b], cpu.backward(gradient, outputs, x, a, b))
     if backend == "triton":
-        *sources, weight_a, weight_b = inputs
-        found: list[Tensor] = kernels(backend, NAME).backward(
-            gradient, outputs[0], sources, weight_a, weight_b, rows, per_sample
-        )
+        found: list[Tensor] = kernels(backend, NAME).backward(gradient, outputs[0], x, a, b)
         return found
 
     def run(*values: Tensor) -> list[Tensor]:
-        return [reference.transition_up(values[:-2], values[-2], values[-1], rows, per_sample)]
+        return [reference.transition_up(Concat.from_flat(values[:-2], rows, layout), *values[-2:])]
 
-    return gradients(run, inputs, [gradient])
-
-
-def _cpu_backward(
-    gradient: Tensor,
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    rows: Tensor | None,
-    per_sample: Sequence[bool],
-) -> list[Tensor]:
-    *sources, weight_a, weight_b = inputs
-    out, shifted = outputs
-    between = Concatenation([shifted], [shifted.shape[0]], None, [False], True)
-    of_b = convolution.differentiate(between, weight_b, _through_relu(gradient, out))
-    to_a = _phase_shift_backward(_through_relu(between.gradients[0], shifted))
-    x = Concatenation(sources, [out.shape[0]], rows, per_sample, True)
-    of_a = convolution.differentiate(x, weight_a, to_a)
-    return native.in_dtypes_of(inputs, [*x.source_gradients(), of_a, of_b])
-
-
-def _through_relu(gradient: Tensor, out: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(gradient.float().contiguous(), out.float(), 0)
-
-
-def _phase_shift_backward(gradient: Tensor) -> Tensor:
-    """``(N, c, 2H, 2W)`` -> ``(N, 4c, H, W)``, the transpose of `ifan.reference.transition_up.phase_shift`."""
-    cells = gradient.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))  # (N, c, H, j, W, i)
-    return cells.permute(0, 1, 5, 3, 2, 4).flatten(1, 3).contiguous()
+    return gradients(run, [*sources, a, b], [gradient])
 
 
 @_backward.register_fake
-def _(gradient: Tensor, inputs: Sequence[Tensor], *_: Any) -> list[Tensor]:
-    return empty_gradients(inputs)
+def _(
+    gradient: Tensor, outputs: Sequence[Tensor], sources: Sequence[Tensor], weights: Sequence[Tensor], *_: Any
+) -> list[Tensor]:
+    return empty_gradients([*sources, *weights])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    sources, weight_a, weight_b, rows, *ctx.rest = inputs
+    sources, weights, rows, *ctx.rest = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(rows, *output, *sources, weight_a, weight_b)
+    ctx.save_for_backward(rows, *output, *weights, *sources)
 
 
 def _differentiate(ctx: Any, gradient: Tensor | None, _: None) -> tuple[Any, ...]:
-    rows, out, shifted, *inputs = ctx.saved_tensors
+    rows, out, shifted, a, b, *sources = ctx.saved_tensors
     if gradient is None:
-        return ([None] * (len(inputs) - 2), *[None] * 5)
-    found = _backward(gradient, inputs, [out, shifted], rows, *ctx.rest)
-    return (found[:-2], *found[-2:], None, None, None)
+        return ([None] * len(sources), [None, None], None, None, None)
+    found = _backward(gradient, [out, shifted], sources, [a, b], rows, *ctx.rest)
+    return (found[:-2], found[-2:], None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -1,4 +1,7 @@
-"""The fused operations in plain, differentiable PyTorch: the definition of truth and the fallback. Knows torch only."""
+"""The fused operations in plain, differentiable PyTorch: the definition of truth and the fallback.
+
+They know torch, and `ifan.concat` for the operations' arguments.
+"""
 
 from ifan.reference.channel_moments import channel_moments
 from ifan.reference.dense_block import dense_block

@@ -1,4 +1,4 @@
-"""What the references share: joining sources, spreading a task's values over its lanes, the dtype sums are made in."""
+"""Shared parts of the references: joined sources, a task's values spread over its lanes, the dtype of sums."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from ifan.concat import Concat, Norm
 
 
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
@@ -31,21 +33,19 @@ def segment_means(values: Tensor, segments: Sequence[int], empty: float) -> Tens
     return torch.stack([part.mean(0) if part.shape[0] else part.sum(0) + empty for part in parts])
 
 
-def join(sources: Sequence[Tensor], rows: Tensor | None, per_sample: Sequence[bool] | None) -> Tensor:
-    """The concatenation ``(N, C, H, W)`` of the sources; those with a row a sample are gathered by ``rows (N,)``."""
-    if rows is not None and per_sample is not None:
-        sources = [s.index_select(0, rows) if flag else s for s, flag in zip(sources, per_sample, strict=True)]
-    return torch.cat(list(sources), 1) if len(sources) > 1 else sources[0]
+def join(x: Concat) -> Tensor:
+    """The concatenation ``(N, C, H, W)`` itself; sources with a row a sample are gathered by the lanes' rows."""
+    maps = [s.tensor.index_select(0, x.lanes.rows) if s.per_sample else s.tensor for s in x.sources]
+    return torch.cat(maps, 1) if len(maps) > 1 else maps[0]
 
 
-def normalise_relu(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, segments: Sequence[int], eps: float
-) -> Tensor:
+def normalise_relu(x: Tensor, norm: Norm, segments: Sequence[int]) -> Tensor:
     """``relu((x - mean) / sqrt(var + eps) * weight + bias)`` with the ``(T, C)`` values of each lane's task.
 
     In the accumulation dtype; folded into one scale and one shift a channel, as PyTorch's own batch norm does.
     """
     dtype = accumulation_dtype(x.dtype)
-    scale = weight.to(dtype) * torch.rsqrt(var.to(dtype) + eps)
-    shift = bias.to(dtype) - mean.to(dtype) * scale
+    weight, bias, mean, var = (value.to(dtype) for value in norm.tensors)
+    scale = weight * torch.rsqrt(var + norm.eps)
+    shift = bias - mean * scale
     return torch.addcmul(per_lane(shift, segments), x.to(dtype), per_lane(scale, segments)).relu_()

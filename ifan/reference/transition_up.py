@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ifan.concat import Concat
 from ifan.reference.lanes import join
 
 
-def transition_up(
-    sources: Sequence[Tensor],
-    weight_a: Tensor,
-    weight_b: Tensor,
-    rows: Tensor | None = None,
-    per_sample: Sequence[bool] | None = None,
-) -> Tensor:
-    """Sources ``(N or R, C_i, H, W)``, ``weight_a (A, C, 3, 3)``, ``weight_b (A', A / 4, 3, 3)`` -> ``(N, A', 2H,
-    2W)``."""
-    with torch.autocast(weight_a.device.type, enabled=False):
-        x = join(sources, rows, per_sample)
-        x = F.conv2d(x, weight_a.to(x.dtype), padding=1).relu_()
-        return F.conv2d(phase_shift(x), weight_b.to(x.dtype), padding=1).relu_()
+def transition_up(x: Concat, a: Tensor, b: Tensor) -> Tensor:
+    """Concatenation ``(N, C, H, W)``, ``a (A, C, 3, 3)``, ``b (A', A / 4, 3, 3)`` -> ``(N, A', 2H, 2W)``."""
+    with torch.autocast(a.device.type, enabled=False):
+        y = join(x)
+        y = F.conv2d(y, a.to(y.dtype), padding=1).relu_()
+        return F.conv2d(phase_shift(y), b.to(y.dtype), padding=1).relu_()
 
 
 def phase_shift(x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import cast
 
 import torch
 
+from ifan.config import EPSILON
 from ifan.data.mixture import Batch
-from ifan.layers import EPSILON, DenseHead, TaskNorm
+from ifan.layers import DenseHead, TaskNorm
 from ifan.network import IFAN
 from ifan.training.model import planes_before
 

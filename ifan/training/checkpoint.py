@@ -7,9 +7,7 @@ in place.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from ifan.files import checksum, write_folder
 from ifan.safetensors_io import CheckpointError, check_header, load_checked, specs_of
 
 KEEP = 2
@@ -28,30 +27,6 @@ Tensors = dict[str, dict[str, Tensor]]
 """File name without suffix (model, ema, optimizer) -> tensor name -> tensor."""
 
 _NAME = re.compile(r"step-(\d{8,})")
-
-
-def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
-    """Put a folder of ``files`` in place in one step, replacing one of that name; raises ``OSError``."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():  # an earlier run stopped between the two renames below
-        os.rename(old, target)
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    os.mkdir(fresh)
-    for name, content in files.items():
-        _write(fresh / name, content)
-    _sync(fresh)
-    if target.exists():
-        os.rename(target, old)
-    try:
-        os.rename(fresh, target)
-    except OSError:
-        if old.exists():
-            os.rename(old, target)
-        raise
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[str, Any]) -> Path:
@@ -64,8 +39,9 @@ def save_checkpoint(folder: Path, step: int, tensors: Tensors, state: Mapping[st
     files = {
         f"{name}.safetensors": save({k: t.contiguous() for k, t in part.items()}) for name, part in tensors.items()
     }
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files["state.json"] = json.dumps({**state, "step": step, "sha256": sums}, indent=1).encode()
+    sums = {name: checksum(content) for name, content in files.items()}
+    whole = {**state, "step": step, "sha256": sums}
+    files["state.json"] = json.dumps({**whole, "checksum": _state_sum(whole)}, indent=1).encode()
     try:
         write_folder(target, files)
     except OSError as error:
@@ -96,8 +72,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads((checkpoint / "state.json").read_bytes())
         sums = state["sha256"]
         for name, expected in sums.items():
-            if hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() != expected:
+            if checksum((checkpoint / name).read_bytes()) != expected:
                 raise CheckpointError(f"{checkpoint / name}: damaged (checksum differs)")
+        # Checkpoints of the first edition have none.
+        if state.pop("checksum", None) not in (None, _state_sum(state)) or state["step"] != step_of(checkpoint):
+            raise CheckpointError(f"{checkpoint / 'state.json'}: damaged (checksum or step differs)")
     except OSError as error:
         raise CheckpointError(f"{error.filename or checkpoint}: damaged ({error.strerror})") from error
     except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
@@ -115,23 +94,6 @@ def load_tensors(checkpoint: Path, expected: Tensors) -> Tensors:
     return {name: load_checked(path, expected[name], "this run") for name, path in paths.items()}
 
 
-def _write(path: Path, content: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(handle, rest) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in ``folder`` durable; systems that cannot open folders do it on their own."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _state_sum(state: Mapping[str, Any]) -> str:
+    """Checksum of what ``state.json`` says, of its own checksum aside."""
+    return checksum(json.dumps(state, sort_keys=True).encode())

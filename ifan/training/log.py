@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+
+from ifan.files import write_files
 
 Figures = Mapping[str, Mapping[str, float | None]]
 """What a validation says: entry (dataset and task) -> metric -> value, leading metric first, ``None`` = unmeasured."""
@@ -155,9 +156,8 @@ def first_figures(figures: Figures) -> dict[str, tuple[str, float]]:
 def _drop_after(path: Path, step: int) -> None:
     rows = read_log(path)
     if rows:
-        fresh = path.with_suffix(".new")
-        fresh.write_text("".join(json.dumps(r) + "\n" for r in rows if r["step"] <= step), encoding="utf-8")
-        os.replace(fresh, path)
+        kept = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+        write_files({path: kept.encode()})
 
 
 def _tensorboard(folder: Path, start: int) -> Any:

@@ -11,16 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ifan.config import Config, NetworkConfig
+from ifan.config import EPSILON, Config, NetworkConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, label_means
-from ifan.layers import EPSILON, HeatMapHead
+from ifan.files import write_folder
+from ifan.hub import Training
+from ifan.layers import HeatMapHead
 from ifan.network import IFAN
 from ifan.refine import moved
 from ifan.safetensors_io import CheckpointError, load_checked
 from ifan.torch_runner import face_predictions, torch_predictions
-from ifan.training.checkpoint import write_folder
+from ifan.training.added_tasks import widened
 from ifan.weights import load_network
+from ifan.wiring import LEVELS
 
 
 def build_model(config: Config, datasets: dict[str, FaceDataset] | None) -> IFAN:
@@ -109,26 +112,29 @@ class Fitting:
 def load_fitting(model: IFAN, source: str | Path) -> Fitting:
     """Fill ``model`` with what fits of saved weights (a folder, a run, or a packaged name) of another size or variant.
 
-    Label means are never taken; a dense head is taken whole or not at all, one of a published network without the
-    statistics of its inputs (`Fitting.heads`); a later iteration's normalisation that the weights lack begins as the
-    first one's; a differing ``image_scale``, or an ``image_fold`` where they have none, is
-    made up for. Raises ``ValueError`` for weights of other tasks, and `CheckpointError` when less than half of the
-    convolutions' weights fit.
+    Label means are never taken, unless classifications stand behind those of the weights
+    (`ifan.training.added_tasks`). A dense head is taken whole or not at all, one of a published network without the
+    statistics of its inputs (`Fitting.heads`). A later iteration's normalisation that the weights lack begins as the
+    first one's. A differing ``image_scale``, or an ``image_fold`` where they have none, is made up for. Raises
+    ``ValueError`` for weights of other tasks, and `CheckpointError` when less than half of the convolutions' weights
+    fit.
     """
     other = load_network(source)
     ours, theirs = ([(t.name, t.kind, t.classes) for t in m.config.tasks] for m in (model, other))
-    if ours != theirs:
+    added = ours[len(theirs) :] if ours[: len(theirs)] == theirs else None
+    if added is None or any(kind != "classification" for _, kind, _ in added):
         raise ValueError(
             f"{source}: its tasks are {[t[0] for t in theirs]} with their classes; this network's differ:"
-            f" {[t[0] for t in ours]}; begin from weights of the same tasks"
+            f" {[t[0] for t in ours]}; begin from weights of the same tasks, or --add-task"
         )
     given, own = other.state_dict(), model.state_dict()
     given["stem.weight"] = _stem(other, model.config)
+    given = widened(given, own, (model.config.size >> (LEVELS - 1)) ** 2) if added else given
     found = {name: given.get(name, given.get(_first_iterations(name))) for name in own}
     odd = {name for name, value in found.items() if value is None or value.shape != own[name].shape}
     both = own.keys() & given.keys()  # a dense head may lack the statistics of its inputs
     lacking = {name for name in odd if found[name] is None and f"{_group(name)}.weight" in both}
-    left = {_group(name) for name in odd - lacking} | set(_MEANS)
+    left = {_group(name) for name in odd - lacking} | set(() if added else _MEANS)
     heads = {_group(name) for name in lacking} - left
     taken = {name: value for name, value in found.items() if value is not None and _group(name) not in left}
     fit, all_ = (sum(v.numel() for v in values if v.dim() == 4) for values in (taken.values(), own.values()))
@@ -172,9 +178,9 @@ def _group(name: str) -> str:
     return ".".join(parts[: heads.get(parts[0], len(parts))])
 
 
-def export(model: IFAN, target: Path) -> None:
-    """Write ``model.safetensors`` and ``config.json`` for ``IFAN.from_pretrained`` to folder ``target`` in one step."""
+def export(model: IFAN, target: Path, training: Training) -> None:
+    """Write what `IFAN.from_pretrained` reads, with a card of the run, to folder ``target`` in one step."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, training=training)
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
     write_folder(target, files)

@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from ifan import ops
 from ifan.config import Config, dump_config, to_dict
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, Loader, Mixture
+from ifan.files import FolderLock, write_files
+from ifan.hub import Training
 from ifan.network import IFAN, Predictions
 from ifan.training.calibration import calibrate, normalise_heads
 from ifan.training.checkpoint import (
@@ -45,6 +48,9 @@ Validate = Callable[[IFAN, int], Figures]
 """Measures a network with that many passes."""
 LossFn = Callable[[Batch], tuple[Tensor, Tensor]]
 """Losses of the tasks and counts of their labels, ``(T,)`` each, of the network's passes over a batch."""
+
+BEGUN_FROM = "init.txt"
+"""File of a run that names the weights it began from: its model's licence depends on them."""
 
 _HEAD_BATCHES = 40  # for statistics that follow every batch from then on
 
@@ -84,10 +90,12 @@ class Trainer:
     ) -> None:
         self.config, self.out, self.device = config, Path(out), own_device(device)
         self.options, self.done = options, 0
+        self.figures: Figures = {}
         init, partial = options.init, options.partial
         self.processes = Processes.join(self.device)
         first = self.processes.rank == 0
         _check_folder(self.out, resume)
+        self.lock = FolderLock(self.out) if first and self.out.exists() else None
         tasks, training = tuple(t.name for t in config.network.tasks), config.training
         self.log = RunLog(self.out if first else None, tasks, training.steps, training.log_every)
         self.mixture = Mixture(datasets, config.network, training)
@@ -118,7 +126,11 @@ class Trainer:
         self._restore(found)
         self.processes.barrier()  # nobody looks at the folder any more
         if first:
-            _claim(self.out, config)
+            self.lock = self.lock or FolderLock(self.out)
+            _check_folder(self.out, resume)  # another run may have begun and ended
+            write_files({self.out / "config.yaml": dump_config(config).encode()})
+            if init:
+                write_files({self.out / BEGUN_FROM: f"{init}\n".encode()})
         for module in (self.model, self.weighting):
             self.processes.copy_from_first(module)
 
@@ -130,7 +142,7 @@ class Trainer:
         """
         settings, began = self.config.training, time.monotonic()
         loader = Loader(self.mixture, self.done, settings.steps, self.options.workers, **self._part())
-        with StopSignals() as signals, self.log.open(self.done):
+        with self.lock or nullcontext(), StopSignals() as signals, self.log.open(self.done):
             if self._trained_passes() < self.config.network.iterations:
                 self.log.say(
                     f"training makes at most {self._trained_passes()} of the network's {self.config.network.iterations}"
@@ -263,7 +275,8 @@ class Trainer:
     def _validate(self) -> None:
         if self.options.validate is not None and self.processes.rank == 0:
             with self.ema.applied(self.model):
-                self.log.validation(self.done, self.options.validate(self.model, self._trained_passes()))
+                self.figures = self.options.validate(self.model, self._trained_passes())
+                self.log.validation(self.done, self.figures)
         self.processes.barrier()
 
     def _trained_passes(self) -> int:
@@ -292,9 +305,16 @@ class Trainer:
         self._validate()
         if self.processes.rank == 0:
             with self.ema.applied(self.model):
-                export(self.model, self.out / "model")
+                export(self.model, self.out / "model", self._about())
             plot_losses(self.out)
             self.log.say(f"finished after step {self.done}: {self.out / 'model'}")
+
+    def _about(self) -> Training:
+        """What the model's card says of this run."""
+        samples = {name: len(dataset) for name, dataset in self.mixture.datasets.items()}
+        begun = self.out / BEGUN_FROM
+        init = Path(begun.read_text(encoding="utf-8").strip()).name if begun.exists() else None
+        return Training(samples, self.done, self.figures, init)
 
     def _any(self, flag: bool) -> bool:
         return bool(self.processes.sum(torch.tensor(float(flag), device=self.device)) > 0)
@@ -312,14 +332,6 @@ def _check_folder(out: Path, resume: bool) -> None:
         raise ValueError(f"{out}: the folder is not empty; continue that run with --resume or name another with --out")
     if used and not (out / "config.yaml").exists():
         raise ValueError(f"{out}: --resume expects the folder of a run; it has no config.yaml; name the right one")
-
-
-def _claim(out: Path, config: Config) -> None:
-    """Make the run folder; ``config.yaml`` marks it."""
-    out.mkdir(parents=True, exist_ok=True)
-    fresh = out / ".config.new"
-    fresh.write_text(dump_config(config), encoding="utf-8")
-    fresh.replace(out / "config.yaml")
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ifan.config import NetworkConfig, from_dict
-from ifan.safetensors_io import load_arrays, read_header
+from ifan.safetensors_io import load_floats
 from ifan.weights.shapes import tensor_shapes
 
 if TYPE_CHECKING:
@@ -69,15 +69,9 @@ def load_model(name_or_path: str | Path) -> SavedModel:
     Raises ``ValueError`` naming the file when it is damaged, or its tensors are not those of its configuration.
     """
     folder = resolve(name_or_path)
-    config_file, path = (folder / name for name in FILES)
+    config_file, tensors_file = (folder / name for name in FILES)
     config = read_network_config(config_file)
-    stored = {name: dtype for name, (dtype, _) in read_header(path).items()}
-    floating = {name for name, dtype in stored.items() if "float" in dtype}
-    expected = {
-        name: (stored[name] if name in floating else "float32", shape) for name, shape in tensor_shapes(config).items()
-    }
-    arrays = load_arrays(path, expected, str(config_file))
-    return SavedModel(config, {name: np.array(x, np.float32) for name, x in arrays.items()}, folder)
+    return SavedModel(config, load_floats(tensors_file, tensor_shapes(config), str(config_file)), folder)
 
 
 def load_network(name_or_path: str | Path, device: torch.device | str = "cpu") -> IFAN:

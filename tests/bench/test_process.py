@@ -14,30 +14,11 @@ import pytest
 
 from ifan.bench.machine import Peaks
 from ifan.bench.problem import Case, Problem, Ready, Setting
-from ifan.bench.process import Mark, ProcessDied, in_subprocess, started
+from ifan.bench.process import ProcessDied, in_subprocess, started
 from ifan.bench.run import prepare_ahead, run_suite
 from ifan.bench.schedule import Schedule
 from tests.support.fakes import right
-
-
-def aborting() -> Any:
-    """As glibc does where it finds its heap damaged."""
-    os.write(2, b"first\ndouble free or corruption (!prev)\n\n")
-    os.abort()
-
-
-def found(mark: Mark, how: str, folder: Path) -> int:
-    mark(how)
-    if how == "abort":
-        aborting()
-    if how == "raise":
-        raise ValueError("no")
-    if how == "wait":
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        (folder / "new").write_text(str(child.pid))
-        (folder / "new").rename(folder / "pid")
-        child.wait()
-    return os.getpid()
+from tests.support.spawned import aborting, behave
 
 
 def case(name: str, quick: bool) -> Case:
@@ -60,25 +41,25 @@ def case(name: str, quick: bool) -> Case:
 
 
 def test_the_answer_comes_from_another_process(tmp_path: Path) -> None:
-    assert in_subprocess(found, "answer", tmp_path) != os.getpid()
+    assert in_subprocess(behave, "answer", tmp_path) != os.getpid()
 
 
 def test_what_is_raised_is_raised_here(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^no$"):
-        in_subprocess(found, "raise", tmp_path)
+        in_subprocess(behave, "raise", tmp_path)
 
 
 def test_a_dead_process_says_why_and_what_it_was_at(tmp_path: Path) -> None:
     why = r"the process ended by SIGABRT: double free or corruption \(!prev\)"
     with pytest.raises(ProcessDied, match=f"^{why}$") as raised:
-        in_subprocess(found, "abort", tmp_path)
+        in_subprocess(behave, "abort", tmp_path)
     assert raised.value.mark == "abort"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes under /proc")
 def test_a_process_that_waits_is_ended_with_what_it_started(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    with started(found, "wait", tmp_path) as answer:
+    with started(behave, "wait", tmp_path) as answer:
         until(pid.exists)
         with pytest.raises(ProcessDied, match="not finished in 0 s") as raised:
             answer(0.01)
@@ -89,8 +70,9 @@ def test_a_process_that_waits_is_ended_with_what_it_started(tmp_path: Path) -> N
 PROGRAM = """
 import sys
 from pathlib import Path
-from tests.bench.test_process import found, in_subprocess
-in_subprocess(found, "wait", Path(sys.argv[1]))
+from ifan.bench.process import in_subprocess
+from tests.support.spawned import behave
+in_subprocess(behave, "wait", Path(sys.argv[1]))
 """
 
 

@@ -47,7 +47,7 @@ def test_turns_rotate_and_rests_are_not_timed() -> None:
     runs = {"a": watch.worker("a", lambda i: 0.25 * (i + 1)), "b": watch.worker("b", lambda i: 0.5)}
     taken, last = interleave(runs, Rounds(0.0, 3, 9), clock=lambda: watch.now, rest=watch.rest)
     assert watch.log == ["a0", "b0", "b1", "a1", "a2", "b2"]
-    assert taken == {"a": [0.25, 0.5, 0.75], "b": [0.5, 0.5, 0.5]}
+    assert taken == {"a": pytest.approx([0.25, 0.5, 0.75]), "b": pytest.approx([0.5, 0.5, 0.5])}
     assert last == {"a": "a of round 2", "b": "b of round 2"}
 
 

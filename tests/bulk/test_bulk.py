@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ifan.bulk.files import alone_in
 from ifan.bulk.run import COMMITS, MANIFEST, predict_bulk
 from ifan.faces import Detection, FaceAnalyzer
+from ifan.files import FolderLock
 
 EXIT_CODE_OF_A_KILL = -signal.SIGKILL
 
@@ -138,7 +138,7 @@ predict_bulk(analyzer, sys.argv[3:], sys.argv[2], shard_rows=5, progress=lambda 
 
 
 def check_kills(analyzer: FaceAnalyzer, tmp_path: Path, count: int, kills: int) -> None:
-    analyzer.network.save_pretrained(tmp_path / "model")
+    analyzer.model.save_pretrained(tmp_path / "model")
     paths, out = photos(tmp_path / "in", count), tmp_path / "out.jsonl"
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "model"), str(out), *paths]
     chance, finished, killed = random.Random(3), {}, 0
@@ -203,7 +203,7 @@ def test_a_shard_without_its_commit_or_of_another_size_is_made_again(analyzer: F
     (out / COMMITS / f"{first.name}.json").unlink()
     second.write_bytes(second.read_bytes()[:100])
     for folder in (out, out / COMMITS):
-        (folder / ".1-0.part").write_bytes(b"left over")
+        (folder / ".ifan-0123456789abcdef.part").write_bytes(b"left over")
     kept, seen = version(third), []
     predict_bulk(
         analyzer, paths, out, shard_rows=4, progress=lambda *counts: seen.append((*counts, (out / MANIFEST).exists()))
@@ -218,7 +218,7 @@ def test_a_shard_without_its_commit_or_of_another_size_is_made_again(analyzer: F
 def test_two_processes_do_not_write_to_one_folder(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no such locks")
     paths, out = photos(tmp_path / "in", 3), tmp_path / "out.jsonl"
-    with alone_in(out), pytest.raises(ValueError, match="another process is writing there"):
+    with FolderLock(out), pytest.raises(ValueError, match="another process is writing there"):
         predict_bulk(analyzer, paths, out)
     assert predict_bulk(analyzer, paths, out).rows == 3
 
@@ -233,7 +233,7 @@ class Nobody:
 def test_a_detector_of_ones_own_can_go_on_too(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
     paths, out = photos(tmp_path / "in", 3), tmp_path / "out.jsonl"
     for _ in range(2):
-        found = predict_bulk(FaceAnalyzer(analyzer.network, detector=Nobody()), paths, out)
+        found = predict_bulk(FaceAnalyzer(analyzer.model, detector=Nobody()), paths, out)
         assert (found.rows, found.faces) == (3, 0)
     with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
         predict_bulk(analyzer, paths, out)
@@ -245,7 +245,7 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not limit the size of files")
 def test_what_the_system_refuses_to_write_is_one_error(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
     """Real refusals, not simulated ones: no file beyond 9 kB, which a shard with a long name in its rows needs."""
-    analyzer.network.save_pretrained(tmp_path / "model")
+    analyzer.model.save_pretrained(tmp_path / "model")
     paths, out = photos(tmp_path / "in", 10), tmp_path / "out.jsonl"
     paths[7] = str(tmp_path / ("no/" * 1200) / "where.png")
     arguments = [str(tmp_path / "model"), str(out), *paths]
@@ -267,7 +267,7 @@ def test_other_results_are_refused(analyzer: FaceAnalyzer, tmp_path: Path) -> No
     os.utime(paths[0], ns=(0, 0))
     with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
         predict_bulk(analyzer, paths, out)
-    analyzer.network.landmark_head.bias.data += 1
+    analyzer.model.landmark_head.bias.data += 1
     with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
         predict_bulk(analyzer, paths, out)
     (tmp_path / "photos.csv").mkdir()
@@ -283,9 +283,9 @@ def test_other_results_are_refused(analyzer: FaceAnalyzer, tmp_path: Path) -> No
 
 def test_damaged_weights_stop_instead_of_filling_rows(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
     paths = photos(tmp_path / "in", 4)
-    analyzer.network.landmark_head.bias.data[0] = float("nan")
+    analyzer.model.landmark_head.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
-        predict_bulk(FaceAnalyzer(analyzer.network, detector=None), paths, tmp_path / "out.jsonl")
+        predict_bulk(FaceAnalyzer(analyzer.model, detector=None), paths, tmp_path / "out.jsonl")
     assert not list((tmp_path / "out.jsonl").iterdir())
 
 
@@ -333,6 +333,55 @@ def test_clips_are_cut_into_shards_and_go_on_where_they_stopped(analyzer: FaceAn
     predict_bulk(analyzer, inputs, out, every=3, shard_rows=2)
     assert table(out) == rows
     assert version(sorted(out.glob("part-000001-*"))[1]) == kept
+
+
+def test_a_damaged_shard_or_map_of_the_same_size_is_made_again(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    paths, out = photos(tmp_path / "in", 6), tmp_path / "out.jsonl"
+    predict_bulk(analyzer, paths, out, shard_rows=3, maps=True)
+    first, second = sorted(out.glob("part-*"))
+    for damaged in (first, sorted((out / "_maps").iterdir())[-1]):
+        good = damaged.read_bytes()
+        damaged.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+        kept = version(second if damaged == first else first)
+        predict_bulk(analyzer, paths, out, shard_rows=3, maps=True)
+        assert damaged.read_bytes() == good
+        assert version(second if damaged == first else first) == kept
+
+
+@pytest.mark.parametrize("note", ["{}", "null", "[]", '{"bytes": 1, "last": true}', "{" * 5000, "[" * 100_000])
+def test_a_note_that_is_none_makes_the_shard_again(analyzer: FaceAnalyzer, tmp_path: Path, note: str) -> None:
+    paths, out = photos(tmp_path / "in", 2), tmp_path / "out.jsonl"
+    predict_bulk(analyzer, paths, out)
+    expected, (commit,) = table(out), (out / COMMITS).iterdir()
+    commit.write_text(note)
+    assert predict_bulk(analyzer, paths, out).rows == 2
+    assert table(out) == expected
+
+
+def test_a_note_does_not_lead_out_of_the_folder(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    paths, out = photos(tmp_path / "in", 2), tmp_path / "out.jsonl"
+    predict_bulk(analyzer, paths, out)
+    (commit,) = (out / COMMITS).iterdir()
+    note = json.loads(commit.read_text())
+    os.mkfifo(tmp_path / "pipe")  # whoever reads it waits for ever
+    note["sha256"]["../pipe"] = ""
+    commit.write_text(json.dumps(note))
+    assert predict_bulk(analyzer, paths, out).rows == 2
+
+
+def test_files_of_others_are_not_removed(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    paths, out = photos(tmp_path / "in", 2), tmp_path / "mine.csv"
+    out.mkdir()
+    (out / ".thesis.part").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds \.thesis\.part, not only results"):
+        predict_bulk(analyzer, paths, out)
+    assert (out / ".thesis.part").read_text() == "years of work"
+    (out / ".thesis.part").unlink()
+    (out / "diary.txt").write_text("dear")
+    (out / ".ifan-0123456789abcdef.part").write_text("of another run")
+    with pytest.raises(ValueError, match="not only results"):
+        predict_bulk(analyzer, paths, out)
+    assert (out / ".ifan-0123456789abcdef.part").exists()
 
 
 def resident() -> int:

@@ -79,7 +79,7 @@ def test_user_errors_are_one_line(run, monkeypatch: pytest.MonkeyPatch, error: E
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(cli, "application", lambda _: app)
     monkeypatch.delenv("IFAN_DEBUG", raising=False)
     code, text, errors = run()
     assert (code, text, errors.count("\n")) == (1, "", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -13,9 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifan.cli.predict import unique_stems
 from ifan.cli.progress import progress
-from ifan.faces.sources import expand
+from ifan.faces.sources import expand, unique_stems
 
 
 def huge(path: Path, width: int = 100_000, height: int = 100_000) -> Path:
@@ -251,3 +251,11 @@ def test_stems_are_unique_whatever_comes() -> None:
     long = unique_stems(["é" * 120 + "1.jpg", "é" * 120 + "2.jpg"])
     assert [len(stem) for stem in long] == [100, 102]
     assert unique_stems(["a/x.jpg", "b/x.png", "x_2.gif", "c/X.jpg", "d/y.jpg"]) == ["x", "x_3", "x_2", "X_4", "y"]
+    assert unique_stems(["x_2", "x", "x", "x_2", "x"]) == ["x_2", "x", "x_3", "x_2_2", "x_4"]
+
+
+def test_thousands_of_equal_names_are_numbered_at_once() -> None:
+    began = time.process_time()
+    stems = unique_stems([f"{i}/face.jpg" for i in range(20_000)])
+    assert time.process_time() - began < 5
+    assert stems == ["face", *(f"face_{i}" for i in range(2, 20_001))]

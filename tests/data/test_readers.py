@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES
+from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES, mirrored
 from ifan.data import DATASETS, DataError, open_dataset
-from ifan.data.labels import CELEBAMASK, FER2013, LAPA, MTFL_ATTRIBUTES, mirrored
+from ifan.data.labels import CELEBAMASK, FER2013, LAPA, MTFL_ATTRIBUTES
 from ifan.data.mtfl import offset
 from tests.support import dataset_layouts as layouts
 

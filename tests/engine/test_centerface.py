@@ -11,7 +11,7 @@ import pytest
 
 from ifan.engine.centerface import CenterFaceEngine
 from ifan.engine.onnx_weights import read_onnx
-from ifan.ops.native import cpu_module, cpu_refusal
+from ifan.native import cpu_module, cpu_refusal
 
 pytestmark = pytest.mark.skipif(cpu_refusal() is not None, reason=f"native module: {cpu_refusal()}")
 

@@ -1,24 +1,31 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 
+from ifan import ops
 from ifan.config import NetworkConfig
-from ifan.engine.arena import zeros
+from ifan.engine.arena import address, zeros
 from ifan.engine.engine import Engine
+from ifan.engine.predictor import make_runner
+from ifan.engine.stem import _first_constants
 from ifan.engine.weights import PackedWeights
-from ifan.network import IFAN
+from ifan.network import IFAN, fold_training_extras
 from ifan.ops import backends
 from ifan.torch_runner import TorchRunner, face_predictions
-from tests.support.networks import CONFIGS, SMALL, assert_equal, faces, network, outputs, reference
+from ifan.weights import model_of
+from tests.support.networks import CONFIGS, SMALL, TOLERANCE, assert_equal, faces, network, outputs, reference
 
 _MISSING = next(row for row in backends() if row.name == "cpu")
 pytestmark = pytest.mark.skipif(not _MISSING.available, reason=f"native module: {_MISSING.reason}")
@@ -72,11 +79,11 @@ def test_second_call_allocates_no_arena_and_repeats_the_first() -> None:
     run, images = engine(network(SMALL), 2), faces(2, 32).numpy()
     first = run(images)
     (plan,) = next(iter(run._plans.values()))
-    where = plan.memory.data_ptr()
+    where = address(plan.memory)
     run(images[::-1])
     again = run(images)
     (plan,) = next(iter(run._plans.values()))
-    assert plan.memory.data_ptr() == where
+    assert address(plan.memory) == where
     assert all(torch.equal(a, b) for a, b in zip(outputs(first), outputs(again), strict=True))
 
 
@@ -99,11 +106,11 @@ def test_threads_share_an_engine_and_any_number_of_threads_gives_the_same_bits()
 
 
 def test_callers_that_come_at_once_pack_a_weight_once() -> None:
-    weights, found = PackedWeights(network(SMALL), False), []
+    weights, found = PackedWeights(model_of(network(SMALL)), False), []
 
-    def make() -> Tensor:
+    def make() -> np.ndarray:
         time.sleep(0.01)  # long enough for the others to come
-        return torch.empty(1)
+        return np.empty(1)
 
     callers = [threading.Thread(target=lambda: found.append(weights.keep("weight", make))) for _ in range(4)]
     for caller in callers:
@@ -111,17 +118,17 @@ def test_callers_that_come_at_once_pack_a_weight_once() -> None:
     for caller in callers:
         caller.join()
     assert len(found) == 4
-    assert len({value.data_ptr() for value in found}) == 1
+    assert len({address(value) for value in found}) == 1
 
 
 @pytest.mark.parametrize("floats", [0, 1, 1 << 20])
 def test_memory_is_zero_and_begins_with_a_huge_page(floats: int) -> None:
     memory = zeros(floats)
     assert memory.shape == (floats,)
-    assert not memory.count_nonzero()
-    memory.fill_(1)
+    assert not memory.any()
+    memory.fill(1)
     if hasattr(mmap, "MADV_HUGEPAGE") and floats:
-        assert memory.data_ptr() % (1 << 21) == 0
+        assert address(memory) % (1 << 21) == 0
 
 
 def test_weights_are_copied() -> None:
@@ -165,3 +172,91 @@ def test_what_cannot_begin_a_pass_is_refused(change: dict[str, Any], said: str) 
         with pytest.raises(ValueError, match=said) as error:
             run(images, replace(begun, **change))
         assert "\n" not in str(error.value)
+
+
+def test_a_pass_that_begins_with_predictions_is_the_loops_next_one() -> None:
+    model, images = network(SMALL), faces(3, 32).numpy()
+    found = engine(model, 1)(images, engine(model, 1)(images))
+    for one, other in zip(outputs(found), outputs(engine(model, 2)(images)), strict=True):
+        assert float((one - other).abs().max()) < TOLERANCE * float(other.abs().max())
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_constants_of_the_first_pass_are_what_the_network_computes(config: NetworkConfig) -> None:
+    """In double precision; the kernels' error is that of float32."""
+    model = network(config)
+    found, memory = _first_constants(PackedWeights(model_of(model), False))
+    exact = fold_training_extras(model).double()
+    with torch.no_grad(), ops.use_backend("reference"):
+        planes = exact.first_planes()
+        stem = F.conv2d(planes, exact.stem_filters()[1], padding=3)
+        groups = planes.split([t.width for t in config.tasks], 1)
+        encoded = [encoder(group) for encoder, group in zip(exact.encoders, groups, strict=True)]
+    start = address(memory)
+    views = [found.stem, found.planes, *(view for maps in found.encoded for view in maps)]
+    for view, wanted in zip(views, [stem, planes, *(m for maps in encoded for m in maps)], strict=True):
+        first = (view.address - start) // 4
+        values = torch.from_numpy(memory[first : first + wanted.numel()]).view_as(wanted)
+        assert float((values - wanted).abs().max()) <= 3e-6 * float(wanted.abs().max())
+    assert all(view.stride == 0 for view in views[1:])
+
+
+ALONE = """
+import sys
+from importlib.abc import MetaPathFinder
+import numpy as np
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+sys.meta_path.insert(0, Blocked())
+from ifan.engine.predictor import make_runner
+from ifan.weights import load_model
+
+model, images = load_model(sys.argv[1]), np.load(sys.argv[2])
+runner = make_runner(model, iterations=1)
+found = runner(images, runner(images))
+np.savez(sys.argv[3], parsing=found.parsing_logits, points=found.points, emotion=found.class_logits["emotion"])
+try:
+    make_runner(model, "cuda")
+except ImportError as error:
+    print(error)
+print("torch" in sys.modules)
+"""
+
+
+def test_without_pytorch_the_engine_finds_the_same(tmp_path: Path) -> None:
+    model, images = network(SMALL), faces(2, 32).numpy()
+    model.save_pretrained(tmp_path / "model")
+    np.save(tmp_path / "images.npy", images)
+    arguments = [str(tmp_path / name) for name in ("model", "images.npy", "found.npz")]
+    done = subprocess.run([sys.executable, "-c", ALONE, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    refused, loaded = done.stdout.splitlines()
+    assert "device 'cuda'" in refused
+    assert "pip install 'ifan[torch]'" in refused
+    assert loaded == "False"
+    run = engine(model, 1)
+    with np.load(tmp_path / "found.npz") as found:
+        for one, other in zip(found.values(), outputs(run(images, run(images))), strict=True):
+            assert np.array_equal(one, other.numpy())
+
+
+def test_the_native_engine_runs_what_it_can_and_pytorch_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(SMALL)
+    assert isinstance(make_runner(model_of(model)), Engine)
+    assert isinstance(make_runner(model, torch.device("cpu"), iterations=2), Engine)
+    assert isinstance(make_runner(network(SMALL).double()), TorchRunner)
+    with ops.use_backend("reference"):
+        runner = make_runner(model_of(model), tasks=["landmarks"])
+    assert isinstance(runner, TorchRunner)
+    assert runner.tasks == ["landmarks"]
+    monkeypatch.setattr("ifan.engine.predictor.cpu_refusal", lambda: "no compiler")
+    assert isinstance(make_runner(model), TorchRunner)
+    with pytest.raises(ValueError, match=r"with the native engine; got no compiler. Use 'fp32'"):
+        make_runner(model, precision="bf16")
+    monkeypatch.setitem(sys.modules, "ifan.torch_runner", None)
+    with pytest.raises(ImportError, match=r"cannot be used \(no compiler\), and PyTorch is missing .*: pip install"):
+        make_runner(model)

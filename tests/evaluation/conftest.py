@@ -67,11 +67,8 @@ class Oracle(torch.nn.Module):
         self.register_buffer("mean_classes", torch.eye(sum(self.class_sizes))[1])
         self.asked: list[Lanes] = []
 
-    def forward(
-        self, images: torch.Tensor, lanes: Lanes, iterations: int, planes: torch.Tensor | None
-    ) -> list[Predictions]:
+    def forward(self, images: torch.Tensor, lanes: Lanes, iterations: int) -> list[Predictions]:
         assert not self.training
-        assert planes is None
         assert not torch.is_grad_enabled()
         assert images.dtype == torch.uint8
         self.asked.append(lanes)

@@ -18,7 +18,7 @@ import ifan
 from ifan.crop import Crop, crop_image
 from ifan.faces import FACE_MARGIN, CenterFace, Detection, Face, FaceAnalyzer, PhotoResult
 from ifan.faces.framing import FACE_DROP
-from ifan.network import IFAN
+from ifan.weights import SavedModel
 
 BOX = (30.0, 10.0, 60.0, 50.0)
 
@@ -58,7 +58,7 @@ def test_network_sees_what_the_crop_shows(analyzer: FaceAnalyzer, photo: np.ndar
     assert face.crop.side == pytest.approx(side)
     crop = crop_image(photo, Crop(45, 30 + drop, side), 32)
     with torch.inference_mode():
-        last = analyzer.network(torch.from_numpy(crop).permute(2, 0, 1)[None])[-1]
+        last = analyzer.model(torch.from_numpy(crop).permute(2, 0, 1)[None])[-1]
     x, y = (last.points[0, :, 0] * side + torch.tensor([45.0, 30 + drop])).tolist()
     assert face.landmarks["left_eye"] == pytest.approx((x, y), abs=1e-3)
     assert face.emotion["happy"] == pytest.approx(last.class_logits["emotion"].softmax(1)[0, 3].item(), abs=1e-6)
@@ -73,7 +73,7 @@ def test_parsing_lies_where_the_crop_lies(analyzer: FaceAnalyzer, photo: np.ndar
     assert (x1, y1) == (int(np.ceil(left + face.crop.side)), int(np.ceil(top + face.crop.side)))
     crop = crop_image(photo, face.crop, 32)
     with torch.inference_mode():
-        ids = analyzer.network(torch.from_numpy(crop).permute(2, 0, 1)[None])[-1].parsing_logits[0].argmax(0).numpy()
+        ids = analyzer.model(torch.from_numpy(crop).permute(2, 0, 1)[None])[-1].parsing_logits[0].argmax(0).numpy()
     ys, xs = np.mgrid[y0 + 3 : y1 - 3, x0 + 3 : x1 - 3]
     scale = 32 / face.crop.side
     nearest = ids[((ys + 0.5 - top) * scale).astype(int), ((xs + 0.5 - left) * scale).astype(int)]
@@ -160,11 +160,15 @@ def test_number_of_boxes_must_be_that_of_the_photos(analyzer: FaceAnalyzer, phot
 
 
 def test_chosen_tasks_and_iterations(photo: np.ndarray, analyzer: FaceAnalyzer) -> None:
-    points = FaceAnalyzer(analyzer.network, tasks=["landmarks"])(photo, BOX)[0]
+    points = FaceAnalyzer(analyzer.model, tasks=["landmarks"])(photo, BOX)[0]
     assert (points.parsing, points.classes, len(points.landmarks)) == (None, {}, 5)
+    same(
+        FaceAnalyzer(analyzer.model, tasks="parsing")(photo, BOX),
+        FaceAnalyzer(analyzer.model, tasks=["parsing"])(photo, BOX),
+    )
     full = analyzer(photo, BOX)[0]
     np.testing.assert_allclose(list(points.landmarks.values()), list(full.landmarks.values()), atol=1e-3)
-    once = FaceAnalyzer(analyzer.network, iterations=1)(photo, BOX)[0]
+    once = FaceAnalyzer(analyzer.model, iterations=1)(photo, BOX)[0]
     assert once.emotion != full.emotion
     for options in (
         {"tasks": ["age"]},
@@ -175,13 +179,13 @@ def test_chosen_tasks_and_iterations(photo: np.ndarray, analyzer: FaceAnalyzer) 
         {"detector": 7},
     ):
         with pytest.raises(ValueError, match=r"age|iterations|batch_size|margin|abacus|detector"):
-            FaceAnalyzer(analyzer.network, **options)
+            FaceAnalyzer(analyzer.model, **options)
 
 
 def test_damaged_weights_are_not_passed_on(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
-    analyzer.network.landmark_head.bias.data[0] = float("nan")
+    analyzer.model.landmark_head.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="landmarks predictions are not finite"):
-        FaceAnalyzer(analyzer.network)(photo, (10, 10, 50, 50))
+        FaceAnalyzer(analyzer.model)(photo, (10, 10, 50, 50))
 
 
 def test_single_pixel_and_extreme_shapes(analyzer: FaceAnalyzer) -> None:
@@ -192,9 +196,9 @@ def test_single_pixel_and_extreme_shapes(analyzer: FaceAnalyzer) -> None:
 
 
 def test_load_reads_saved_weights(analyzer: FaceAnalyzer, photo: np.ndarray, tmp_path: Path) -> None:
-    analyzer.network.save_pretrained(tmp_path / "model")
+    analyzer.model.save_pretrained(tmp_path / "model")
     loaded = ifan.load(tmp_path / "model", batch_size=2, detector=None)
-    assert isinstance(loaded.network, IFAN)
+    assert isinstance(loaded.model, SavedModel)
     assert isinstance(loaded, ifan.FaceAnalyzer)
     same(loaded(photo, BOX), analyzer(photo, BOX))
     with pytest.raises(ValueError, match="nowhere"):
@@ -231,7 +235,7 @@ class OneFace:
 
 
 def test_any_detector_frames_the_faces(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
-    found = FaceAnalyzer(analyzer.network, detector=OneFace())
+    found = FaceAnalyzer(analyzer.model, detector=OneFace())
     first, given = found([photo, photo], [None, BOX])
     assert (first[0].box, first[0].score) == ((20, 10, 60, 55), 0.9)
     assert first[0].crop.angle_deg == pytest.approx(26, abs=2)
@@ -265,7 +269,7 @@ def test_batches_are_full_unless_photos_would_wait_too_long(analyzer: FaceAnalyz
 def test_copies_for_other_processes_find_the_same(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
     options = {"iterations": 1, "tasks": ["landmarks"], "batch_size": 3, "margin": 2.0}
     for detector in (CenterFace(256, min_score=0.6), OneFace(), None):
-        made = FaceAnalyzer(analyzer.network, detector=detector, **options)
+        made = FaceAnalyzer(analyzer.model, detector=detector, **options)
         copied = pickle.loads(pickle.dumps(made))
         assert (copied.batch_size, copied.margin, copied.iterations) == (3, 2.0, 1)
         assert type(copied.detector) is type(detector)

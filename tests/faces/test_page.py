@@ -1,4 +1,4 @@
-"""The page in a real browser: a photo, the camera, one and three iterations, limits, and nobody else is called."""
+"""The page in a real browser: a photo, the camera, one to three iterations, limits, and nobody else is called."""
 
 from __future__ import annotations
 
@@ -95,19 +95,19 @@ def page(browser: Any, address: str) -> Any:
     return browser
 
 
-def test_a_photo_one_iteration_and_both_side_by_side(page: Any, address: str, tmp_path: Path) -> None:
+def test_a_photo_one_iteration_and_all_side_by_side(page: Any, address: str, tmp_path: Path) -> None:
     upload(page, Path(str(PORTRAIT)))
     ((_, width),) = eventually(lambda: shown(page))
     assert text(page, "#count") == "1 face"
     assert width == ifan.load()(PORTRAIT.read_bytes()).plot().shape[1]
-    page.find_elements("css selector", "#feedback input")[2].click()
-    results = eventually(lambda: len(found := shown(page)) == 2 and found)
+    page.find_elements("css selector", "#iterations input")[3].click()
+    results = eventually(lambda: len(found := shown(page)) == 3 and found)
     assert page.save_screenshot(str(tmp_path / "page.png"))
     assert "1 iteration" in text(page, "#result-1")
-    assert "3 iterations" in text(page, "#result-2")
+    assert "3 iterations" in text(page, "#result-3")
     tops = page.execute_script("return [...document.querySelectorAll('[id^=result-]')].map(e => e.offsetTop)")
-    assert tops[0] == tops[1]
-    once, often = (cv2.imdecode(np.frombuffer(fetch(page, src), np.uint8), 1) for src, _ in results)
+    assert len(set(tops)) == 1
+    once, _, often = (cv2.imdecode(np.frombuffer(fetch(page, src), np.uint8), 1) for src, _ in results)
     assert once.shape == often.shape
     assert not np.array_equal(once, often)
     called = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
@@ -168,12 +168,18 @@ def test_only_this_machine_is_served(address: str) -> None:
 
 def test_comparison_finds_faces_once_and_runs_them_as_often_as_asked() -> None:
     analyzer = ifan.load()
-    once, often = Comparison(analyzer)(PORTRAIT, (1, 3))
-    assert once[0].crop == often[0].crop
-    for count, result in ((1, once), (3, often)):
+    compare = Comparison(analyzer)
+    assert list(compare.choices) == ["1 iteration", "2 iterations", "3 iterations", "1 to 3, side by side"]
+    results = compare(PORTRAIT, (1, 2, 3))
+    assert len({result[0].box for result in results}) == 1
+    for count, result in enumerate(results, 1):
         alone = ifan.load(iterations=count)(PORTRAIT.read_bytes())
         assert result[0].emotion == pytest.approx(alone[0].emotion, abs=1e-5)
-    assert once[0].emotion != often[0].emotion
+    assert results[0][0].emotion != results[2][0].emotion
+
+
+def test_only_trained_iterations_are_offered() -> None:
+    assert Comparison(ifan.load("paper-64")).choices == {"1 iteration": (1,)}
 
 
 def test_options_out_of_range() -> None:

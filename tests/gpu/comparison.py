@@ -17,7 +17,7 @@ from tests.support.tolerances import assert_close
 def poisoned() -> Iterator[None]:
     """New memory is filled with NaN."""
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         yield
     finally:

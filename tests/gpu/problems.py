@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ifan import ops
+from tests.support import flat
 from tests.support.samples import arrange, leaf, outputs_of
 
 ROWS = torch.tensor([2, 0, 1, 1, 0])
@@ -48,7 +49,7 @@ def integrate(pool: int, size: int = 6) -> Problem:
     norm = [leaf(3, 9, positive=k in (0, 3)) for k in range(4)]
 
     def run(backend: str, *v: Tensor) -> Tensor:
-        return ops.integrate(v[:3], *v[3:], SEGMENTS, ROWS, [False, True, False], pool, backend=backend)
+        return flat.integrate(v[:3], *v[3:], SEGMENTS, ROWS, [False, True, False], pool, backend=backend)
 
     return Problem([*sources, *norm], 3, run)
 
@@ -124,7 +125,7 @@ def dense_block(batch_statistics: bool = True) -> Problem:
 
     def run(backend: str, *v: Tensor) -> Any:
         groups = v[2:4], v[4:6], v[6:8], v[8 : 8 + count], v[8 + count :]
-        return ops.dense_block(v[:2], *groups, SEGMENTS, ROWS, [False, True], backend=backend)
+        return flat.dense_block(v[:2], *groups, SEGMENTS, ROWS, [False, True], backend=backend)
 
     return Problem([*sources, *weights, *norms, *statistics], 2, run)
 
@@ -133,7 +134,7 @@ def transition_up() -> Problem:
     values = [leaf(5, 3, 4, 3), leaf(3, 2, 4, 3), leaf(8, 5, 3, 3), leaf(3, 2, 3, 3)]
 
     def run(backend: str, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return ops.transition_up([x, y], a, b, ROWS, [False, True], backend=backend)
+        return flat.transition_up([x, y], a, b, ROWS, [False, True], backend=backend)
 
     return Problem(values, 2, run)
 
@@ -157,7 +158,7 @@ QUICK = [name for name in PROBLEMS if not name.startswith(("dense_block-running"
 def small_transition() -> Problem:
     """A transition up of one lane."""
     values = [leaf(1, 2, 3, 2), leaf(4, 2, 3, 3), leaf(2, 1, 3, 3)]
-    return Problem(values, 1, lambda backend, x, a, b: ops.transition_up([x], a, b, backend=backend))
+    return Problem(values, 1, lambda backend, x, a, b: flat.transition_up([x], a, b, backend=backend))
 
 
 def small_block() -> Problem:
@@ -168,7 +169,7 @@ def small_block() -> Problem:
 
     def run(backend: str, x: Tensor, *v: Tensor) -> Any:
         groups = v[:2], v[2:4], v[4:6], v[6:7], v[7:]
-        return ops.dense_block([x], *groups, [2], torch.zeros(2, dtype=torch.int64), [True], backend=backend)
+        return flat.dense_block([x], *groups, [2], torch.zeros(2, dtype=torch.int64), [True], backend=backend)
 
     return Problem([leaf(1, 2, 3, 2), *weights, *norms, *moments], 1, run)
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed: pip install triton", allow_module_level=True)
 
 from ifan.ops import native
-from tests.gpu.tools import gpu_compile
+from tests.gpu.tools import gpu_compile, records
 
 QUICK = {"sm_90": ["bf16"], "gfx942": ["fp32"]}
 KERNELS = 18
@@ -86,37 +84,27 @@ def test_a_kernel_short_of_registers_spills(one: gpu_compile.Row) -> None:
     assert found.stack > 0
 
 
-def test_section_of_a_version_is_replaced(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("# Title\n\n## Triton 0.0\n\nold\n", encoding="utf-8")
-    for text in ("first", "second"):
-        gpu_compile.write_section(page, text)
-    written = page.read_text(encoding="utf-8")
-    assert "old" in written
-    assert "second" in written
-    assert "first" not in written
+def test_figures_that_changed_are_a_fault(one: gpu_compile.Row) -> None:
+    version, table = gpu_compile.triton.__version__, gpu_compile.table([one])
+    if version not in records.read(gpu_compile.KNOWN):
+        pytest.skip(f"no figures are kept for Triton {version}")
+    ((row, cells),) = table.items()
+    changed = cells["sm_90"].replace(f"{one.found.registers} /", "999 /")
+    (fault,) = records.differences(gpu_compile.KNOWN, version, {row: {"sm_90": changed}})
+    assert fault.startswith(
+        f"gpu_compile.yaml says otherwise of {one.name} | {one.case} {one.family}. If that is meant"
+    )
 
 
-def test_page_that_says_otherwise_is_a_fault(one: gpu_compile.Row) -> None:
-    text = gpu_compile.table([one])
-    page = f"# Title\n\n## Triton {gpu_compile.triton.__version__}\n\n{text}\n## Triton 0.0\n\n| kernel |\n|---|\n"
-    assert gpu_compile.differences(page, text) == []
-    assert gpu_compile.differences("# Title\n", text) == []
-    registers = str(one.found.registers)
-    (fault,) = gpu_compile.differences(page.replace(f"| {registers} /", "| 999 /"), text)
-    assert fault.startswith(f"the page says otherwise of {one.name} {one.case} {one.family}. To fix: python -m")
-
-
-def test_the_page_holds_every_kernel_case_and_family_for_two_versions() -> None:
-    page = (Path(gpu_compile.__file__).parents[3] / "docs" / "kernels" / "gpu_compile.md").read_text(encoding="utf-8")
-    sections = re.split(r"(?m)^## Triton ", page)[1:]
+def test_figures_are_kept_of_every_kernel_case_and_family_for_two_versions() -> None:
     expected = {
-        (f"{op}: {launched.kernel.__name__}", case, family)
+        (f"{op}: {launched.kernel.__name__} | {case}", family)
         for op, case, family, launched in gpu_compile.launches(list(gpu_compile.TARGETS), list(gpu_compile.CASES))
     }
-    assert len(sections) >= 2
-    for section in sections:
-        assert set(gpu_compile._cells(section)) == expected
+    known = records.read(gpu_compile.KNOWN)
+    assert len(known) >= 2
+    for table in known.values():
+        assert {(row, family) for row, cells in table.items() for family in cells} == expected
 
 
 @pytest.mark.parametrize("op", CALLS)
@@ -141,7 +129,7 @@ def test_host_code_of_cuda_waits_for_nothing(op: str, monkeypatch: pytest.Monkey
         pytest.skip(f"native module: {error}")
     started: list[str] = []
     for name in gpu_compile.CUDA:
-        monkeypatch.setattr(f"ifan.ops.cuda.{name}.call", lambda name, *_: started.append(name))
+        monkeypatch.setattr(f"ifan.ops.backends.cuda.{name}.call", lambda name, *_: started.append(name))
     with torch.device("meta"):
         call = gpu_compile.operations(*gpu_compile.CASES["bf16"], backend="cuda")[op]
     with pretended_gpu():

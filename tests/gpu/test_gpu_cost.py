@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -124,12 +123,3 @@ def test_loops_and_products_are_counted_by_their_bounds() -> None:
     """
     found = cost_of_a_program(code, Started(None, (4,), (1.0, (1, None, 2)), {}))
     assert found == Cost(loaded=5 * 64, stored=4, flop=5 * 16, products=5 * 256)
-
-
-def test_the_page_shows_the_configurations() -> None:
-    from ifan.kernels.configs import CONFIGS
-
-    page = (Path(__file__).resolve().parents[2] / "docs" / "kernels" / "triton.md").read_text(encoding="utf-8")
-    for family, config in CONFIGS.items():
-        row = [family, *(str(getattr(config, field.name)) for field in fields(config))]
-        assert f"| {' | '.join(row)} |" in page

@@ -18,6 +18,7 @@ from ifan.config import NetworkConfig
 from ifan.engine.engine import Engine
 from ifan.network import IFAN
 from ifan.ops import backends
+from tests.support import flat
 
 pytestmark = [
     pytest.mark.skipif(
@@ -70,7 +71,7 @@ def leaf(gradient: bool, *shape: int) -> Tensor:
 def integrate(gradient: bool) -> Run:
     x = [leaf(gradient, 8, c, 64, 64) for c in (48, 36, 48, 21)]
     norm = [leaf(gradient, 2, 153) for _ in range(4)]
-    return work(lambda backend: ops.integrate(x, *norm, [3, 5], pool=2, backend=backend), [*x, *norm])
+    return work(lambda backend: flat.integrate(x, *norm, [3, 5], pool=2, backend=backend), [*x, *norm])
 
 
 def channel_moments(gradient: bool) -> Run:
@@ -80,12 +81,12 @@ def channel_moments(gradient: bool) -> Run:
 
 def dense_block(gradient: bool) -> Run:
     x, weight, norm = leaf(gradient, 2, 260, 48, 48), leaf(gradient, 12, 260, 3, 3), [leaf(False, 1, 260)]
-    return work(lambda b: ops.dense_block([x], [weight], norm, norm, norm, norm, [2], backend=b)[0], [x, weight])
+    return work(lambda b: flat.dense_block([x], [weight], norm, norm, norm, norm, [2], backend=b)[0], [x, weight])
 
 
 def transition_up(gradient: bool) -> Run:
     x, a, b = leaf(gradient, 2, 152, 24, 24), leaf(gradient, 128, 152, 3, 3), leaf(gradient, 128, 32, 3, 3)
-    return work(lambda backend: ops.transition_up([x], a, b, backend=backend), [x, a, b])
+    return work(lambda backend: flat.transition_up([x], a, b, backend=backend), [x, a, b])
 
 
 @pytest.mark.parametrize(

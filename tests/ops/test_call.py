@@ -13,9 +13,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from ifan.ops import channel_moments, integrate
+from ifan.ops import channel_moments
 from ifan.ops.call import CallCache, Operation, operation
 from tests.support.cases import assert_double_backward_raises, gradients
+from tests.support.flat import integrate
 
 
 @operation("ifan_tests::weighted_sum_backward")

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from ifan.ops import dense_block
-from ifan.ops.dense_block import _forward
+from ifan.concat import DenseLayer, Norm
+from ifan.ops import dense_block as with_nouns
+from ifan.ops.dense_block import _forward as registered
 from tests.support.cases import arrange, assert_compiles, assert_double_backward_raises, assert_same_gradients, leaf
+from tests.support.flat import concat, dense_block, dense_block_arguments
+from tests.support.flat import dense_block_op as _forward
 from tests.support.tolerances import assert_close
 
 ROWS = torch.tensor([2, 0, 1, 1, 0])
@@ -173,7 +178,8 @@ def test_opcheck_and_one_graph() -> None:
     groups, (means, variances) = inputs(torch.float32, layers=2), statistics(2, torch.float32)
     for count in (1, 2):
         opcheck(
-            _forward.registered, (*groups, means[:count], variances[:count], SEGMENTS, ROWS, FLAGS, 1e-3, "reference")
+            registered.registered,
+            dense_block_arguments(*groups, means[:count], variances[:count], SEGMENTS, ROWS, FLAGS, 1e-3, "reference"),
         )
     flat = [t for group in groups for t in group]
     assert_compiles(lambda *v: run(regroup(v, 2), means[:1], variances[:1], op=True), flat)
@@ -196,17 +202,35 @@ def test_autocast_leaves_the_dtype_alone() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    groups, (means, variances) = inputs(), statistics()
-    sources, weights, gammas, betas = groups
-    rest = (SEGMENTS, ROWS, FLAGS)
-    for arguments, message in (
-        ((sources, [], [], [], [], [], *rest), "at least one layer"),
-        ((sources, weights, gammas[:2], betas, means, variances, *rest), "gammas must hold 3 tensors; got 2"),
-        ((sources, weights, gammas, betas, means[:2], variances, *rest), "means must hold 1 or 3 tensors; got 2"),
-        ((sources, weights, gammas, betas, means[:1], variances, *rest), "variances must hold 1 tensors; got 3"),
-        ((sources, weights[:2] + weights[:1], gammas, betas, means, variances, *rest), "weights[2] must be"),
-        ((sources, weights, gammas, betas[::-1], means, variances, *rest), "betas[0] must be (T, C_l) = (3, 5)"),
+    (sources, weights, gammas, betas), (means, variances) = inputs(), statistics()
+    x = concat(sources, SEGMENTS, ROWS, FLAGS)
+    norms = [Norm(*values) for values in zip(gammas, betas, means, variances, strict=True)]
+    block = [DenseLayer(weight, norm) for weight, norm in zip(weights, norms, strict=True)]
+    bare = [DenseLayer(weight, norm._replace(mean=None, var=None)) for weight, norm in block]
+    for layers, message in (
+        ([], "at least one layer"),
+        ([*bare[:1], *block[1:]], "layers[0].norm must have mean and var"),
+        ([*block[:1], *bare[1:2], *block[2:]], "layers[1].norm must have mean and var"),
+        ([*block[:2], *bare[2:]], "layers[1].norm must have no mean and var"),
+        ([DenseLayer(weights[0], norms[0]._replace(var=None))], "layers[0].norm must have mean and var"),
+        ([*block[:2], *block[:1]], "layers[2].weight must be"),
+        ([block[0]._replace(norm=norms[0]._replace(bias=betas[1]))], "layers[0].norm.bias must be (T, C) = (3, 5)"),
+        ([block[0], block[1]._replace(norm=norms[1]._replace(eps=1e-5))], "norms must share eps; got 0.001 and 1e-05"),
     ):
         with pytest.raises(ValueError, match=r"^dense_block: ") as error:
-            dense_block(*arguments)
+            with_nouns(x, layers)
         assert message in str(error.value)
+
+
+def test_a_direct_call_of_the_registered_operation_is_checked() -> None:
+    groups, (means, variances) = inputs(torch.float32), statistics(dtype=torch.float32)
+    given = dense_block_arguments(*groups, means, variances, SEGMENTS, ROWS, FLAGS, 1e-3, "cpu")
+    for index, value, message in (
+        (1, groups[1][:2], "norms must hold 4 tensors a layer"),
+        (2, given[2][::-1], "layers[0].norm.weight must be"),
+        (3, ROWS + 1, "rows must be in 0..2"),
+        (4, [0, 1, 2, 0, 4], "segments must be non-negative and sum to the number of rows"),
+    ):
+        arguments = [value if i == index else x for i, x in enumerate(given)]
+        with pytest.raises(ValueError, match=re.escape(message)):
+            torch.ops.ifan.dense_block(*arguments)

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,17 +12,17 @@ import torch
 
 from ifan import ops
 from ifan.ops import BackendError, channel_moments, current_backend, dispatch, gpu, native, set_backend, use_backend
+from tests.support import flat
 from tests.support.cases import compiled, needs_cpu
 
 X = torch.ones(2, 3, 2, 2)
 
 
 @pytest.fixture
-def no_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine where the compiler was missing."""
-    monkeypatch.setattr(native, "_load", lambda name: (None, "skipped: no C++ compiler found"))
+    monkeypatch.setattr("ifan.native._load", lambda name: (None, "skipped: no C++ compiler found"))
     monkeypatch.setattr(dispatch, "_warned", set())
-    return
 
 
 def test_table_names_every_backend_with_reason_and_fix() -> None:
@@ -137,7 +136,7 @@ def test_auto_leaves_convolutions_of_few_pixels_to_pytorch_in_training(
 ) -> None:
     x, a, b = (torch.zeros(shape, requires_grad=True) for shape in ((1, 2, side, side), (4, 2, 3, 3), (4, 1, 3, 3)))
     with torch.set_grad_enabled(recording), torch.profiler.profile() as profile:
-        ops.transition_up([x], a, b)
+        flat.transition_up([x], a, b)
     assert ("ifan::transition_up" in {event.key for event in profile.key_averages()}) == native_runs
 
 

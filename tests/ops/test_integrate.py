@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from ifan.ops import integrate
-from ifan.ops.integrate import _forward
+from ifan.ops.integrate import _forward as registered
 from tests.support.cases import (
     LAYOUTS,
     NATIVE,
@@ -20,6 +19,8 @@ from tests.support.cases import (
     leaf,
     needs_cpu,
 )
+from tests.support.flat import integrate, integrate_arguments
+from tests.support.flat import integrate_op as _forward
 from tests.support.tolerances import assert_close, assert_no_worse
 
 ROWS = torch.tensor([2, 0, 1, 1, 0])
@@ -217,7 +218,8 @@ def test_gradcheck() -> None:
 def test_opcheck_and_one_graph(way: str) -> None:
     sources, values = inputs(torch.float32, size=4)
     if way != EAGER:
-        opcheck(_forward.registered, (sources, *values, [2, 0, 3], ROWS, [False, True, False], 2, 1e-3, way))
+        arguments = integrate_arguments(sources, *values, [2, 0, 3], ROWS, [False, True, False], 2, 1e-3, way)
+        opcheck(registered.registered, arguments)
     assert_compiles(lambda *v: run(list(v[:3]), list(v[3:]), [2, 0, 3], 2, way), [*sources, *values])
 
 
@@ -245,13 +247,12 @@ def test_bad_input_is_refused() -> None:
     flags = [False, True, False]
     for arguments, message in (
         (([], *values, [5]), "at least one tensor"),
-        ((sources, *values, [2, 3], ROWS, flags), "weight must be (T, C) = (2, 9); got (3, 9)"),
-        ((sources, *values, [2, 0, 2], ROWS, flags), "rows must be (N,)"),
-        ((sources, *values, [2, 0, 3]), "Mark it in per_sample"),
-        ((sources, *values, [2, 0, 3], None, flags), "need rows"),
+        (([sources[0][:0]], *[v[:0, :3] for v in values], []), "at least one task"),
+        ((sources, *values, [2, 3], ROWS, flags), "norm.weight must be (T, C) = (2, 9); got (3, 9)"),
+        ((sources, *values, [2, 0, 3]), "Mark it per_sample"),
         ((sources, *values, [2, 0, 3], ROWS + 1, flags), "rows must be in 0..2; got 3"),
         ((sources, *values, [2, 0, 3], ROWS.float(), flags), "int64"),
-        ((sources, *values, [2, 0, 3], ROWS, flags[:2]), "per_sample must have one entry a source"),
+        ((sources, *values[:2], None, None, [2, 0, 3], ROWS, flags), "norm must have mean and var"),
         (([sources[0], sources[2][..., :4]], *values, [2, 0, 3]), "share (H, W); got (6, 6) and (6, 4)"),
         ((sources, *values, [2, 0, 3], ROWS, flags, 3), "pool must be 1 or 2"),
         (([sources[0][..., :5]], *[v[:, :3] for v in values], [2, 0, 3], None, None, 2), "even H and W"),

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ifan import ops
 from ifan.ops import BackendError, native
+from tests.support import flat
 from tests.support.cases import LAYOUTS, arrange, assert_compiles, needs_cpu, outputs_of
 
 pytestmark = needs_cpu
@@ -55,25 +56,21 @@ OPERATIONS = {
     ),
     "integrate": Operation(
         lambda h, w, dtype: leaves(dtype, *two_sources(h, w), *[(3, 13)] * 4),
-        lambda v, backend: ops.integrate(v[:2], *v[2:], SEGMENTS, ROWS, FLAGS, backend=backend),
+        lambda v, backend: flat.integrate(v[:2], *v[2:], SEGMENTS, ROWS, FLAGS, backend=backend),
     ),
     "integrate pooled": Operation(
         lambda h, w, dtype: leaves(dtype, *two_sources(2 * h, 2 * w), *[(3, 13)] * 4),
-        lambda v, backend: ops.integrate(v[:2], *v[2:], SEGMENTS, ROWS, FLAGS, 2, backend=backend),
-    ),
-    "integrate with_moments": Operation(
-        lambda h, w, dtype: leaves(dtype, *two_sources(2 * h, 2 * w), *[(3, 13)] * 2),
-        lambda v, backend: ops.integrate_with_moments(v[:2], *v[2:], SEGMENTS, ROWS, FLAGS, 2, backend=backend),
+        lambda v, backend: flat.integrate(v[:2], *v[2:], SEGMENTS, ROWS, FLAGS, 2, backend=backend),
     ),
     "dense_block": Operation(
         lambda h, w, dtype: leaves(dtype, *two_sources(h, w), (12, 13, 3, 3), *[(3, 13)] * 4),
-        lambda v, backend: ops.dense_block(
+        lambda v, backend: flat.dense_block(
             v[:2], [v[2]], *[[x] for x in v[3:]], SEGMENTS, ROWS, FLAGS, backend=backend
         ),
     ),
     "transition_up": Operation(
         lambda h, w, dtype: leaves(dtype, *two_sources(h, w), (8, 13, 3, 3), (8, 2, 3, 3)),
-        lambda v, backend: ops.transition_up(v[:2], v[2], v[3], ROWS, FLAGS, backend=backend),
+        lambda v, backend: flat.transition_up(v[:2], v[2], v[3], ROWS, FLAGS, backend=backend),
     ),
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -113,7 +110,7 @@ def poisoned() -> Iterator[None]:
     """PyTorch fills every tensor that is made without values with NaN."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
@@ -205,8 +202,8 @@ def test_subnormal_numbers_stay_pytorchs_own_affair(operation: Operation, thread
 
 def test_subnormal_numbers_count_as_zeros() -> None:
     sources, one, zero = [torch.full((2, 3, 8, 40), 1e-40)], torch.ones(1, 3), torch.zeros(1, 3)
-    assert ops.integrate(sources, one, zero, zero, one, [2], backend="reference").any()
-    assert not ops.integrate(sources, one, zero, zero, one, [2], backend="cpu").any()
+    assert flat.integrate(sources, one, zero, zero, one, [2], backend="reference").any()
+    assert not flat.integrate(sources, one, zero, zero, one, [2], backend="cpu").any()
 
 
 @every_operation

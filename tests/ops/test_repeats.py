@@ -6,10 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifan.ops import dense_block, integrate, transition_up
-from ifan.ops.dense_block import _forward as dense_block_op
-from ifan.ops.integrate import _forward as integrate_op
 from tests.support.cases import NATIVE, assert_compiles, assert_same_gradients, leaf
+from tests.support.flat import dense_block, dense_block_op, integrate, integrate_op, transition_up
 from tests.support.tolerances import assert_close
 
 ROWS, SEGMENTS, FLAGS = torch.tensor([2, 0, 1, 1, 0]), [2, 0, 3], [False, True, False, True, False]

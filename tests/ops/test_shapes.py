@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ifan.ops import channel_moments, dense_block, encode_predictions, hybrid_loss, integrate, transition_up
+from ifan.ops import channel_moments, encode_predictions, hybrid_loss
 from tests.support.cases import LAYOUTS, VECTOR_ERROR, arrange, gradients, needs_cpu, outputs_of
+from tests.support.flat import dense_block, integrate, transition_up
 from tests.support.tolerances import assert_close
 
 pytestmark = needs_cpu

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from ifan.ops import transition_up
-from ifan.ops.transition_up import _forward
+from ifan.ops.transition_up import _forward as registered
 from tests.ops.test_dense_block import convolve
 from tests.support.cases import (
     LAYOUTS,
@@ -16,6 +15,8 @@ from tests.support.cases import (
     assert_same_gradients,
     leaf,
 )
+from tests.support.flat import transition_up, transition_up_arguments
+from tests.support.flat import transition_up_op as _forward
 from tests.support.tolerances import assert_close
 
 ROWS = torch.tensor([2, 0, 1, 1, 0])
@@ -98,7 +99,7 @@ def test_gradcheck() -> None:
 
 def test_opcheck_and_one_graph() -> None:
     values = inputs()
-    opcheck(_forward.registered, (values[:2], values[2], values[3], ROWS, FLAGS, "reference"))
+    opcheck(registered.registered, transition_up_arguments(values[:2], values[2], values[3], ROWS, FLAGS, "reference"))
     for op in (False, True):
         assert_compiles(lambda *v, o=op: run(v, o), values)
 
@@ -119,10 +120,10 @@ def test_autocast_leaves_the_dtype_alone() -> None:
 def test_bad_input_is_refused() -> None:
     x, y, a, b = inputs()
     for arguments, message in (
-        (([x, y], a, b), "Mark it in per_sample"),
-        (([x], a, b), "weight_a must be (A, C, 3, 3) = (8, 3, 3, 3); got (8, 5, 3, 3)"),
+        (([x, y], a, b), "Mark it per_sample"),
+        (([x], a, b), "a must be (A, C, 3, 3) = (8, 3, 3, 3); got (8, 5, 3, 3)"),
         (([x, y], a[:6], b, ROWS, FLAGS), "multiple of 4"),
-        (([x, y], a[:4], b, ROWS, FLAGS), "weight_b must be"),
+        (([x, y], a[:4], b, ROWS, FLAGS), "b must be"),
         (([x, y], a, b, ROWS + 1, FLAGS), "rows must be in 0..2"),
         (([x[0]], a, b), "sources[0] must be (N, C, H, W)"),
     ):

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from ifan.config import Config
 from ifan.data.mixture import label_means
 from ifan.network import IFAN
-from ifan.refine import drawn_into
+from ifan.refine import moved
+from ifan.torch_runner import face_predictions, torch_predictions
 from ifan.training import CheckpointError, RunOptions, Trainer, build_model, load_weights
 from ifan.training import trainer as module
 from ifan.training.checkpoint import checkpoints
@@ -102,13 +103,13 @@ def test_a_loss_on_every_iteration(tmp_path: Path) -> None:
     trainer = Trainer(config, three_datasets(), tmp_path)
     batch = trainer.mixture.batch(0)
     passes = copy.deepcopy(trainer.model).train()(batch.images, batch.lanes, 2, every=True)
-    each = [trainer._hybrid_loss(p, batch).losses for p in passes]
+    each = [trainer.hybrid_loss(p, batch).losses for p in passes]
     assert (each[1] - each[0])[0].abs() > 1e-3 * each[0][0]
     torch.testing.assert_close(trainer.step(batch).losses, (each[0] + each[1]).detach() / 2)
     assert torch.autograd.grad(each[0].sum(), passes[0].parsing_logits)[0].abs().sum() > 0
 
 
-def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path) -> None:
+def test_a_closer_crop_is_trained_from_what_the_iteration_before_finds(tmp_path: Path) -> None:
     """Which comes without gradient, and through the warm-up in part only."""
     config = small_config(steps=3, refine_share=1.0, feedback_warmup=2, iterations=(1.0,))
     config = replace(config, network=replace(config.network, dropout=0.0, iteration_norm="separate"))
@@ -118,12 +119,13 @@ def test_a_closer_look_is_trained_from_what_the_look_before_finds(tmp_path: Path
         assert batch.earlier is not None
         with torch.no_grad():
             found = model.eval()(batch.earlier, iterations=1)[-1]
-            planes = model.first_planes().lerp(drawn_into(model, found, batch.closer), share)
-        expected = trainer._hybrid_loss(model.train()(batch.images, batch.lanes, 1, planes=planes)[-1], batch)
+            begun = torch_predictions(moved(model.config, face_predictions(found), batch.reframed))
+            planes = model.first_planes().lerp(model.encode(begun, len(batch.reframed)), share)
+        expected = trainer.hybrid_loss(model.train()(batch.images, batch.lanes, 1, planes=planes)[-1], batch)
         before = {name: value.clone() for name, value in trainer.model.named_buffers()}
         torch.testing.assert_close(trainer.step(batch).losses, expected.losses.detach(), rtol=1e-4, atol=1e-5)
-        moved = {n for n, value in trainer.model.named_buffers() if not torch.equal(value, before[n])}
-        assert {name.rpartition(".")[2] for name in moved} == {"later_mean", "later_var"}
+        changed = {n for n, value in trainer.model.named_buffers() if not torch.equal(value, before[n])}
+        assert {name.rpartition(".")[2] for name in changed} == {"later_mean", "later_var"}
         assert trainer.model.feedback == share
         trainer.model.feedback = 1.0  # of the copies above
 
@@ -169,6 +171,7 @@ def test_resume_passes_over_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.
     for step in (2, 4):
         trainer.done = step
         trainer.save()
+    trainer.lock.release()
     newest = tmp_path / "checkpoints" / "step-00000004" / "ema.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     resumed = Trainer(small_config(learning_rate=1e-4), three_datasets(), tmp_path, resume=True)
@@ -176,10 +179,35 @@ def test_resume_passes_over_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("ema.safetensors: damaged (checksum differs); trying the checkpoint before it")
     assert lines[1] == "continuing after step 2; changed: training.learning_rate"
+    resumed.lock.release()
     for checkpoint in checkpoints(tmp_path / "checkpoints"):
         (checkpoint / "state.json").unlink()
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         Trainer(small_config(), three_datasets(), tmp_path, resume=True)
+
+
+def test_a_folder_has_one_trainer(tmp_path: Path) -> None:
+    first = Trainer(small_config(steps=2), three_datasets(), tmp_path / "run")
+    written = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match="another process is writing there"):
+        Trainer(small_config(steps=3), three_datasets(), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == written
+    first.run()
+    assert Trainer(small_config(steps=3), three_datasets(), tmp_path / "run", resume=True).done == 2
+
+
+def test_a_run_that_began_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both found no folder; the other one was faster, and has ended."""
+    real = module.build_model
+
+    def slow(*arguments: object) -> IFAN:
+        monkeypatch.setattr(module, "build_model", real)
+        Trainer(small_config(steps=1), three_datasets(), tmp_path / "run").run()
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "build_model", slow)
+    with pytest.raises(ValueError, match="the folder is not empty"):
+        Trainer(small_config(steps=2), three_datasets(), tmp_path / "run")
 
 
 def test_resume_with_another_network(tmp_path: Path) -> None:

@@ -38,13 +38,13 @@ def test_module_loads_without_torch_and_without_a_driver() -> None:
 )
 def test_driver_is_named(driver: int, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(emulated=False, versions=lambda: {"runtime": 13000, "driver": driver})
-    monkeypatch.setattr(native, "_load", lambda name: (module, ""))
+    monkeypatch.setattr("ifan.native._load", lambda name: (module, ""))
     found = native.cuda_refusal()
     assert found == reason if reason is None else reason in str(found)
 
 
 def test_missing_module_names_the_reason_and_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_load", lambda name: (None, "skipped: nvcc is not there"))
+    monkeypatch.setattr("ifan.native._load", lambda name: (None, "skipped: nvcc is not there"))
     with pytest.raises(ImportError, match="nvcc is not there; it takes an NVIDIA driver"):
         native.cuda_module()
     row = next(row for row in ops.backends() if row.name == "cuda")

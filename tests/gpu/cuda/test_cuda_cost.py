@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifan import ops
 from tests.gpu import problems
 from tests.gpu.emulation.build import KERNELS, SOURCES, compile_kernel, emulated, link, mutated_sources, needs_compiler
 from tests.gpu.problems import PROBLEMS, Problem, results
 from tests.gpu.tools import cuda_cost
+from tests.support import flat
 
 pytestmark = needs_compiler
 WATCHED = ("-O1", "-fsanitize=thread", "-U__SANITIZE_THREAD__", "-fno-threadsafe-statics")
@@ -121,7 +121,7 @@ def test_bytes_of_a_dense_layer(shape: tuple[int, int], counting: ModuleType) ->
     sources, channels = [torch.randn(3, 17, *shape).half(), torch.randn(2, 4, *shape).half()], 21
     norm = [[torch.rand(2, channels) + 0.5] for _ in range(4)]
     with counted(counting) as found, torch.no_grad():
-        ops.dense_block(
+        flat.dense_block(
             sources,
             [torch.randn(17, channels, 3, 3).half()],
             *norm,

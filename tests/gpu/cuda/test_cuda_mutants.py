@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifan import ops
 from tests.gpu.comparison import check
 from tests.gpu.emulation.build import ORDERS, SOURCES, compile_kernel, emulated, link, mutated_sources, needs_compiler
 from tests.gpu.problems import PROBLEMS
+from tests.support import flat
 from tests.support.tolerances import assert_no_worse
 
 pytestmark = needs_compiler
@@ -80,10 +80,10 @@ def compare(problem: str) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(2, 9, 9, 7).half(), torch.randn(5, 9, 3, 3).half()
     norm = [[torch.rand(1, 9) + 0.5] for _ in range(4)]
-    found = ops.dense_block([x], [weight], *norm, [2], backend="cuda")[0]
-    eager = ops.dense_block([x], [weight], *norm, [2], backend="reference")[0]
+    found = flat.dense_block([x], [weight], *norm, [2], backend="cuda")[0]
+    eager = flat.dense_block([x], [weight], *norm, [2], backend="reference")[0]
     return assert_no_worse(
-        found, eager, ops.dense_block([x.double()], [weight.double()], *norm, [2], backend="reference")[0]
+        found, eager, flat.dense_block([x.double()], [weight.double()], *norm, [2], backend="reference")[0]
     )
 
 

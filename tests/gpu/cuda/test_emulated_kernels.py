@@ -17,6 +17,7 @@ from tests.gpu import problems
 from tests.gpu.comparison import assert_same, check, poisoned
 from tests.gpu.emulation.build import ORDERS, emulated, needs_compiler
 from tests.gpu.problems import PROBLEMS, results
+from tests.support import flat
 from tests.support.cases import LAYOUTS, arrange, assert_compiles
 from tests.support.tolerances import assert_no_worse
 
@@ -61,7 +62,7 @@ def test_planes_of_several_blocks(emulation: ModuleType) -> None:
         rows = torch.tensor([2, 0, 2, 2])  # sample 1 is read by no lane
 
         def run(backend: str, x: Tensor, *norm: Tensor, rows: Tensor = rows) -> Tensor:
-            return ops.integrate([x], *norm, [3, 1], rows, [True], backend=backend)
+            return flat.integrate([x], *norm, [3, 1], rows, [True], backend=backend)
 
         with emulated(emulation):
             check(problems.Problem([*sources, *norm], 1, run), torch.float32)
@@ -76,7 +77,7 @@ def test_integrate_of_nothing(lanes: int, samples: int, channels: int, emulation
     for backend in ("cuda", "reference"):
         with emulated(emulation), poisoned():
             rest = ([lanes, 0], torch.zeros(lanes, dtype=torch.int64), [False, True], 2)
-            y = ops.integrate(inputs[:2], *inputs[2:], *rest, backend=backend)
+            y = flat.integrate(inputs[:2], *inputs[2:], *rest, backend=backend)
             found[backend] = [y.detach(), *torch.autograd.grad(y.square().sum(), inputs)]
     assert_same(found["cuda"], [x.double() for x in found["reference"]], torch.float32)
 
@@ -135,7 +136,7 @@ def test_dense_block(batch_statistics: bool, dtype: torch.dtype, order: str, emu
         sources = [arrange(x.to(dtype).to(kind), "channels_last") for x in inputs]
         rest = ([w.to(dtype).to(kind) for w in weights], norms[0], norms[1], means, variances, [1, 2])
         with torch.no_grad():
-            return ops.dense_block(sources, *rest, torch.tensor([1, 0, 0]), [False, True], backend=backend)
+            return flat.dense_block(sources, *rest, torch.tensor([1, 0, 0]), [False, True], backend=backend)
 
     with emulated(emulation, order), poisoned():
         found = run("cuda", dtype)
@@ -148,10 +149,10 @@ def test_dense_block_of_more_outputs_than_a_block_makes(emulation: ModuleType) -
     x, weight = torch.randn(1, 2, 3, 3).half(), torch.randn(17, 2, 3, 3).half()
     norm = [[torch.rand(1, 2) + 0.5] for _ in range(4)]
     with emulated(emulation):
-        found = ops.dense_block([x], [weight], *norm, [1], backend="cuda")[0]
-        none = ops.dense_block([x[:0]], [weight], *norm, [0], backend="cuda")[0]
-    exact = ops.dense_block([x.double()], [weight.double()], *norm, [1], backend="reference")[0]
-    assert_no_worse(found, ops.dense_block([x], [weight], *norm, [1], backend="reference")[0], exact)
+        found = flat.dense_block([x], [weight], *norm, [1], backend="cuda")[0]
+        none = flat.dense_block([x[:0]], [weight], *norm, [0], backend="cuda")[0]
+    exact = flat.dense_block([x.double()], [weight.double()], *norm, [1], backend="reference")[0]
+    assert_no_worse(found, flat.dense_block([x], [weight], *norm, [1], backend="reference")[0], exact)
     assert none.shape == (0, 17, 3, 3)
 
 
@@ -176,7 +177,7 @@ def test_operations_pass_opcheck(emulation: ModuleType) -> None:
     *sources, weight, bias, mean, var = problem.arranged(torch.float32)
     arguments = (problems.SEGMENTS, problems.ROWS, [False, True, False], 1, 1e-3, "cuda")
     with emulated(emulation):
-        opcheck(integrate_op.registered, (sources, weight, bias, mean, var, *arguments))
+        opcheck(integrate_op.registered, flat.integrate_arguments(sources, weight, bias, mean, var, *arguments))
 
 
 def test_what_the_backend_refuses(emulation: ModuleType) -> None:
@@ -184,13 +185,13 @@ def test_what_the_backend_refuses(emulation: ModuleType) -> None:
     weight = torch.randn(3, 2, 3, 3)
     with emulated(emulation):
         with pytest.raises(ops.BackendError, match=r"dtype is torch\.float64, not float32, float16 or bfloat16"):
-            ops.integrate([x.double()], *norm, [40], backend="cuda")
+            flat.integrate([x.double()], *norm, [40], backend="cuda")
         with pytest.raises(ops.BackendError, match="40 tasks, more than 32"):
-            ops.integrate([x], *[v.expand(40, 2) for v in norm], [1] * 40, backend="cuda")
+            flat.integrate([x], *[v.expand(40, 2) for v in norm], [1] * 40, backend="cuda")
         with pytest.raises(ops.BackendError, match="float32, and its kernel multiplies float16"):
-            ops.dense_block([x], [weight], *[[v] for v in norm], [40], backend="cuda")
+            flat.dense_block([x], [weight], *[[v] for v in norm], [40], backend="cuda")
         with pytest.raises(ops.BackendError, match=r"for inference: call it under torch\.no_grad"):
-            ops.dense_block([x.half().requires_grad_()], [weight], *[[v] for v in norm], [40], backend="cuda")
+            flat.dense_block([x.half().requires_grad_()], [weight], *[[v] for v in norm], [40], backend="cuda")
     assert emulation.max_tasks == gpu.MOST_TASKS
     with pytest.raises(ValueError, match="expected 1 to 32 tasks; got 33"):
         emulation.norm_gradients(0, 1, 1, [0] * 33, (0, 0, 0, 0, 0.0), 0, 0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from ifan.ops import native
 from tests.gpu.emulation.build import KERNELS, SOURCES
-from tests.gpu.tools import cuda_compile
+from tests.gpu.tools import cuda_compile, pages, records
 from tests.gpu.tools.cuda_compile import Kernel
 
 SPILLS = """ptxas info    : Compiling entry function '_Z3abcv' for 'sm_90a'
@@ -68,11 +69,37 @@ def test_the_gate_refuses_spills_registers_and_narrow_access() -> None:
     assert slow.faults() == ["dense_block: layer_kernel<fp16>, sm_80: 0 tensor-core instructions, not 36"]
 
 
-def test_page_that_says_otherwise_is_a_fault() -> None:
+def test_every_kernel_is_as_recorded(kernels: list[Kernel]) -> None:
+    """Where the installed nvcc is one whose figures are kept, and its machine code can be read."""
+    if any(kernel.products is None for kernel in kernels):
+        pytest.skip("no cuobjdump: it comes with Triton")
+    found = cuda_compile.table(kernels)
+    assert records.differences(cuda_compile.KNOWN, cuda_compile.compiler_version(), found) == []
+
+
+def test_figures_that_changed_are_a_fault(tmp_path: Path) -> None:
     ((_, kernel),) = cuda_compile.parse(SPILLS, "op")
-    text = cuda_compile.table([dataclasses.replace(kernel, family=family) for family in cuda_compile.FAMILIES])
-    page = f"# Title\n\n## What nvcc 13.0 made of them\n\n{text}\n"
-    assert cuda_compile.differences(page, text, "13.0") == []
-    assert cuda_compile.differences(page.replace("70 /", "71 /"), text, "13.1") == []
-    (fault,) = cuda_compile.differences(page.replace("70 /", "71 /"), text, "13.0")
-    assert fault.startswith("the page says otherwise of op: ")
+    made = cuda_compile.table([dataclasses.replace(kernel, family=family) for family in cuda_compile.FAMILIES])
+    file = tmp_path / "known.yaml"
+    file.write_text("# Figures.\n")
+    records.write(file, "13.0", made)
+    assert records.differences(file, "13.0", made) == []
+    changed = {row: {**cells, "sm_80": cells["sm_80"].replace("70 /", "71 /")} for row, cells in made.items()}
+    assert records.differences(file, "13.1", changed) == []
+    (fault,) = records.differences(file, "13.0", changed)
+    assert fault.startswith("known.yaml says otherwise of op: ")
+
+
+def test_a_version_replaces_its_own_figures_only(tmp_path: Path) -> None:
+    file = tmp_path / "known.yaml"
+    file.write_text("# Figures.\n'1.0': {a: {x: old}}\n'2.0': {a: {x: old, y: kept}}\n")
+    records.write(file, "2.0", {"a": {"x": "new"}})
+    assert file.read_text().startswith("# Figures.\n")
+    assert records.read(file) == {"1.0": {"a": {"x": "old"}}, "2.0": {"a": {"x": "new", "y": "kept"}}}
+
+
+def test_a_part_of_a_page_is_replaced() -> None:
+    page = "text\n<!-- table -->\nold\n<!-- /table -->\nmore\n"
+    assert pages.filled(page, {"table": lambda: "new\n"}) == page.replace("old", "new")
+    with pytest.raises(ValueError, match="not found"):
+        pages.filled(page, {"other": lambda: ""})

@@ -1,6 +1,6 @@
 """What nvcc made of the CUDA kernels: registers, stack, spills, 16-byte accesses and tensor-core instructions.
 
-    python -m tests.gpu.tools.cuda_compile [--write docs/kernels/cuda.md | --check docs/kernels/cuda.md]
+    python -m tests.gpu.tools.cuda_compile          # compares with cuda_compile.yaml; --write replaces what it says
 
 Reads what an editable installation with nvcc leaves in ``build/ifan._cuda``: ptxas' report beside each object, and the
 machine code by the ``cuobjdump`` that comes with Triton. Exits with 1 if a kernel has a stack frame, spills, takes more
@@ -18,6 +18,9 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.gpu.tools import records
+from tests.gpu.tools.records import Table
 
 BUILD = Path(__file__).resolve().parents[3] / "build" / "ifan._cuda"
 FAMILIES = ("sm_80", "sm_90a", "sm_100")
@@ -132,24 +135,27 @@ def _counted(kernel: Kernel, names: Sequence[str] | None) -> Kernel:
     return Kernel(**fields | {"wide_loads": wide.count("LDG"), "wide_stores": wide.count("STG"), "products": products})
 
 
-def table(kernels: Sequence[Kernel]) -> str:
-    """Markdown: a line a kernel and variant, the types of one line taken together; a column a family."""
-    lines = [
-        "Registers / stack and spills, bytes / shared memory, bytes / 16-byte loads + stores / tensor-core products; "
-        "least-most over the types. `true` is the variant for rows of whole 16 bytes.",
-        "",
-        "| kernel | types | " + " | ".join(FAMILIES) + " |",
-        "|---|---|" + "---|" * len(FAMILIES),
-    ]
+LEGEND = (
+    "Registers / stack and spills, bytes / shared memory, bytes / 16-byte loads + stores / tensor-core products;\n"
+    "smallest-largest over the types. `true` is the variant for rows of whole 16 bytes."
+)
+KNOWN = Path(__file__).with_name("cuda_compile.yaml")
+"""What nvcc made of every kernel and variant, by its version."""
+
+
+def table(kernels: Sequence[Kernel]) -> Table:
+    """A row a kernel and variant, the types of one row taken together; a column a family."""
     groups: dict[tuple[str, str, tuple[str, ...]], list[Kernel]] = {}
     for kernel in sorted(kernels, key=lambda kernel: (kernel.op, kernel.name, kernel.variant[1:])):
         groups.setdefault((kernel.op, kernel.name, kernel.variant[1:]), []).append(kernel)
+    made: Table = {}
     for (op, name, rest), members in groups.items():
         types = ", ".join(dict.fromkeys(kernel.variant[0] for kernel in members if kernel.variant))
-        cells = [_cell([kernel for kernel in members if kernel.family == family]) for family in FAMILIES]
         arguments = f"<T, {', '.join(rest)}>" if rest else ""
-        lines.append(f"| {op}: {name}{arguments} | {types} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        made[f"{op}: {name}{arguments} | {types}"] = {
+            family: _cell([kernel for kernel in members if kernel.family == family]) for family in FAMILIES
+        }
+    return made
 
 
 def _cell(kernels: Sequence[Kernel]) -> str:
@@ -171,34 +177,20 @@ def compiler_version() -> str:
     return found.group(1) if found else ""
 
 
-def differences(page: str, text: str, version: str) -> list[str]:
-    """Kernels of a table of which the page says otherwise; none where the page is about another nvcc."""
-    if f"## What nvcc {version} made of them" not in page:
-        return []
-    names = [line.split("|")[1].strip() for line in text.splitlines() if line[:1] == "|" and line not in page]
-    command = "python -m tests.gpu.tools.cuda_compile --write docs/kernels/cuda.md"
-    return [f"the page says otherwise of {', '.join(names)}. To fix: {command}"] if names else []
-
-
 def main() -> None:
-    """Print the table, or write it between a page's markers; exit 1 if the gate refuses a kernel or there is none."""
+    """Print the table, and write it to `KNOWN` or compare it; exit 1 if the gate refuses a kernel or they differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", type=Path, help="page whose part between the table's markers is replaced")
-    parser.add_argument("--check", type=Path, help="page whose table must say the same, if it is of this nvcc")
+    parser.add_argument("--write", action="store_true", help=f"to {KNOWN.name}, for this nvcc")
     arguments = parser.parse_args()
     kernels = survey()
     if not kernels:
         raise SystemExit(f"no reports of ptxas in {BUILD}: install with nvcc, IFAN_CUDA=require pip install -e .")
-    text = table(kernels)
+    made, faults = table(kernels), [fault for kernel in kernels for fault in kernel.faults()]
+    print(records.markdown(made, ("kernel", "types")))
     if arguments.write:
-        page = arguments.write.read_text(encoding="utf-8")
-        made = re.sub(r"(?s)(<!-- table -->\n).*(<!-- /table -->)", lambda m: m.group(1) + text + m.group(2), page)
-        arguments.write.write_text(made, encoding="utf-8")
+        records.write(KNOWN, compiler_version(), made)
     else:
-        print(text)
-    faults = [fault for kernel in kernels for fault in kernel.faults()]
-    if arguments.check:
-        faults += differences(arguments.check.read_text(encoding="utf-8"), text, compiler_version())
+        faults += records.differences(KNOWN, compiler_version(), made)
     print(*faults, sep="\n")
     raise SystemExit(1 if faults else 0)
 

@@ -178,10 +178,12 @@ def summary_faults(tool: str, output: str, code: int) -> list[str]:
 def timings(device: str) -> list[dict[str, Any]]:
     """Median milliseconds of forward and backward on maps of the network, bfloat16."""
     from ifan import ops
+    from ifan.concat import Concat, Lanes, Norm
 
     with torch.device(device):
         x = [torch.randn(32, 64, 64, 64, dtype=torch.bfloat16, requires_grad=True) for _ in range(2)]
         norm = [torch.rand(1, 128, requires_grad=True) for _ in range(4)]
+        fused = Concat.of(Lanes.ordered([32], device), *x)
         logits = torch.randn(32, 11, 64, 64, dtype=torch.bfloat16)
         point, none = torch.zeros(32, 2, 5), torch.zeros(32, 0)
 
@@ -190,7 +192,7 @@ def timings(device: str) -> list[dict[str, Any]]:
 
     rows = []
     for name, call in {
-        "integrate": lambda backend: ops.integrate(x, *norm, [32], backend=backend),
+        "integrate": lambda backend: ops.integrate(fused, Norm.from_flat(norm), backend=backend),
         "channel_moments": lambda backend: ops.channel_moments(x[0], [32], backend=backend)[1],
         "encode_predictions": lambda backend: ops.encode_predictions(
             logits.requires_grad_(), point, none, [], backend=backend

@@ -1,6 +1,6 @@
 """What the compiler makes of every Triton kernel, for each GPU family, on a machine without a GPU.
 
-    python -m tests.gpu.tools.gpu_compile --write docs/kernels/gpu_compile.md
+    python -m tests.gpu.tools.gpu_compile           # compares with gpu_compile.yaml; --write replaces what it says
 
 The operations are called with the network's shapes; what they would launch is compiled instead, with the very
 arguments, alignments and tiles of that launch. The gate (`Row.faults`) allows no stack frame, no spilled register and
@@ -37,7 +37,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ifan.concat import Concat, DenseLayer, Lanes, Norm
+from tests.gpu.tools import records
 from tests.gpu.tools.launches import Started, watched
+from tests.gpu.tools.records import Table
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -189,7 +192,7 @@ def operations(
     points, and three lanes times ``batch``. Backend ``cuda`` has some of them, and no backward of ``dense_block``."""
     modules: Sequence[Any] = (integrate, hybrid_loss, dense_block)
     if backend == "cuda":
-        modules = [import_module(f"ifan.ops.cuda.{op}") for op in CUDA]
+        modules = [import_module(f"ifan.ops.backends.cuda.{op}") for op in CUDA]
     fusing, judging, growing = modules
 
     def maps(lanes: int, channels: int, side: int = size) -> Tensor:
@@ -201,9 +204,13 @@ def operations(
     norm = [torch.zeros(tasks, 96) for _ in range(4)]
     weights = [torch.empty(12, 96 + 12 * layer, 3, 3) for layer in range(2)]
     norms = [[torch.empty(tasks, 96 + 12 * layer) for layer in range(2)] for _ in range(2)]
-    first = [[torch.empty(tasks, 96)] for _ in range(2)]
-    block = (weights, *norms, *first, segments, rows, flags, 1e-3)
-    up = (torch.empty(128, 96, 3, 3), torch.empty(32, 32, 3, 3), rows, flags)
+    x = Concat.of(Lanes(rows, tuple(segments)), *sources, per_sample=flags)
+    moments_of_sources = [torch.empty(tasks, 96) for _ in range(2)]
+    block = [
+        DenseLayer(weight, Norm(scale, shift, *(moments_of_sources if layer == 0 else ())))
+        for layer, (weight, scale, shift) in enumerate(zip(weights, *norms, strict=True))
+    ]
+    up = (torch.empty(128, 96, 3, 3), torch.empty(32, 32, 3, 3))
     logits, points = maps(faces, classes), torch.empty(faces, 2, 5, dtype=dtype)
     emotions = torch.empty(faces, 7, dtype=dtype)
     predictions = [logits, points, emotions, torch.ones(3)]
@@ -223,17 +230,17 @@ def operations(
     gradients = torch.empty(tasks, 64), torch.empty(tasks, 64)
 
     def fusion(pool: int) -> None:
-        arguments = (sources, norm, segments, rows, flags, pool, 1e-3)
+        arguments = (x, Norm.from_flat(norm), pool)
         fusing.backward(fusing.forward(*arguments), *arguments)
 
     def grow() -> None:
-        grown = growing.forward(sources, *block)
+        grown = growing.forward(x, block)
         if backend == "triton":
-            growing.backward(grown, grown, sources, *block)
+            growing.backward(grown, grown, x, block)
 
     def rise() -> None:
-        out = transition_up.forward(sources, *up)
-        transition_up.backward(out, out, sources, *up)
+        out = transition_up.forward(x, *up)
+        transition_up.backward(out, out, x, *up)
 
     def draw() -> None:
         planes = encode_predictions.forward(logits, points, emotions, [7], 5)
@@ -345,24 +352,23 @@ def survey(families: Sequence[str], cases: Sequence[str], once: bool = False) ->
         yield Row(op, case, family, launched, build(launched, TARGETS[family]))
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line a kernel and case, a column a family."""
-    families = list(dict.fromkeys(row.family for row in rows))
-    lines = [
-        f"Triton {triton.__version__}: registers / spills / shared bytes, the most of all variants launched, / "
-        "16-byte of all global accesses, summed over them",
-        "",
-        "| kernel | case | " + " | ".join(families) + " |",
-        "|---|---|" + "---|" * len(families),
-    ]
-    for name, case in dict.fromkeys((row.name, row.case) for row in rows):
-        cells = []
-        for family in families:
-            found = [r.found for r in rows if (r.name, r.case, r.family) == (name, case, family)]
-            text = _cell(found) if found else ""
-            cells.append(text)
-        lines.append(f"| {name} | {case} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+LEGEND = (
+    "Registers / spills / shared bytes, the most of all variants launched, / 16-byte of all global accesses,\n"
+    "summed over them."
+)
+KNOWN = Path(__file__).with_name("gpu_compile.yaml")
+"""What each supported version of Triton made of every kernel, case and family."""
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """A row a kernel and case, a column a family."""
+    found: dict[tuple[str, str], list[Found]] = {}
+    for row in rows:
+        found.setdefault((f"{row.name} | {row.case}", row.family), []).append(row.found)
+    made: Table = {}
+    for (name, family), variants in found.items():
+        made.setdefault(name, {})[family] = _cell(variants)
+    return made
 
 
 def _cell(found: Sequence[Found]) -> str:
@@ -372,52 +378,22 @@ def _cell(found: Sequence[Found]) -> str:
 
 
 def main() -> None:
-    """Print the table, or write it between a page's markers for this Triton version; exit 1 if the gate refuses."""
+    """Print the table, and write it to `KNOWN` or compare it; exit 1 if the gate refuses a kernel or they differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--families", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--once", action="store_true", help="each kernel's first launch only")
-    parser.add_argument("--write", type=Path, help="page whose section of this Triton version is replaced")
-    parser.add_argument("--check", type=Path, help="page whose section of this Triton version must say the same")
+    parser.add_argument("--once", action="store_true", help="each kernel's first launch only; nothing is compared")
+    parser.add_argument("--write", action="store_true", help=f"to {KNOWN.name}, for this Triton version")
     arguments = parser.parse_args()
     rows = list(survey(arguments.families, arguments.cases, arguments.once))
-    if arguments.write:
-        write_section(arguments.write, table(rows))
-    else:
-        print(table(rows))
-    faults = [fault for row in rows for fault in row.faults()]
-    if arguments.check:
-        faults += differences(arguments.check.read_text(encoding="utf-8"), table(rows))
+    made, faults = table(rows), [fault for row in rows for fault in row.faults()]
+    print(records.markdown(made, ("kernel", "case")))
+    if arguments.write and not arguments.once:
+        records.write(KNOWN, triton.__version__, made)
+    elif not arguments.once:
+        faults += records.differences(KNOWN, triton.__version__, made)
     print(*faults, sep="\n")
     raise SystemExit(1 if faults else 0)
-
-
-def differences(page: str, text: str) -> list[str]:
-    """Cells of a table that the page's section of this Triton version does not hold; none where it has no section."""
-    section = re.search(rf"(?ms)^## Triton {re.escape(triton.__version__)}$(.*?)(?=^## |\Z)", page)
-    if section is None:
-        return []
-    known, command = (
-        _cells(section.group(1)),
-        "python -m tests.gpu.tools.gpu_compile --write docs/kernels/gpu_compile.md",
-    )
-    different = [" ".join(place) for place, cell in _cells(text).items() if known.get(place) != cell]
-    return [f"the page says otherwise of {', '.join(different)}. To fix: {command}"] if different else []
-
-
-def _cells(text: str) -> dict[tuple[str, str, str], str]:
-    """Kernel, case and family of each cell of a table."""
-    head, _, *lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return {(line[0], line[1], family): cell for line in lines for family, cell in zip(head[2:], line[2:], strict=True)}
-
-
-def write_section(page: Path, text: str) -> None:
-    """Replace the section ``## Triton <version>`` of the page, or append it."""
-    heading = f"## Triton {triton.__version__}"
-    before = page.read_text(encoding="utf-8")
-    sections = re.split(r"(?m)^(?=## )", before)
-    kept = [section.rstrip() for section in sections if not section.startswith(heading + "\n")]
-    page.write_text("\n\n".join([*kept, f"{heading}\n\n{text}"]), encoding="utf-8")
 
 
 if __name__ == "__main__":

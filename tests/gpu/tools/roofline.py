@@ -1,6 +1,6 @@
 """Times of the operations and the network on GPUs as predicted from bytes and FLOP: nothing here is measured.
 
-    python -m tests.gpu.tools.roofline --write            # docs/kernels/roofline.md and its picture
+`make docs-generated` writes them to docs/kernels/roofline.md, and its picture.
 
 `tests.gpu.tools.gpu_trace` says what would be launched and what each launch moves and computes. A launch takes the
 longest of what it moves at the memory's peak, what it loads and stores at the first-level caches', what it computes at
@@ -9,8 +9,7 @@ the vector units' and what it multiplies at the tensor cores'; and each launch c
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from tests.gpu.tools.gpu_cost import Cost
 from tests.gpu.tools.gpu_trace import Step, inference_steps, operation_steps, total, training_steps
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE, PICTURE = ROOT / "docs" / "kernels" / "roofline.md", ROOT / "docs" / "images" / "roofline.png"
+PICTURE = ROOT / "docs" / "images" / "roofline.png"
 OVERHEAD = 2e-6
 """Seconds from the end of one launch to the full speed of the next, inside a CUDA graph: an assumption."""
 CACHE_WIDTH = 128
@@ -210,17 +209,12 @@ def parts_table(device: GPU) -> str:
     return "\n".join(lines) + "\n"
 
 
-def written(page: str) -> str:
-    """The page with every table between its markers made anew."""
-    tables = {
-        "operations": operations_table,
-        "network": network_table,
-        "parts": lambda: parts_table(GPUS[1]),
-    }
-    for name, make in tables.items():
-        first, last = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        page = page[: page.index(first)] + first + make() + page[page.index(last) :]
-    return page
+TABLES: dict[str, Callable[[], str]] = {
+    "operations": operations_table,
+    "network": network_table,
+    "parts": lambda: parts_table(GPUS[1]),
+}
+"""The tables of docs/kernels/roofline.md, by the name of their place."""
 
 
 def draw(path: Path, device: GPU) -> None:
@@ -248,19 +242,3 @@ def draw(path: Path, device: GPU) -> None:
     axes.set_title(f"{device.name}: predicted from bytes and FLOP, not measured")
     axes.legend(fontsize=6)
     figure.savefig(path, dpi=110, metadata={"Software": None})
-
-
-def main() -> None:
-    """Print the page, or write it and its picture."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"to {PAGE.relative_to(ROOT)} and its picture")
-    text = written(PAGE.read_text(encoding="utf-8"))
-    if parser.parse_args().write:
-        PAGE.write_text(text, encoding="utf-8")
-        draw(PICTURE, GPUS[1])
-    else:
-        print(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ifan.concat import Concat, Lanes, Norm
 from tests.gpu.triton.checker import checked
 from tests.gpu.triton.mutated import changed
 
@@ -39,8 +40,8 @@ def far(axis: int, *shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
     return x.copy_(torch.randint(0, 3, shape) if dtype == torch.uint8 else torch.randn(shape))
 
 
-def _norm() -> list[Tensor]:
-    return [torch.rand(1, 3) + 0.5 for _ in range(4)]
+def _norm() -> Norm:
+    return Norm.from_flat([torch.rand(1, 3) + 0.5 for _ in range(4)])
 
 
 def _partial(m: ModuleType, axis: int) -> Any:
@@ -58,12 +59,12 @@ def _join(m: ModuleType, axis: int) -> Any:
 
 
 def _fusion(m: ModuleType, axis: int) -> Any:
-    return m.forward([far(axis, 3, 3, 6, 6)], _norm(), [3], None, [False], 2, 1e-3)
+    return m.forward(Concat.of(Lanes.ordered([3]), far(axis, 3, 3, 6, 6)), _norm(), 2)
 
 
 def _fusion_backward(m: ModuleType, axis: int) -> Any:
     x, gradient = far(axis, 3, 3, 3, 3), far(axis, 3, 3, 3, 3)
-    return m.backward(gradient, [x], _norm(), [3], None, [False], 1, 1e-3)
+    return m.backward(gradient, Concat.of(Lanes.ordered([3]), x), _norm(), 1)
 
 
 def _collect(m: ModuleType, axis: int) -> Any:

@@ -16,6 +16,7 @@ from tests.gpu import comparison, problems
 from tests.gpu.comparison import assert_same, exact
 from tests.gpu.problems import PROBLEMS, QUICK, Problem, results
 from tests.gpu.triton.checker import checked
+from tests.support import flat
 from tests.support.cases import LAYOUTS
 
 FEW = ("integrate", "channel_moments", "encode_predictions", "hybrid_loss-finer", "transition_up")
@@ -110,20 +111,20 @@ def test_sizes(size: int) -> None:
 
 def test_empty_batches() -> None:
     x, values = torch.randn(0, 3, 4, 4, requires_grad=True), [torch.ones(2, 3, requires_grad=True) for _ in range(4)]
-    y = ops.integrate([x], *values, [0, 0], pool=2, backend="triton")
+    y = flat.integrate([x], *values, [0, 0], pool=2, backend="triton")
     assert y.shape == (0, 3, 2, 2)
     assert [g.abs().sum() for g in torch.autograd.grad(y.sum(), [x, *values])] == [0] * 5
     mean, var = ops.channel_moments(x, [0, 0], backend="triton")
     assert mean.eq(0).all()
     assert var.eq(1).all()
     weights = torch.ones(4, 3, 3, 3, requires_grad=True), torch.ones(2, 1, 3, 3, requires_grad=True)
-    up = ops.transition_up([x], *weights, backend="triton")
+    up = flat.transition_up([x], *weights, backend="triton")
     assert up.shape == (0, 2, 8, 8)
     assert [g.abs().sum() for g in torch.autograd.grad(up.sum(), [x, *weights])] == [0] * 3
     planes = ops.encode_predictions(x, torch.zeros(0, 2, 2), torch.zeros(0, 4), [4], backend="triton")
     assert planes.shape == (0, 9, 4, 4)
-    flat = [[torch.ones(2, 3)] for _ in range(4)]
-    grown, *_ = ops.dense_block([x], [torch.ones(2, 3, 3, 3)], *flat, [0, 0], backend="triton")
+    norms = [[torch.ones(2, 3)] for _ in range(4)]
+    grown, *_ = flat.dense_block([x], [torch.ones(2, 3, 3, 3)], *norms, [0, 0], backend="triton")
     assert grown.shape == (0, 2, 4, 4)
 
 
@@ -136,9 +137,9 @@ def test_offsets_past_two_to_the_31() -> None:
     labels = torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8)
     points = torch.zeros(2, 2, 1)
     weight = torch.rand(4, 3, 3, 3), torch.rand(1, 1, 3, 3)
-    flat = [[value] for value in values]
+    norms = [[value] for value in values]
     for call in (
-        lambda x: ops.integrate([x], *values, [2], backend="triton"),
+        lambda x: flat.integrate([x], *values, [2], backend="triton"),
         lambda x: ops.channel_moments(x, [2], backend="triton")[1],
         lambda x: ops.encode_predictions(x, points, logits, [], backend="triton"),
         lambda x: (
@@ -146,8 +147,8 @@ def test_offsets_past_two_to_the_31() -> None:
                 *(x, labels, points, points, points[:, 0], logits, label, [], torch.ones(2)), backend="triton"
             ).losses
         ),
-        lambda x: ops.transition_up([x], *weight, backend="triton"),
-        lambda x: ops.dense_block([x], [weight[0]], *flat, [2], backend="triton")[0],
+        lambda x: flat.transition_up([x], *weight, backend="triton"),
+        lambda x: flat.dense_block([x], [weight[0]], *norms, [2], backend="triton")[0],
     ):
         with checked(overflow=True):
             assert torch.equal(call(far), call(near))
@@ -167,7 +168,7 @@ def test_operations_have_schema_fake_and_autograd() -> None:
     problem = problems.integrate(2, 4)
     values = problem.arranged(torch.float32)
     arguments = (values[:3], *values[3:], [2, 0, 3], problems.ROWS, [False, True, False], 2, 1e-3, "triton")
-    opcheck(integrate_op.registered, arguments)
+    opcheck(integrate_op.registered, flat.integrate_arguments(*arguments))
     logits, points, classes, weights = problems.hybrid_loss().arranged(torch.float32)
     labels = torch.zeros(2, 6, 4, dtype=torch.uint8)
     targets = [labels, points.detach(), torch.ones(3, 4), torch.zeros(4, 2, dtype=torch.int64)]
