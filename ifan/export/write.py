@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import tempfile
 import warnings
@@ -15,13 +14,12 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from ifan import optional
 from ifan.export.graph import FeedbackGraph
 from ifan.network import IFAN
 
 FORMATS = {".onnx": "onnx", ".xml": "openvino"}
 """File names' endings and the package each format needs."""
-
-FIX = "pip install 'ifan[export]'"
 
 BEGUN = "begun_"
 """Prefix of the inputs from which a later iteration begins: this before the name of an output of the one before."""
@@ -108,11 +106,8 @@ def to_openvino(model: nn.Module, arguments: Arguments, path: Path, signature: S
 
 
 def require(package: str) -> ModuleType:
-    """An optional package; ``ValueError`` says how to get it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ValueError(f"export: {package} is not installed ({error}); run: {FIX}") from error
+    """A package of the extra ``export``; raises `ifan.optional.MissingPackageError` where it is not installed."""
+    return optional.require("ifan export", package, package, "ifan[export]")
 
 
 @contextlib.contextmanager
