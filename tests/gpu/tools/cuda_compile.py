@@ -79,19 +79,26 @@ def parse(log: str, op: str = "") -> Iterator[tuple[str, Kernel]]:
         r"Compiling entry function '(\w+)' for '(sm_\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)"
     )
-    for mangled, family, stack, stores, loads, registers, rest in re.findall(pattern, log, re.S):
+    entries = re.findall(pattern, log, re.S)
+    plain = demangled([entry[0] for entry in entries])
+    for mangled, family, stack, stores, loads, registers, rest in entries:
         shared = re.search(r"(\d+) bytes smem", rest)
-        name, variant = readable(mangled)
+        name, variant = readable(plain[mangled])
         size = int(shared.group(1)) if shared else 0
         yield mangled, Kernel(op, name, variant, family, int(registers), int(stack), int(stores) + int(loads), size)
 
 
-def readable(mangled: str) -> tuple[str, tuple[str, ...]]:
+def demangled(names: Sequence[str]) -> dict[str, str]:
+    """Signatures in C++ by the names that the compiler gave them."""
+    done = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    return dict(zip(names, done.stdout.splitlines(), strict=True))
+
+
+def readable(signature: str) -> tuple[str, tuple[str, ...]]:
     """A kernel's own name and its template arguments."""
-    plain = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout.strip()
-    found = re.search(r"(\w+_kernel)(?:<(.*)>)?\(", plain)
+    found = re.search(r"(\w+_kernel)(?:<(.*)>)?\(", signature)
     if found is None:
-        return plain, ()
+        return signature, ()
     arguments = found.group(2).split(", ") if found.group(2) else []
     return found.group(1), tuple(TYPES.get(argument, argument) for argument in arguments)
 
