@@ -107,7 +107,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
+def _empty(
     sources: Sequence[Tensor], weights: Sequence[Tensor], rows: Tensor, layout: Sequence[int], backend: str
 ) -> tuple[Tensor, Tensor]:
     a, b = weights
