@@ -44,8 +44,9 @@ class Norm(NamedTuple):
     @staticmethod
     def from_flat(tensors: Sequence[Tensor], eps: float = EPSILON) -> Norm:
         """The `Norm` of these ``tensors``: weight and bias, or these and mean and var."""
-        weight, bias, *moments = tensors
-        mean, var = moments or (None, None)
+        if len(tensors) == 2:
+            return Norm(tensors[0], tensors[1], eps=eps)
+        weight, bias, mean, var = tensors
         return Norm(weight, bias, mean, var, eps)
 
     @property
@@ -177,7 +178,8 @@ class Concat:
 
     def flat(self) -> tuple[list[Tensor], Tensor, list[int]]:
         """Tensors, rows and layout, as registered operations take a `Concat`; `from_flat` is the way back."""
-        return self.tensors, self.lanes.rows, [*map(int, self.per_sample), *self.lanes.segments]
+        tensors = [source.tensor for source in self.sources]
+        return tensors, self.lanes.rows, [*[int(source.per_sample) for source in self.sources], *self.lanes.segments]
 
     @staticmethod
     def from_flat(tensors: Sequence[Tensor], rows: Tensor, layout: Sequence[int]) -> Concat:

@@ -71,7 +71,7 @@ class Operation:
 
     def __init__(self, name: str, function: Callable[..., Any], check: Callable[..., None] | None = None) -> None:
         self.registered = torch.library.custom_op(name, _checking(function, check), mutates_args=())
-        self._function = function
+        self.function = function
         self._recorded: Callable[..., Any] | None = None
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +81,7 @@ class Operation:
     def register_autograd(self, differentiate: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
         """As `torch.library.register_autograd`."""
         self.registered.register_autograd(differentiate, setup_context=setup_context)
-        self._recorded = recorded(self._function, differentiate, setup_context)
+        self._recorded = recorded(self.function, differentiate, setup_context)
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's value."""
@@ -96,7 +96,7 @@ class Operation:
             return self.registered
         if recording:
             return self._recorded or self.registered
-        return self._function
+        return self.function
 
 
 def operation(name: str, check: Callable[..., None] | None = None) -> Callable[[Callable[..., Any]], Operation]:

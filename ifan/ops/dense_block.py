@@ -58,12 +58,24 @@ def dense_block(x: Concat, layers: Sequence[DenseLayer], *, backend: str | None 
         return None, choose(NAME, backend, *tensors)
 
     constants = backend or current_backend(), tuple(layout), len(sources), len(layers)
-    _, chosen, run = _CALLS(tensors, constants, check, keep=not any(x.per_sample))
+    _, chosen, run = _CALLS(tensors, constants, check, keep=1 not in layout[: len(sources)])
     convolution.filters.record(weights)
     if chosen == "reference":
         return reference.dense_block(x, layers)
+    if run is _forward.function:
+        return _run(x, layers, chosen)
     found: Grown = run(sources, weights, norms, rows, layout, layers[0].norm.eps, chosen)
     return found
+
+
+def _run(x: Concat, layers: Sequence[DenseLayer], backend: str) -> Grown:
+    if backend == "cpu":
+        return cpu.forward(x, layers)
+    if backend in ("triton", "cuda"):
+        found: Grown = kernels(backend, NAME).forward(x, layers)
+        return found
+    grown, mean, var = reference.dense_block(x, layers)
+    return grown.contiguous(), mean.contiguous(), var.contiguous()
 
 
 def _check(x: Concat, layers: Sequence[DenseLayer]) -> None:
@@ -114,14 +126,7 @@ def _forward(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, layers = Concat.from_flat(sources, rows, layout), _layers(weights, norms, eps)
-    if backend == "cpu":
-        return cpu.forward(x, layers, _batch_statistics(weights, norms))
-    if backend in ("triton", "cuda"):
-        found: Grown = kernels(backend, NAME).forward(x, layers)
-        return found
-    grown, mean, var = reference.dense_block(x, layers)
-    return grown.contiguous(), mean.contiguous(), var.contiguous()
+    return _run(Concat.from_flat(sources, rows, layout), _layers(weights, norms, eps), backend)
 
 
 def _layers(weights: Sequence[Tensor], norms: Sequence[Tensor], eps: float) -> list[DenseLayer]:
@@ -206,7 +211,7 @@ def _backward(
     x, layers = Concat.from_flat(sources, rows, layout), _layers(weights, norms, eps)
     inputs = [*sources, *parameters]
     if backend == "cpu":
-        found = cpu.backward(upstream, outputs, x, layers, _batch_statistics(weights, norms), firsts)
+        found = cpu.backward(upstream, outputs, x, layers, firsts)
         return native.in_dtypes_of(repeats.distinct(inputs, firsts), found)
     if backend == "triton":
         found = kernels(backend, NAME).backward(upstream, outputs, x, layers)

@@ -41,18 +41,30 @@ def integrate(x: Concat, norm: Norm, pool: int = 1, *, backend: str | None = Non
     are linear.
     """
     sources, rows, layout = x.flat()
-    tensors = (*sources, *norm.tensors)
+    values = norm.tensors
+    tensors = (*sources, *values)
 
     def check() -> tuple[None, str]:
         _check(x, norm, pool)
         return None, choose(NAME, backend, *tensors)
 
     constants = backend or current_backend(), tuple(layout), pool, len(sources)
-    _, chosen, run = _CALLS(tensors, constants, check, keep=not any(x.per_sample))
+    _, chosen, run = _CALLS(tensors, constants, check, keep=1 not in layout[: len(sources)])
     if chosen == "reference":
         return reference.integrate(x, norm, pool)
-    found: Tensor = run(sources, norm.tensors, rows, layout, pool, norm.eps, chosen)
+    if run is _forward.function:
+        return _run(x, norm, pool, chosen)
+    found: Tensor = run(sources, values, rows, layout, pool, norm.eps, chosen)
     return found
+
+
+def _run(x: Concat, norm: Norm, pool: int, backend: str) -> Tensor:
+    if backend == "cpu":
+        return cpu.forward(x, norm, pool)
+    if backend in ("triton", "cuda"):
+        found: Tensor = kernels(backend, NAME).forward(x, norm, pool)
+        return found
+    return reference.integrate(x, norm, pool).contiguous()
 
 
 def _check(x: Concat, norm: Norm, pool: int) -> None:
@@ -90,13 +102,7 @@ def _forward(
     eps: float,
     backend: str,
 ) -> Tensor:
-    x, values = Concat.from_flat(sources, rows, layout), Norm.from_flat(norm, eps)
-    if backend == "cpu":
-        return cpu.forward(x, values, pool)
-    if backend in ("triton", "cuda"):
-        found: Tensor = kernels(backend, NAME).forward(x, values, pool)
-        return found
-    return reference.integrate(x, values, pool).contiguous()
+    return _run(Concat.from_flat(sources, rows, layout), Norm.from_flat(norm, eps), pool, backend)
 
 
 register_kernel(NAME, "cpu", native.input_refusal)

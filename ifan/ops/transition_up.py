@@ -50,12 +50,31 @@ def transition_up(x: Concat, a: Tensor, b: Tensor, *, backend: str | None = None
         return None, choose(NAME, backend, *tensors)
 
     constants = backend or current_backend(), tuple(layout), len(sources)
-    _, chosen, run = _CALLS(tensors, constants, check, keep=not any(x.per_sample))
+    _, chosen, run = _CALLS(tensors, constants, check, keep=1 not in layout[: len(sources)])
     convolution.filters.record([a, b])
     if chosen == "reference":
         return reference.transition_up(x, a, b)
+    if run is _forward.function:
+        return _run(x, a, b, chosen)[0]
     found: tuple[Tensor, Tensor] = run(sources, [a, b], rows, layout, chosen)
     return found[0]
+
+
+def _run(x: Concat, a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    out, shifted = _maps(x, a, b, backend)
+    if backend == "cpu":
+        return cpu.forward(x, a, b, out, shifted), shifted
+    if backend == "triton":
+        found: Tensor = kernels(backend, NAME).forward(x, a, b)
+        return found, shifted
+    return reference.transition_up(x, a, b).contiguous(), shifted
+
+
+def _maps(x: Concat, a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    lanes, _, height, width = x.shape
+    out = b.new_empty((lanes, b.shape[0], 2 * height, 2 * width), dtype=x.dtype)
+    between = (lanes, a.shape[0] // 4, 2 * height, 2 * width) if backend == "cpu" else (0,)
+    return out, out.new_empty(between, dtype=torch.float32)
 
 
 def _check(x: Concat, a: Tensor, b: Tensor) -> None:
@@ -83,28 +102,19 @@ def _forward(
     sources: Sequence[Tensor], weights: Sequence[Tensor], rows: Tensor, layout: Sequence[int], backend: str
 ) -> tuple[Tensor, Tensor]:
     """The result, and for the backward of the native kernel the phase-shifted maps between the two convolutions."""
-    out, shifted = _empty(sources, weights, rows, layout, backend)
-    x, (a, b) = Concat.from_flat(sources, rows, layout), weights
-    if backend == "cpu":
-        return cpu.forward(x, a, b, out, shifted), shifted
-    if backend == "triton":
-        found: Tensor = kernels(backend, NAME).forward(x, a, b)
-        return found, shifted
-    return reference.transition_up(x, a, b).contiguous(), shifted
+    a, b = weights
+    return _run(Concat.from_flat(sources, rows, layout), a, b, backend)
 
 
+@_forward.register_fake
 def _empty(
     sources: Sequence[Tensor], weights: Sequence[Tensor], rows: Tensor, layout: Sequence[int], backend: str
 ) -> tuple[Tensor, Tensor]:
-    x, (a, b) = Concat.from_flat(sources, rows, layout), weights
-    lanes, _, height, width = x.shape
-    out = b.new_empty((lanes, b.shape[0], 2 * height, 2 * width), dtype=x.dtype)
-    between = (lanes, a.shape[0] // 4, 2 * height, 2 * width) if backend == "cpu" else (0,)
-    return out, out.new_empty(between, dtype=torch.float32)
+    a, b = weights
+    return _maps(Concat.from_flat(sources, rows, layout), a, b, backend)
 
 
 _CALLS = CallCache[None](_forward)
-_forward.register_fake(_empty)
 register_kernel(NAME, "cpu", native.input_refusal, convolution.slower_than_pytorch)
 register_kernel(NAME, "triton", triton_refusal)
 

@@ -23,9 +23,13 @@ def concat(
     """The sources on lanes of tasks, or of one task where no segments are given."""
     flags = [False] * len(sources) if per_sample is None else per_sample
     if rows is None:
-        lanes = sum(segments) if segments is not None else sources[0].shape[0]
-        rows = torch.arange(lanes, device=sources[0].device)
-    return Concat.of(Lanes(rows, tuple(segments or [rows.shape[0]])), *sources, per_sample=flags)
+        rows = torch.arange(sources[0].shape[0] if segments is None else sum(segments), device=device_of(sources))
+    return Concat.of(Lanes(rows, (rows.shape[0],) if segments is None else tuple(segments)), *sources, per_sample=flags)
+
+
+def device_of(sources: Sequence[Tensor]) -> torch.device:
+    """The first source's device; the CPU without sources."""
+    return sources[0].device if sources else torch.device("cpu")
 
 
 def integrate(

@@ -17,14 +17,14 @@ Grown = tuple[Tensor, Tensor, Tensor]
 statistics."""
 
 
-def forward(x: Concat, layers: Sequence[DenseLayer], batch_statistics: bool) -> Grown:
+def forward(x: Concat, layers: Sequence[DenseLayer]) -> Grown:
     """The grown channels in the concatenation's dtype, and their moments in float32."""
-    weights, tensors = [layer.weight for layer in layers], x.tensors
-    growth, (lanes, channels, height, width) = weights[0].shape[0], x.shape
-    grown = tensors[0].new_empty((lanes, growth * len(weights), height, width), dtype=torch.float32)
+    weights, batch_statistics, fields = [layer.weight for layer in layers], _batch_statistics(layers), ConcatFields(x)
+    growth, (lanes, channels, height, width) = weights[0].shape[0], fields.shape
+    grown = fields.planes[0].new_empty((lanes, growth * len(weights), height, width))
     new_mean = grown.new_empty((len(x.lanes.segments), grown.shape[1] if batch_statistics else 0))
     new_var = torch.empty_like(new_mean)
-    fields, norms = ConcatFields(x), [[in_rows(value) for value in layer.norm.tensors] for layer in layers]
+    norms = [[in_rows(value) for value in layer.norm.tensors] for layer in layers]
     isa, filters = convolution.filters.get(weights, lambda: _packed(weights, channels))
     cpu_module().dense_block_forward(
         *fields.arguments,
@@ -45,7 +45,6 @@ def backward(
     outputs: Sequence[Tensor],
     x: Concat,
     layers: Sequence[DenseLayer],
-    batch_statistics: bool,
     firsts: Sequence[int],
 ) -> list[Tensor]:
     """float32 gradients of the sources, a doubled one's once (`ifan.ops.repeats`), of the weights, and of the norms'
@@ -54,7 +53,7 @@ def backward(
     arriving = [in_dtype(value, torch.float32).contiguous() for value in upstream]
     weights, of_weights = [layer.weight for layer in layers], [_like(layer.weight) for layer in layers]
     of_norms = [[_like(value) for value in layer.norm.tensors] for layer in layers]
-    fields = ConcatFields(x, firsts)
+    fields, batch_statistics = ConcatFields(x, firsts), _batch_statistics(layers)
     if not grown.numel():
         sources = [_like(x.sources[i].tensor).zero_() for i in dict.fromkeys(firsts)]
         return [*sources, *(value.zero_() for value in (*of_weights, *(v for norm in of_norms for v in norm)))]
@@ -79,6 +78,10 @@ def backward(
         torch.get_num_threads(),
     )
     return [*fields.source_gradients(), *of_weights, *(value for norm in of_norms for value in norm)]
+
+
+def _batch_statistics(layers: Sequence[DenseLayer]) -> bool:
+    return len(layers) == 1 or layers[-1].norm.mean is None
 
 
 def _packed(weights: Sequence[Tensor], channels: int) -> convolution.Packed:

@@ -14,9 +14,9 @@ from ifan.ops.native import cpu_module, in_dtype
 
 def forward(x: Concat, norm: Norm, pool: int) -> Tensor:
     """``(N, C, H / pool, W / pool)`` of the concatenation's dtype."""
-    lanes, channels, height, width = x.shape
-    out = norm.weight.new_empty((lanes, channels, height // pool, width // pool), dtype=torch.float32)
     fields, affine = ConcatFields(x), NormFields(norm)
+    lanes, channels, height, width = fields.shape
+    out = affine.scale.new_empty((lanes, channels, height // pool, width // pool))
     cpu_module().integrate_forward(
         *fields.arguments,
         pool,
