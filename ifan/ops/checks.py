@@ -144,7 +144,7 @@ def same_shapes(op: str, name: str, tensors: Sequence[Tensor], shapes: Sequence[
 
 
 def firsts(op: str, firsts: Sequence[int], x: Concat) -> None:
-    """``firsts`` name, for each source, itself or one before it that is read alike (`ifan.concat.first_occurrences`)."""
+    """``firsts`` name, for each source, itself or one before it that is read alike."""
     for index, first in enumerate(firsts):
         if not 0 <= first <= index or firsts[first] != first:
             fail(
