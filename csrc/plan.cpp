@@ -260,7 +260,7 @@ void bind_plan(py::module_& module) {
   module.def("packed_taps_bf16", &packed_taps_bf16, "Floats that pack_taps_bf16 writes.");
   module.def("pack_taps_bf16", &pack_taps_bf16, "Where features()['bf16']: filters of Plan.direct with bf16=True.");
 #endif
-  py::class_<RecordedPlan>(module, "Plan", "Kernel calls recorded once and run together; see ifan.inference.engine.")
+  py::class_<RecordedPlan>(module, "Plan", "Kernel calls recorded once and run together; see ifan.engine.engine.")
       .def(py::init<bool>(), py::arg("bf16") = false)
       .def_property_readonly("isa", &RecordedPlan::isa, "The instruction set that it was recorded under and runs.")
       .def("convolution", &RecordedPlan::convolution)
