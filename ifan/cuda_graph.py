@@ -34,7 +34,7 @@ _Key = tuple[int, int, str, bool]
 
 
 class Device(Protocol):
-    """What `GraphRunner` needs of a GPU."""
+    """Part of a GPU that `GraphRunner` needs."""
 
     def aside(self, work: Callable[[], Predictions], *given: Tensor) -> Predictions:
         """``work()``, which reads ``given``, after all that the caller has started and before what it starts next."""

@@ -69,7 +69,7 @@ class _Recorder:
     def __init__(self, arena: Arena, weights: PackedWeights, images: np.ndarray) -> None:
         self.arena, self.weights, self.config = arena, weights, weights.config
         self.plan = cpu_module().Plan(bf16=weights.bf16)
-        self.rows = np.tile(np.arange(len(images)), len(self.config.tasks))
+        self.rows = np.tile(np.arange(len(images), dtype=np.int64), len(self.config.tasks))
         self.stem = Stem(arena, weights, self.plan, len(images), weights.bf16)
         self.images, self.kept = images, list[FacePredictions]()
         order = sorted(range(len(self.config.tasks)), key=lambda t: self.config.tasks[t].kind == "landmarks")

@@ -36,7 +36,7 @@ class Stem:
         self.config = weights.config
         self.weight = weights["stem.weight"]
         self._bordered: dict[int | None, tuple[int, Border]] = {}
-        self._rows = np.arange(count)
+        self._rows = np.arange(count, dtype=np.int64)
 
     def planes(self) -> View:
         """Memory of planes."""

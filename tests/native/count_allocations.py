@@ -11,6 +11,7 @@ import torch
 
 from ifan.config import NetworkConfig
 from ifan.engine.engine import Engine
+from ifan.engine.recorder import PlanKey
 from ifan.network import IFAN
 from ifan.ops.native import cpu_module, kernels_in_use
 
@@ -42,7 +43,7 @@ def main() -> None:
         out = engine(images)
         outputs = [out.parsing_logits, out.points, *out.class_logits.values()]
         large = sum(value.nbytes for value in outputs if value.nbytes >= 1024)
-        (plan,) = engine._plans[faces, False, kernels_in_use()]
+        (plan,) = engine._plans[PlanKey(faces, False, kernels_in_use())]
         found[f"plan {faces}"] = count(lambda p=plan: cpu_module().run_plans([p.plan], 1))
         found[f"call {faces}"] = count(lambda x=images: engine(x))
         found[f"outputs {faces}"] = {"large_bytes": large}
