@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifan.faces.sources import unique_stems
 from ifan.cli.progress import progress
-from ifan.faces.sources import expand
+from ifan.faces.sources import expand, unique_stems
 
 
 def huge(path: Path, width: int = 100_000, height: int = 100_000) -> Path:

@@ -18,7 +18,6 @@ import ifan
 from ifan.crop import Crop, crop_image
 from ifan.faces import FACE_MARGIN, CenterFace, Detection, Face, FaceAnalyzer, PhotoResult
 from ifan.faces.framing import FACE_DROP
-from ifan.network import IFAN
 from ifan.weights import SavedModel
 
 BOX = (30.0, 10.0, 60.0, 50.0)
