@@ -2,8 +2,8 @@
 
 Everything that is exact and that a graph can express is in it: each task runs only what it needs, stem and re-encoders
 run once for all tasks, the image's share of the stem once for all iterations, transitions down pool before their 1x1
-convolution, and skip channels that stand twice in a concatenation are read once where they are read raw. A graph is one
-look at a face; `ifan.refine.look` makes several of any such function.
+convolution, and skip channels that stand twice in a concatenation are read once where they are read raw. A graph
+sees one crop; `ifan.refine.refine` reframes with any such function.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ifan.training import trainer as module
 from ifan.training.checkpoint import checkpoints
 from ifan.training.model import load_fitting
 from ifan.weights import load_network, publish
-from tests.training.faces import Faces, small_config, three_datasets
+from tests.support.faces import Faces, small_config, three_datasets
 
 FILES = ("model", "ema", "optimizer")
 
