@@ -330,7 +330,7 @@ def _settings(analyzer: FaceAnalyzer, every: int, maps: bool, shard_rows: int) -
     weights = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.tensors.items()):
         weights.update(name.encode())
-        weights.update(np.ascontiguousarray(tensor))
+        weights.update(tensor.tobytes())
     settings = {
         "version": __version__,
         "weights": weights.hexdigest(),

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ifan.optional import TORCH
-
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "safetensors", "huggingface_hub", "triton")
 ENVIRONMENT = {
     "IFAN_BACKEND": "backend of the ops: auto, reference, cpu, triton or cuda",
@@ -32,7 +30,6 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instea
 def gather() -> dict[str, Any]:
     """All that ``ifan info`` shows, as plain data; without PyTorch, what needs none."""
     import platform
-    from importlib.util import find_spec
 
     from ifan import __version__
     from ifan.native import bf16_refusal, cpu_module, thread_count
@@ -51,17 +48,20 @@ def gather() -> dict[str, Any]:
             "bf16_missing": missing,
             "bf16_by": None if missing else "AMX" if cpu_module().features()["tiles"] else "AVX512_BF16",
         },
-        **(_torch() if find_spec(TORCH[0]) else {"gpus": [], "cuda_graphs": None, "backends": []}),
+        **_torch(),
         "environment": {variable: os.environ.get(variable) for variable in ENVIRONMENT},
         "weights": available(),
     }
 
 
 def _torch() -> dict[str, Any]:
-    """Devices and backends that PyTorch knows."""
-    import torch
+    """Devices and backends of the PyTorch that is installed; none without it."""
+    try:
+        import torch
 
-    from ifan.ops import dispatch, gpu
+        from ifan.ops import dispatch, gpu
+    except ModuleNotFoundError:
+        return {"gpus": [], "cuda_graphs": None, "backends": []}
 
     return {
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -101,7 +101,7 @@ def _print(facts: dict[str, Any]) -> None:
             f"no: {missing}" if missing else f"yes, by {cpu['bf16_by']}: the CPU engine's --precision bf16 runs here"
         ),
     )
-    if facts["versions"]["torch"]:
+    if facts["backends"]:
         table.add_row("gpu", escape(", ".join(facts["gpus"])) or "none that PyTorch can use")
         table.add_row("gpu inference", f"one CUDA graph a batch size; {facts['cuda_graphs']}")
     else:

@@ -41,7 +41,7 @@ class Comparison:
     def choices(self) -> dict[str, tuple[int, ...]]:
         """Numbers of iterations by the name of a choice: each alone, then all side by side."""
         counts = tuple(self.analyzers)
-        alone = {_iterations(count): (count,) for count in counts}
+        alone: dict[str, tuple[int, ...]] = {_iterations(count): (count,) for count in counts}
         return {**alone, f"1 to {counts[-1]}, side by side": counts} if len(counts) > 1 else alone
 
     def __call__(self, photo: Any, iterations: Sequence[int]) -> list[PhotoResult]:
