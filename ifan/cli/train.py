@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from ifan.allocator import keep_freed_memory
 from ifan.cli.options import Datasets, Splits, by_name
-from ifan.config import Config, from_dict, load_config, to_dict
+from ifan.config import Config, from_dict, load_config, parse_yaml, to_dict
 
 if TYPE_CHECKING:
     from ifan.network import IFAN
@@ -110,7 +109,7 @@ def override(config: Config, changes: list[str]) -> Config:
         if not isinstance(section, dict):
             raise ValueError(f"--set {change!r}: there is no section {'.'.join(path)!r}; expected network or training")
         try:
-            section[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            section[last] = parse_yaml(value)
+        except ValueError as error:
             raise ValueError(f"--set {change!r}: {value!r} is not a YAML value") from error
     return from_dict(Config, tree)
