@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
+.PHONY: demo test fuzz lint bench gpu-proof gpu-interpret-oldest gpu-sanitize gpu-compile-cuda gpu-check clean \
   instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
@@ -33,6 +33,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Damaged inputs, each seed others: make fuzz IFAN_FUZZ_SEED=7 IFAN_FUZZ_CASES=1000000 runs for hours.
+fuzz: export IFAN_FUZZ_CASES ?= 20000
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest tests/fuzz --timeout 0
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
