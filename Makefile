@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test test-analysis wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
+.PHONY: demo test test-analysis fuzz wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
   gpu-sanitize gpu-compile-cuda gpu-check clean instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
@@ -60,6 +60,11 @@ CXX_FILES := '*.cpp' '*.h' '*.cu' '*.inc' '*.c'
 # The tables of docs/kernels that follow from data files and from the kernels' own code.
 docs-generated: $(STAMP)
 	$(BIN)/python -m tests.gpu.tools.pages
+
+# Damaged inputs, each seed others: make fuzz IFAN_FUZZ_SEED=7 IFAN_FUZZ_CASES=1000000 runs for hours.
+fuzz: export IFAN_FUZZ_CASES ?= 20000
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest tests/fuzz --timeout 0
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ values of the wrong type raise ``ValueError`` naming the key, what was expected 
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Collection, Sequence
@@ -46,6 +47,10 @@ class TaskConfig:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        _require(
+            bool(self.name) and "." not in self.name,
+            f"task {self.name!r}: expected a name without dots, such as 'emotion'; rename the task",
+        )
         _require(self.kind in KINDS, f"task {self.name!r}: kind must be one of {KINDS}; got {self.kind!r}")
         _require(len(self.classes) > 0, f"task {self.name!r}: classes is empty; list at least one name")
         _require(len(set(self.classes)) == len(self.classes), f"task {self.name!r}: class names repeat: {self.classes}")
@@ -64,8 +69,14 @@ PAPER_TASKS = (
 
 
 LARGEST = {"size": 4096, "iterations": 64, "growth": 512, "block_layers": 64, "blocks": 5,
-           "stem_channels": 4096, "up_channels": 4096, "point_radius": 4096, "image_fold": 8}  # fmt: skip
+           "stem_channels": 4096, "up_channels": 4096, "point_radius": 256, "image_fold": 8}  # fmt: skip
 """Bounds of what a file from outside may ask for before anything is allocated."""
+
+MAX_BYTES = 1 << 20
+"""Largest configuration file that is read."""
+
+MAX_DEPTH = 32
+"""Levels of a configuration file; ours have four."""
 
 
 @dataclass(frozen=True)
@@ -311,8 +322,6 @@ def load_config(source: str | Path) -> Config:
 
     Raises ``ValueError`` for an unknown preset, unreadable YAML, unknown or missing keys and values of the wrong type.
     """
-    import yaml  # here and below only: a network of a configuration made in Python runs without it
-
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         names = presets()
@@ -320,17 +329,38 @@ def load_config(source: str | Path) -> Config:
         text, origin = (resources.files("ifan") / "presets" / f"{source}.yaml").read_text(encoding="utf-8"), str(source)
     else:
         try:
+            _require(path.stat().st_size <= MAX_BYTES, f"{path}: a configuration has at most {MAX_BYTES} bytes")
             text, origin = path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: cannot read the configuration ({error}); check the path") from error
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{origin}: not valid YAML ({' '.join(str(error).split())})") from error
-    try:
+        tree = parse_yaml(text)
         return from_dict(Config, {} if tree is None else tree)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data of a YAML text; ``1e-3`` is a number, as in YAML 1.2.
+
+    Raises ``ValueError`` for what is not valid, nested too deeply, or has an alias: a few of these, one in the other,
+    stand for more than any memory holds.
+    """
+    import yaml  # here and below only: a network of a configuration made in Python runs without it
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise ValueError(f"not valid YAML: aliases (*name) and more than {MAX_DEPTH} levels are not taken")
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML ({' '.join(str(error).split())})") from error
 
 
 def dump_config(config: Config) -> str:

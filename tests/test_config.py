@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from ifan.config import Config, NetworkConfig, TaskConfig, dump_config, from_dict, load_config, presets, to_dict
+from ifan.cli.train import override
+from ifan.config import (
+    Config,
+    NetworkConfig,
+    TaskConfig,
+    dump_config,
+    from_dict,
+    load_config,
+    parse_yaml,
+    presets,
+    to_dict,
+)
 
 
 @pytest.mark.parametrize("name", presets())
@@ -78,3 +89,39 @@ def test_tasks_come_in_the_order_of_the_planes() -> None:
         NetworkConfig(tasks=(smile, points))
     with pytest.raises(ValueError, match=r"unknown task 'frown'; this network has \['smile'\]"):
         NetworkConfig(tasks=(smile,)).task("frown")
+
+
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def test_aliases_that_stand_for_more_than_any_memory_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.yaml"
+    path.write_text(ALIASES + "training: {iterations: *i}\n")
+    with pytest.raises(ValueError, match=r"bomb\.yaml: not valid YAML: aliases"):
+        load_config(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="not valid YAML: aliases"):
+        load_config(path)
+    path.write_text("#" * (1 << 20) + "\n")
+    with pytest.raises(ValueError, match="at most 1048576 bytes"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "."])
+def test_a_task_without_a_usable_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="expected a name without dots"):
+        TaskConfig(name, "classification", ("a", "b"))
+
+
+def test_a_radius_that_fills_the_memory_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"network\.point_radius must be between 1 and 256; got 4096"):
+        NetworkConfig(point_radius=4096)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "+1e-3", "0.001", "1.0e-3"])
+def test_numbers_in_every_spelling(text: str) -> None:
+    assert parse_yaml(text) == 1e-3
+    assert parse_yaml("1e-3x") == "1e-3x"
+    assert override(Config(), [f"training.learning_rate={text}"]).training.learning_rate == 1e-3

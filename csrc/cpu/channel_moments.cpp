@@ -39,7 +39,7 @@ inline __attribute__((always_inline)) void tile_moments(const T* x, int64_t n, i
   for (int64_t j = 0; j < width; ++j) centre[j] = static_cast<float>(sums[j] /= static_cast<double>(n));
   for (int64_t p = 0; p < n;) {
     float part[kTile] = {};
-    for (const int64_t stop = least(n, p + kShortSum); p < stop; ++p)
+    for (const int64_t stop = min(n, p + kShortSum); p < stop; ++p)
       for (int64_t j = 0; j < width; ++j) {
         const float d = read(x + p * stride + j) - centre[j];
         part[j] += d * d;
@@ -69,14 +69,14 @@ struct Forward {
   Moments* partial;  // (N, chunks, C)
 
   Moments* at(int64_t lane, int64_t piece) const { return partial + (lane * chunks + piece) * call->shape[1]; }
-  int64_t size(int64_t piece) const { return least(chunk, pixels - piece * chunk); }
+  int64_t size(int64_t piece) const { return min(chunk, pixels - piece * chunk); }
 };
 
 template <typename T>
 const float* gather(const Forward& f, const T* plane, int64_t begin, int64_t n, float* buffer) {
   const int64_t *shape = f.call->shape, *strides = f.call->strides;
   for (int64_t p = 0; p < n;) {  // row by row, so that the inner loop has one stride
-    const int64_t column = (begin + p) % shape[3], run = least(shape[3] - column, n - p);
+    const int64_t column = (begin + p) % shape[3], run = min(shape[3] - column, n - p);
     const T* row = plane + pixel(shape, strides, begin + p);
     if (strides[3] == 1)
       for (int64_t j = 0; j < run; ++j) buffer[p + j] = read(row + j);
@@ -149,7 +149,7 @@ void join(const Forward& f, Moments* joint) {
 
 int useful_threads(const int64_t* shape, int threads) {
   const int64_t work = shape[0] * shape[1] * shape[2] * shape[3] / kThreadWork + 1;
-  return static_cast<int>(least(threads, work));
+  return static_cast<int>(min(threads, work));
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ struct Context {
   int64_t parts() const { return (call.x.channels + chunk - 1) / chunk * call.prologues; }
   Part part(int64_t index) const {  // the prologues in turn, while the second-level cache has the channels
     const int64_t first = index / call.prologues * chunk;
-    return {index % call.prologues, first, least(chunk, call.x.channels - first)};
+    return {index % call.prologues, first, min(chunk, call.x.channels - first)};
   }
 };
 
@@ -69,12 +69,12 @@ struct Reader {
     const ConvolutionForward& call = context.call;
     Plane<normalise> planes[Block<N>::size];
     const float* ahead[Block<N>::size];
-    for (; done < least(channels, part.channels); ++done, strip += Strip<N>::size) {
+    for (; done < min(channels, part.channels); ++done, strip += Strip<N>::size) {
       const int64_t c = part.first + done;
       for (int64_t r = 0; r < block.count; ++r) {
         const int64_t lane = block.runs[r].lane, at = (part.prologue * call.x.tasks + context.plan.task[lane]) * call.x.channels + c;
         planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-        ahead[r] = context.plan.plane(lane, least(c + kChannelsAhead, call.x.channels - 1));
+        ahead[r] = context.plan.plane(lane, min(c + kChannelsAhead, call.x.channels - 1));
       }
       transform_down(block, planes, ahead, strip);
     }
@@ -123,7 +123,7 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
   for (int64_t index = begin; index < end; ++index) {
     const Block<N> block(context.tiling, index / context.pieces * b.tiles, context.tiling.tiles());
     const int64_t piece = index % context.pieces, first_output = piece * units / context.pieces * kUnit;
-    const int64_t end_output = least((piece + 1) * units / context.pieces * kUnit, context.share);
+    const int64_t end_output = min((piece + 1) * units / context.pieces * kUnit, context.share);
     const auto reader = [&](int64_t i) {  // beyond the last part there is nothing to read
       return Reader<N, normalise>{context, block, i < parts ? context.part(i) : Part{}, b.strips[i % 2]};
     };
@@ -147,7 +147,7 @@ void run(Context& context) {
   constexpr int64_t tiles = N * kWidth;
   const Body body = context.call.scale ? convolve_blocks<N, true> : convolve_blocks<N, false>;
   const int64_t blocks = (context.tiling.tiles() + tiles - 1) / tiles;
-  if (blocks < context.call.threads) context.pieces = least(context.call.threads, (context.share + kUnit - 1) / kUnit);
+  if (blocks < context.call.threads) context.pieces = min(context.call.threads, (context.share + kUnit - 1) / kUnit);
   parallel_for(blocks * context.pieces, 1, context.call.threads, body, &context);
 }
 
@@ -164,7 +164,7 @@ void pack_inputs(void* argument, int64_t begin, int64_t end) {  // index: (group
   for (int64_t index = begin; index < end; ++index) {
     const int64_t block = index / call.inputs, c = index % call.inputs;
     double w[9][kOutputs] = {}, half[6][3][kOutputs];
-    const int64_t some = least(kOutputs, call.outputs - block * kOutputs);
+    const int64_t some = min(kOutputs, call.outputs - block * kOutputs);
     for (int64_t o = 0; o < some; ++o) {
       const float* from = call.weight + (block * kOutputs + o) * out_stride + c * in_stride;
       for (int64_t i = 0; i < 9; ++i) w[i][o] = from[call.transposed ? 8 - i : i];
@@ -198,7 +198,7 @@ bool convolution_forward(const ConvolutionForward& call) {
   const int64_t share = call.outputs / call.prologues;
   if (!share) return true;
   const bool many = share > 24;  // outputs; where they are few, more tiles a block share one reading of the filters
-  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, least(call.x.channels, chunk_of(many)), 1};
+  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, min(call.x.channels, chunk_of(many)), 1};
   if (kRegisters == 16 && !many && context.tiling.tiles() > 3 * kWidth)
     run<4>(context);
   else if (context.tiling.tiles() > kWidth)

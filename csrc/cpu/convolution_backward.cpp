@@ -34,7 +34,7 @@ struct Context {
   bool many() const { return wide > 2 * kWidth; }  // outputs: what belongs to them does not stay in the second-level cache
   // Rows of outputs lie in panels of two vectors, or one at the end: floats of a row in the panel of output o, and the place of o among
   // `count` rows.
-  int64_t panel(int64_t o) const { return least(2 * kWidth, wide - o / (2 * kWidth) * 2 * kWidth); }
+  int64_t panel(int64_t o) const { return min(2 * kWidth, wide - o / (2 * kWidth) * 2 * kWidth); }
   int64_t place(int64_t o, int64_t count) const { return o % (2 * kWidth) + o / (2 * kWidth) * 2 * kWidth * count; }
   std::atomic<bool> failed{false};
 };
@@ -112,7 +112,7 @@ struct Batch {
   int64_t tiles;
   bool add;
   int64_t blocks() const { return (tiles + kTiles - 1) / kTiles; }
-  int64_t in_block(int64_t i) const { return ceil_to(least(tiles - i * kTiles, kTiles), kWidth); }  // whole vectors
+  int64_t in_block(int64_t i) const { return ceil_to(min(tiles - i * kTiles, kTiles), kWidth); }  // whole vectors
 };
 
 // Rows of tiles [begin, end), of all lanes, and the chunk of channels that is worked on there.
@@ -140,10 +140,10 @@ class Prefetcher {
   int64_t rows() const { return context_.tiling.rows; }
   void find() {
     const Tiling& tiling = context_.tiling;
-    const int64_t c = region_.first + plane_ / 2, later = least(c + region_.channels, context_.call.x.channels - 1);
+    const int64_t c = region_.first + plane_ / 2, later = min(c + region_.channels, context_.call.x.channels - 1);
     const int64_t first = region_.begin > lane_ * rows() ? 4 * (region_.begin - lane_ * rows()) : 0;
     at_ = (plane_ % 2 ? context_.plan.plane(lane_, later) : context_.plan.gradient(lane_, c)) + first * tiling.width;
-    end_ = at_ + (least(4 * (region_.end - lane_ * rows()), tiling.height) - first) * tiling.width;
+    end_ = at_ + (min(4 * (region_.end - lane_ * rows()), tiling.height) - first) * tiling.width;
   }
 
   const Context& context_;
@@ -216,7 +216,7 @@ void transform_chunk(const Context& context, const Tiles& block, int64_t first, 
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t lane = block.runs[r].lane, at = context.plan.task[lane] * call.x.channels + c;
       planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-      next[r] = context.plan.plane(lane, least(c + kChannelsAhead, call.x.channels - 1));
+      next[r] = context.plan.plane(lane, min(c + kChannelsAhead, call.x.channels - 1));
     }
     transform_inputs(block, planes, next, out + (c - first) * kTiles, context.inputs());
   }
@@ -276,7 +276,7 @@ void differentiate_prologue(const Context& context, const Region& region, float*
   const int64_t height = context.tiling.height, width = context.tiling.width, rows = context.tiling.rows;
   for (int64_t lane = region.begin / rows; lane * rows < region.end; ++lane) {  // a lane's rows follow each other in memory
     const int64_t y = region.begin > lane * rows ? 4 * (region.begin - lane * rows) : 0;
-    const int64_t n = (least(4 * (region.end - lane * rows), height) - y) * width;
+    const int64_t n = (min(4 * (region.end - lane * rows), height) - y) * width;
     for (int64_t c = region.first; c < region.first + region.channels; ++c) {
       const int64_t at = context.plan.task[lane] * call.x.channels + c;
       affine_relu_backward(context.plan.plane(lane, c) + y * width, plane_in(context, region, gradients, lane, c) + y * width,
@@ -295,7 +295,7 @@ void work_on_batch(const Context& context, int64_t begin, int64_t end, bool add,
   };
   each_block([&](const Tiles& block, int64_t i) { transform_gradients(context, block, i, b); });
   for (int64_t first = 0; first < channels; first += context.chunk) {
-    const int64_t some = least(context.chunk, channels - first);
+    const int64_t some = min(context.chunk, channels - first);
     const auto at = [&](int64_t i) { return b.chunk + i * kPoints * context.inputs(); };
     each_block([&](const Tiles& block, int64_t i) { transform_chunk<normalise>(context, block, first, some, at(i)); });
     const Region region{begin, end, first, some};
@@ -353,7 +353,7 @@ void work_on_parts(void* argument, int64_t begin, int64_t end) {
     if (normalise) memset(call.sums + 2 * first * call.x.channels, 0, 2 * (last - first) * call.x.channels * sizeof(double));
     const int64_t end_row = last * context.tiling.rows;
     for (int64_t row = first_row; row < end_row; row += context.rows)
-      work_on_batch<normalise>(context, row, least(row + context.rows, end_row), row > first_row, b);
+      work_on_batch<normalise>(context, row, min(row + context.rows, end_row), row > first_row, b);
     weight_gradient(context, b.filters, call.shares + part * call.outputs * call.x.channels * 9);
   }
 }

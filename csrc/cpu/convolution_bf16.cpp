@@ -63,7 +63,7 @@ void transform_chunk(const Context& context, const Block<N>& block, int64_t firs
       for (int64_t r = 0; r < block.count; ++r) {
         const int64_t lane = block.runs[r].lane, at = context.plan.task[lane] * call.x.channels + c;
         planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
-        next[r] = context.plan.plane(lane, least(c + 2, call.x.channels - 1));
+        next[r] = context.plan.plane(lane, min(c + 2, call.x.channels - 1));
       }
       transform_down(block, planes, next, strip + kWidth);
     }
@@ -87,9 +87,9 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
     const Block<N> block(context.tiling, index / context.pieces * tiles, context.tiling.tiles());
     const int64_t piece = index % context.pieces, units = (call.outputs + kUnit - 1) / kUnit;
     const int64_t first_output = piece * units / context.pieces * kUnit;
-    const int64_t end_output = least((piece + 1) * units / context.pieces * kUnit, call.outputs);
+    const int64_t end_output = min((piece + 1) * units / context.pieces * kUnit, call.outputs);
     for (int64_t first = 0; first < pairs; first += context.chunk) {
-      const int64_t some = least(context.chunk, pairs - first);
+      const int64_t some = min(context.chunk, pairs - first);
       transform_chunk<N, normalise>(context, block, first, some, b);
       for (int64_t p = 0; p < kPoints; ++p)
         for (int64_t o = first_output / kOutputs; o < groups(end_output); ++o)
@@ -105,7 +105,7 @@ void run(Context& context) {
   constexpr int64_t tiles = N * kWidth;
   const Body body = context.call.scale ? convolve_blocks<N, true> : convolve_blocks<N, false>;
   const int64_t blocks = (context.tiling.tiles() + tiles - 1) / tiles;
-  if (blocks < context.call.threads) context.pieces = least(context.call.threads, (context.call.outputs + kUnit - 1) / kUnit);
+  if (blocks < context.call.threads) context.pieces = min(context.call.threads, (context.call.outputs + kUnit - 1) / kUnit);
   parallel_for(blocks * context.pieces, 1, context.call.threads, body, &context);
 }
 
@@ -130,7 +130,7 @@ bool convolution_forward(const ConvolutionForward& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
   const int64_t pairs = (call.x.channels + 1) / 2;
-  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), call.outputs > 24 ? least(pairs, 256) : 64, 1};
+  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), call.outputs > 24 ? min(pairs, 256) : 64, 1};
   if (context.tiling.tiles() > kWidth)
     run<2>(context);
   else

@@ -51,7 +51,7 @@ void convolve_rows(void* argument, int64_t begin, int64_t end) {  // index: (lan
   for (int64_t index = begin; index < end; ++index) {
     const int64_t piece = index % context.pieces, row = index / context.pieces % context.rows;
     const int64_t lane = index / context.pieces / context.rows, start = piece * kPixels;
-    const int64_t pixels = least(kPixels, context.width - start), at = row * context.width + start;
+    const int64_t pixels = min(kPixels, context.width - start), at = row * context.width + start;
     for (int64_t c = 0, k = 0; c < channels; ++c) {
       const float* plane = context.plan.plane(lane, c) + row * call.row_step + start;
       for (int64_t t = 0; t < call.taps; ++t, ++k) rows[k] = plane + call.offsets[t];

@@ -84,10 +84,10 @@ void convolve_rows(void* argument, int64_t begin, int64_t end) {  // index: (lan
   for (int64_t index = begin; index < end; ++index) {
     const int64_t piece = index % context.pieces, row = index / context.pieces % context.rows;
     const int64_t lane = index / context.pieces / context.rows, start = piece * kPixels;
-    const int64_t pixels = least(kPixels, context.width - start), at = row * context.width + start;
+    const int64_t pixels = min(kPixels, context.width - start), at = row * context.width + start;
     round_to_pairs(context, lane, row * call.row_step + start + context.nearest, pixels, values);
     int64_t i = 0;
-    for (; i + kWidth < pixels; i += 2 * kWidth) convolve<2>(context, rows, i, lane, at + i, least(2 * kWidth, pixels - i));
+    for (; i + kWidth < pixels; i += 2 * kWidth) convolve<2>(context, rows, i, lane, at + i, min(2 * kWidth, pixels - i));
     if (i < pixels) convolve<1>(context, rows, i, lane, at + i, pixels - i);
   }
 }

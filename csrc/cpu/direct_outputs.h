@@ -13,7 +13,7 @@ inline int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutp
 // Adds the initial values to sums [kOutputs][N vectors], applies the ReLU and writes `pixels` of each from output `first` on.
 template <int N>
 inline void write_sums(const DirectConvolution& call, const float* sums, int64_t lane, int64_t first, int64_t at, int64_t pixels) {
-  const int64_t plane = call.x.height * call.x.width, some = least(kOutputs, call.outputs - first);
+  const int64_t plane = call.x.height * call.x.width, some = min(kOutputs, call.outputs - first);
   for (int64_t o = 0; o < some; ++o) {
     const int64_t place = lane * call.out_lane_stride + (first + o) * plane + at;
     const float* sum = sums + o * N * kWidth;

@@ -49,7 +49,7 @@ void encode_rows(void* argument, int64_t begin, int64_t end) {  // index: (lane,
     float* out = call.out + lane * planes * pixels + y * size;
     const float* logits = call.parsing + lane * call.classes * pixels + y * size;
     for (int64_t x = 0; call.classes && x < size; x += kWidth) {
-      const int64_t n = least(kWidth, size - x);
+      const int64_t n = min(kWidth, size - x);
       const Vec sum = exponentials(logits + x, out + x, call.classes, pixels, n);
       for (int64_t k = 0; k < call.classes; ++k) {
         float* e = out + k * pixels + x;
@@ -74,7 +74,7 @@ void encode_rows(void* argument, int64_t begin, int64_t end) {  // index: (lane,
 void backward_row(const EncodeBackward& call, int64_t lane, int64_t y, int64_t planes) {
   const int64_t size = call.size, pixels = size * size, at = lane * call.classes * pixels + y * size;
   for (int64_t x = 0; x < size; x += kWidth) {
-    const int64_t n = least(kWidth, size - x);
+    const int64_t n = min(kWidth, size - x);
     const float* g = call.gradient + lane * planes * pixels + y * size + x;
     float* out = call.parsing_gradient + at + x;
     const Vec sum = exponentials(call.parsing + at + x, out, call.classes, pixels, n);
@@ -90,7 +90,7 @@ double plane_sum(const float* g, int64_t size) {
   double sum = 0;
   for (int64_t y = 0; y < size; ++y, g += size) {
     Vec row{};
-    for (int64_t x = 0; x < size; x += kWidth) row += load_first(g + x, least(kWidth, size - x));
+    for (int64_t x = 0; x < size; x += kWidth) row += load_first(g + x, min(kWidth, size - x));
     sum += sum_of(row);
   }
   return sum;
@@ -129,14 +129,14 @@ void backward_lanes(void* argument, int64_t begin, int64_t end) {  // index: (la
 
 bool encode_planes(const EncodePlanes& call) {
   const int64_t values = planes_of(call) * call.size;
-  const int threads = static_cast<int>(least(call.threads, call.lanes * call.size * values / kThreadWork + 1));
+  const int threads = static_cast<int>(min(call.threads, call.lanes * call.size * values / kThreadWork + 1));
   parallel_for(call.lanes * call.size, 1 + kThreadWork / 4 / (values + 1), threads, encode_rows, const_cast<EncodePlanes*>(&call));
   return true;
 }
 
 bool encode_backward(const EncodeBackward& call) {
   const int64_t work = call.lanes * planes_of(call) * call.size * call.size;
-  const int threads = static_cast<int>(least(call.threads, work / kThreadWork + 1));
+  const int threads = static_cast<int>(min(call.threads, work / kThreadWork + 1));
   const int64_t rows = call.classes ? call.lanes * call.size : 0, constant = call.tasks ? call.lanes : 0;
   parallel_for(rows + constant, 1, threads, backward_lanes, const_cast<EncodeBackward*>(&call));
   return true;

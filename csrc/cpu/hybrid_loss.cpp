@@ -42,7 +42,7 @@ void chunks(void* context, int64_t begin, int64_t end) {
   float* last = exponentials + exponential_floats(task.classes);
   int32_t* labels = reinterpret_cast<int32_t*>(last + task.classes * kWidth);
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t image = index / parsing.pieces, first = index % parsing.pieces * kChunk, n = least(kChunk, plane - first);
+    const int64_t image = index / parsing.pieces, first = index % parsing.pieces * kChunk, n = min(kChunk, plane - first);
     const int64_t at = image * task.classes * plane + first, whole = n - n % kWidth, rest = n - whole;
     for (int64_t i = 0; i < n; ++i) labels[i] = task.labels[image * plane + first + i];
     for (int64_t i = n; i < whole_vectors(n); ++i) labels[i] = -1;
@@ -110,7 +110,7 @@ void strips(void* context, int64_t begin, int64_t end) {
     int64_t y = 0;
     while (y < task.label_height && parsing.rows[y].first < first) ++y;
     for (int64_t i = 0; i < values; ++i) s.upper[i] = s.lower[i] = 0;
-    for (int64_t j = first; j < least(first + kStrip, task.height); ++j) {
+    for (int64_t j = first; j < min(first + kStrip, task.height); ++j) {
       for (; y < task.label_height && parsing.rows[y].first == j; ++y) loss += label_row(parsing, s, image, y);
       for (int64_t k = 0; k < task.classes; ++k)
         parsing.x.settle(s.upper + k * s.parts, task.gradient + (image * task.classes + k) * plane + j * task.width);
@@ -154,7 +154,7 @@ int64_t below(const uint8_t* labels, int64_t n, int64_t classes) {
 
 // The sum of the labels' weights; false if a label is of no class and not 255, which does not count.
 bool weight_of(const ParsingTask& task, double* weight) {
-  const int64_t n = task.images * task.label_height * task.label_width, classes = least(task.classes, kIgnored);
+  const int64_t n = task.images * task.label_height * task.label_width, classes = min(task.classes, kIgnored);
   const int64_t counted = below(task.labels, n, classes);
   *weight = task.class_weights ? 0 : static_cast<double>(counted);
   for (int64_t k = 0, before = 0, upto; task.class_weights && k < classes; ++k, before = upto)

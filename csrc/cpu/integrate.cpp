@@ -62,7 +62,7 @@ bool run(const IntegrateCall& call, Body body) {
   if (!plan.made()) return false;
   Context context{call, plan};
   const int64_t pixels = call.x.height * call.x.width, planes = call.x.lanes * call.x.channels;
-  const int threads = static_cast<int>(least(call.threads, planes * pixels / kThreadWork + 1));
+  const int threads = static_cast<int>(min(call.threads, planes * pixels / kThreadWork + 1));
   parallel_for(planes, neighbours(planes, pixels, threads), threads, body, &context);
   return true;
 }

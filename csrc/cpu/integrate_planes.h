@@ -48,7 +48,7 @@ inline void visit_pairs(const float* x, const float* d, int64_t height, int64_t 
   AffineSums run;
   for (int64_t r = 0, visited = 0; r < height; r += 2, d += width / 2)
     for (int64_t begun = 0, end; begun < width / 2; begun = end) {
-      end = least(begun + block, width / 2);
+      end = min(begun + block, width / 2);
       const int64_t rows[2] = {r * width, (r + 1) * width};
       for (int64_t j = begun; j < end; j += kWidth) {
         Vec twice[2];
@@ -77,9 +77,9 @@ template <typename Write>
 inline void visit_laid_out(const float* x, const float* d, int64_t height, int64_t width, Affine f, double* sums, Write write) {
   float wide[kRun];
   for (int64_t begun = 0, n; begun < height * width; begun += n) {  // as many whole pairs of rows as a run holds, or a part of one row
-    n = 2 * width <= kRun ? least(kRun / (2 * width) * 2 * width, height * width - begun) : least(kRun, width - begun % width);
+    n = 2 * width <= kRun ? min(kRun / (2 * width) * 2 * width, height * width - begun) : min(kRun, width - begun % width);
     for (int64_t i = 0; i < n;) {
-      const int64_t r = (begun + i) / width, column = (begun + i) % width, some = least(n - i, width - column);
+      const int64_t r = (begun + i) / width, column = (begun + i) % width, some = min(n - i, width - column);
       widen(d + (r / 2) * (width / 2) + column / 2, some / 2, wide + i);
       if (2 * width <= kRun) __builtin_memcpy(wide + i + width, wide + i, width * sizeof(float)), i += width;
       i += some;

@@ -156,7 +156,7 @@ class Tile {
     take();
     const int64_t channels = call_.first ? call_.expanded : call_.inputs;
     for (int64_t begin = 0; begin < channels; begin += kChunk) {
-      const int64_t count = least(kChunk, channels - begin);
+      const int64_t count = min(kChunk, channels - begin);
       const float* e = x_ + begin * t_.in_plane;
       int64_t plane = t_.in_plane;
       if (call_.first) {
@@ -192,7 +192,7 @@ class Tile {
           const float* from = call_.x + (c * call_.height + y) * call_.width + x0;
           int64_t i = 0;
           for (; i < t_.stride && x0 + i * first < 0; ++i) to[i] = 0;
-          const int64_t end = least(t_.stride, parts(call_.width - x0, first));
+          const int64_t end = min(t_.stride, parts(call_.width - x0, first));
           if (first == 1) {
             for (; i + kWidth <= end; i += kWidth) store(to + i, load(from + i));
             for (; i < end; ++i) to[i] = from[i];
@@ -230,7 +230,7 @@ class Tile {
     }
     if (!call_.depthwise) return;
     const int64_t above = mid_top_ < 0 ? -mid_top_ : 0, left = mid_left_ < 0 ? -mid_left_ : 0;
-    const int64_t below = least(t_.mid_rows, t_.mid_height - mid_top_), right = least(t_.mid_columns, t_.mid_width - mid_left_);
+    const int64_t below = min(t_.mid_rows, t_.mid_height - mid_top_), right = min(t_.mid_columns, t_.mid_width - mid_left_);
     if (!above && !left && below == t_.mid_rows && right == t_.mid_columns) return;
     for (int64_t c = 0; c < count; ++c)
       for (int64_t r = 0; r < t_.mid_rows; ++r) {
@@ -262,7 +262,7 @@ class Tile {
 
   // y to its place.
   void give() const {
-    const int64_t height = least(t_.rows, t_.out_height - top_), width = least(t_.columns, t_.out_width - left_);
+    const int64_t height = min(t_.rows, t_.out_height - top_), width = min(t_.columns, t_.out_width - left_);
     for (int64_t o = 0; o < call_.outputs; ++o)
       for (int64_t r = 0; r < height; ++r) {
         const float* from = y_ + o * t_.out_plane + r * t_.out_stride;

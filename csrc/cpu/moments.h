@@ -39,7 +39,7 @@ inline Moments moments_of(const float* x, int64_t n, const float* next) {
   const float centre = static_cast<float>(mean);
   for (int64_t i = 0; i < whole;) {
     float part[lanes] = {};
-    for (const int64_t stop = least(whole, i + kShortSum * lanes); i < stop; i += lanes) {
+    for (const int64_t stop = min(whole, i + kShortSum * lanes); i < stop; i += lanes) {
       for (int64_t j = 0; j < lanes; j += 16) __builtin_prefetch(next + i + j);
       for (int64_t j = 0; j < lanes; ++j) part[j] += (x[i + j] - centre) * (x[i + j] - centre);
     }

@@ -49,13 +49,13 @@ using Vec = VecOf<kWidth>;
 
 constexpr int64_t kLine = 16;  // floats of a line of the caches
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The grain for `count` pieces of memory, `values` floats each, one behind the other: up to a megabyte, since behind a piece's end memory
 // is asked for in vain where another thread takes the next one.
 inline int64_t neighbours(int64_t count, int64_t values, int threads) {
   constexpr int64_t few = 8192, many = 1 << 18;
-  const int64_t share = least(count * values / (8 * threads), many);
+  const int64_t share = min(count * values / (8 * threads), many);
   return 1 + (share < few ? few : share) / (values + 1);
 }
 

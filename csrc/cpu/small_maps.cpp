@@ -81,13 +81,13 @@ void convolve_pixels(void* argument, int64_t begin, int64_t end) {  // index: (g
     const int64_t group = index % groups, lane = index / groups % call.x.lanes, v = index / groups / call.x.lanes * N;
     int64_t pixel[P];
     for (int64_t p = 0; p < P; ++p) {
-      const int64_t at = least(group * P + p, pixels - 1);
+      const int64_t at = min(group * P + p, pixels - 1);
       pixel[p] = at / call.x.width * context.wide + at % call.x.width;
     }
     const float* x = context.inputs + lane * call.x.channels * context.plane;
     multiply<N, P>(context, x, pixel, call.filters + v * kWidth, vectors(call.outputs) * kWidth, y);
     for (int64_t p = 0; p < P && group * P + p < pixels; ++p)
-      write(context, y + p * N * kWidth, lane, v * kWidth, least(N * kWidth, call.outputs - v * kWidth), group * P + p);
+      write(context, y + p * N * kWidth, lane, v * kWidth, min(N * kWidth, call.outputs - v * kWidth), group * P + p);
   }
 }
 

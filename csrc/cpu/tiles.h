@@ -177,7 +177,7 @@ inline void group_products(const TileProducts& plan, const float* filters, const
   for (int64_t first = 0; first < plan.chunks(); first += some) {
     const float* u = filters + first * plan.heights * shifts * plan.filter();
     const float* v = inputs + first * plan.chunk() * pair;
-    const int64_t chunks = least(some, plan.chunks() - first);
+    const int64_t chunks = min(some, plan.chunks() - first);
     int64_t n = 0;
     for (; n + N <= count; n += N)
       tile_products<shifts, N>(plan, u, v + n * kWidth, pair, row, chunks, sums + n * kWidth, pixels, first > 0);

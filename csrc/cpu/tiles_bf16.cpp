@@ -24,14 +24,14 @@ struct Bands {
   Bands(TileProducts products, int64_t lanes, int64_t height, int64_t width, int threads)
       : products(products), lanes(lanes), height(height), width(width), row((width + kWidth - 1) / kWidth * kWidth) {
     const int64_t fitting = kBand / (padded_pairs() * row) - halo();
-    rows = least(height, fitting < 1 ? 1 : fitting);
+    rows = min(height, fitting < 1 ? 1 : fitting);
     if (threads > 1) {
       const int64_t share = (height * lanes + 4 * threads - 1) / (4 * threads);
-      rows = least(rows, share < kFewestRows ? kFewestRows : share);
+      rows = min(rows, share < kFewestRows ? kFewestRows : share);
     }
     bands = (height + rows - 1) / rows;
     rows = (height + bands - 1) / bands;
-    pieces = lanes * bands < threads ? least(threads, products.groups()) : 1;
+    pieces = lanes * bands < threads ? min(threads, products.groups()) : 1;
     pair = ((rows + halo()) * row / kWidth | 1) * kWidth;
   }
   int64_t halo() const { return products.heights - 1; }
@@ -76,10 +76,10 @@ bool convolve(const Bands& bands, const float* filters, int threads, Read read, 
     const Tiles tiles(products.group(), products.chunk());
     for (int64_t index = begin; index < end; ++index) {
       const int64_t piece = index % b.pieces, first = index / b.pieces % b.bands * b.rows, lane = index / b.pieces / b.bands;
-      const int64_t rows = least(b.rows, b.height - first);
+      const int64_t rows = min(b.rows, b.height - first);
       c.read(lane, first, rows, memory);
       for (int64_t y = 0; y < rows; y += b.step()) {
-        const int64_t some = least(b.step(), rows - y);
+        const int64_t some = min(b.step(), rows - y);
         for (int64_t g = piece * products.groups() / b.pieces; g < (piece + 1) * products.groups() / b.pieces; ++g) {
           group_products<shifts>(products, c.filters + g * products.group_filters(), memory + y * b.row, b.pair, b.row,
                                  some * b.row / kWidth, sums);
@@ -111,12 +111,12 @@ bool convolve_normalised(const ConvolutionForward& call, const Plan& plan) {
   const int64_t channels = call.x.channels, height = call.x.height, width = call.x.width, plane = height * width;
   const Bands bands(convolution_products(call.outputs, channels), call.x.lanes, height, width, call.threads);
   const auto read = [&](int64_t lane, int64_t first, int64_t rows, float* out) {
-    const int64_t begin = first ? first - 1 : 0, end = least(first + rows + 1, height);
+    const int64_t begin = first ? first - 1 : 0, end = min(first + rows + 1, height);
     for (int64_t c = 0; c < channels; c += 2, out += bands.pair) {
       const bool odd = c + 1 < channels;
       const float* planes[2] = {plan.plane(lane, c), odd ? plan.plane(lane, c + 1) : nullptr};
-      const float* ahead = plan.plane(lane, least(c + 2, channels - 1));
-      const float* ahead_odd = plan.plane(lane, least(c + 3, channels - 1));
+      const float* ahead = plan.plane(lane, min(c + 2, channels - 1));
+      const float* ahead_odd = plan.plane(lane, min(c + 3, channels - 1));
       const int64_t at = plan.task[lane] * channels + c;
       float scale[2] = {1, 1}, shift[2] = {0, 0};
       for (int64_t k = 0; normalise && k < 1 + odd; ++k) scale[k] = call.scale[at + k], shift[k] = call.shift[at + k];
@@ -131,7 +131,7 @@ bool convolve_normalised(const ConvolutionForward& call, const Plan& plan) {
   };
   const int64_t row = bands.row;
   const auto write = [&](int64_t lane, int64_t first_output, int64_t y, int64_t rows, const float* sums) {
-    const int64_t group = bands.products.group(), end = least(group, call.outputs - first_output);
+    const int64_t group = bands.products.group(), end = min(group, call.outputs - first_output);
     const int64_t output = rows * row, shift = group * output;
     float* out = call.out + lane * call.out_lane_stride + first_output * plane;  // four planes become one of four times the size
     const auto vector = [&](int64_t o, int64_t r, int64_t x) {
@@ -213,8 +213,8 @@ bool tile_direct_convolution(const DirectConvolution& call) {
     for (int64_t c = 0; c < channels; c += 2) {
       const float* even = plan.plane(lane, c) + first * row_step;
       const float* odd = c + 1 < channels ? plan.plane(lane, c + 1) + first * row_step : nullptr;
-      const float* ahead = plan.plane(lane, least(c + 2, channels - 1)) + first * row_step;
-      const float* ahead_odd = plan.plane(lane, least(c + 3, channels - 1)) + first * row_step;
+      const float* ahead = plan.plane(lane, min(c + 2, channels - 1)) + first * row_step;
+      const float* ahead_odd = plan.plane(lane, min(c + 3, channels - 1)) + first * row_step;
       for (int64_t dx = 0; dx < side; ++dx, out += bands.pair)
         for (int64_t y = 0; y < rows + side - 1; ++y) {
           for (int64_t i = 0; i < width && !dx; i += 16)
@@ -224,7 +224,7 @@ bool tile_direct_convolution(const DirectConvolution& call) {
     }
   };
   const auto write = [&](int64_t lane, int64_t first_output, int64_t y, int64_t rows, const float* sums) {
-    const int64_t end = least(bands.products.group(), call.outputs - first_output);
+    const int64_t end = min(bands.products.group(), call.outputs - first_output);
     for (int64_t o = 0; o < end; ++o)
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t x = 0; x < width; x += kWidth) {

@@ -216,7 +216,7 @@ inline void transform_down(const Block<N>& block, const Plane<normalise>* planes
   const auto neighbour = [&](int64_t r, int64_t x, float* to) {
     const int64_t y = 4 * block.runs[r].y - 1;
     transform_columns<float, row>(planes[r], planes[r].data + y * width + x, nullptr, width, y < 0 ? 1 : 0,
-                                  least(6, tiling.height - y), 1, to);
+                                  min(6, tiling.height - y), 1, to);
   };
   const Run &first = block.runs[0], &last = block.runs[block.count - 1];
   if (block.before) neighbour(0, 4 * first.x - 1, out - 1);

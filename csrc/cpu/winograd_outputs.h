@@ -93,7 +93,7 @@ inline void write_shifted(const Block<N>& block, const float* m, int64_t stride,
     }
     for (int64_t i = 0; i < block.count; ++i) {
       const Run& run = block.runs[i];
-      const int64_t y = 4 * run.y + r, columns = least(8 * run.count, width - 8 * run.x);
+      const int64_t y = 4 * run.y + r, columns = min(8 * run.count, width - 8 * run.x);
       if (y < tiling.height) write_row(row + 8 * run.at, planes[i] + (2 * y + j) * width + 8 * run.x, columns, false);
     }
   }
@@ -126,10 +126,10 @@ class Destination {
   void find() {  // of a row of pixels of one run
     const Tiling& tiling = block_.tiling;
     const Run& run = block_.runs[run_];
-    const int64_t plane = tiling.height * tiling.width, y = least(4 * run.y * side_ + row_, tiling.height * side_ - 1);
+    const int64_t plane = tiling.height * tiling.width, y = min(4 * run.y * side_ + row_, tiling.height * side_ - 1);
     const float* row = call_.out + run.lane * call_.out_lane_stride + output_ * plane + y * tiling.width * side_;
     at_ = row + 4 * run.x * side_;
-    row_end_ = row + least(4 * (run.x + run.count), tiling.width) * side_;
+    row_end_ = row + min(4 * (run.x + run.count), tiling.width) * side_;
   }
 
   const ConvolutionForward& call_;

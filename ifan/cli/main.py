@@ -58,17 +58,19 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    A ``ValueError`` or ``OSError`` is the user's to mend: one line on stderr, exit code 1. With ``IFAN_DEBUG=1`` in the
-    environment its traceback is shown instead.
+    A ``ValueError``, ``OSError`` or ``MemoryError`` is the user's to mend: one line on stderr, exit code 1. With
+    ``IFAN_DEBUG=1`` in the environment its traceback is shown instead.
     """
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
         first = next((word for word in given if not word.startswith("-")), None)
         application(first if first in COMMANDS else None)(args=given, prog_name="ifan")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("IFAN_DEBUG", "0") not in ("", "0"):
             raise
-        typer.echo(f"error: {one_line(error)}", err=True)
+        typer.echo(
+            f"error: {one_line(error) or 'not enough memory; close other programs or take smaller inputs'}", err=True
+        )
         sys.exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,14 +124,15 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
 
 
 def _refuse_to_overwrite(paths: Sequence[str], stems: Sequence[str], out: Path, json_file: Path | None) -> None:
-    inputs = {Path(path).resolve(): path for path in paths}
+    # Unlike Path.resolve, realpath gives a loop of links back as it is.
+    inputs = {os.path.realpath(path) for path in paths}
     targets = [out / f"{stem}{ending}" for stem in stems for ending in ENDINGS]
     for target in [*targets, *([json_file] if json_file else [])]:
-        if target.resolve() in inputs:
+        if os.path.realpath(target) in inputs:
             raise ValueError(f"--out {out}: {target} would overwrite a photo that is to be read; choose another folder")
-    if json_file and json_file.resolve() in {target.resolve() for target in targets}:
+    if json_file and os.path.realpath(json_file) in {os.path.realpath(target) for target in targets}:
         raise ValueError(f"--json {json_file}: a photo's own results go there; choose another name")
-    if out.exists() and not out.is_dir():
+    if os.path.exists(out) and not os.path.isdir(out):
         raise ValueError(f"--out {out}: expected a folder; got a file; choose another name")
 
 
@@ -148,10 +150,12 @@ def _analyse(
     for path, stem in stems.items():
         try:
             done.append(_one(analyzer, path, stem, boxes, out, every))
-        except ValueError as error:
+        except (ValueError, MemoryError) as error:
             if strict:
                 raise
-            failed.append({"photo": path, "reason": one_line(error)})
+            failed.append(
+                {"photo": path, "reason": one_line(error) or f"{path}: not enough memory; shrink the picture"}
+            )
     return done, failed
 
 

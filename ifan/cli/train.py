@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ifan.cli.options import Datasets, Splits, by_name
+from ifan.config import Config, from_dict, load_config, parse_yaml, to_dict
 from ifan.optional import TORCH, require
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ def train(
 ) -> None:
     """Train one network on datasets that each label some of its tasks."""
     from ifan.allocator import keep_freed_memory
-    from ifan.config import load_config
 
     short = {"training.steps": steps, "network.iterations": iterations}
     changes = [*(set_ or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
@@ -122,9 +122,8 @@ def _with_tasks(config: Config, init: Path | None, added: list[str], data: list[
 
 def override(config: Config, changes: list[str]) -> Config:
     """``config`` with ``section.key=value`` changes, values in YAML; ``ValueError`` names a wrong key or type."""
-    import yaml
 
-    from ifan.config import Config, from_dict, to_dict
+    from ifan.config import Config
 
     tree = to_dict(config)
     for change in changes:
@@ -138,7 +137,7 @@ def override(config: Config, changes: list[str]) -> Config:
         if not isinstance(section, dict):
             raise ValueError(f"--set {change!r}: there is no section {'.'.join(path)!r}; expected network or training")
         try:
-            section[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            section[last] = parse_yaml(value)
+        except ValueError as error:
             raise ValueError(f"--set {change!r}: {value!r} is not a YAML value") from error
     return from_dict(Config, tree)

@@ -59,7 +59,10 @@ def pack(
             json.dump(_manifest(dataset, split, max_side, work), file, indent=1)
             _sync(file)
         work.chmod(0o755)
-        work.rename(target)
+        try:
+            work.rename(target)
+        except OSError as error:  # another process was faster
+            raise DataError(f"{target}: already there; remove it or choose another folder") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

@@ -1,15 +1,15 @@
 """Reading packed datasets: small pictures in one file, an index beside it, checksums over both.
 
 ``<folder>/<split>/`` holds ``data.bin`` (JPEG pictures and PNG label maps, one after the other), ``index.npz`` (numpy
-arrays, no pickle) and ``manifest.json`` (names, counts, sizes, SHA-256). Reading maps ``data.bin`` into memory; every
-record has a CRC-32 that is checked before it is decoded.
+arrays, no pickle) and ``manifest.json`` (names, counts, sizes, SHA-256). Every record has a CRC-32 that is checked
+before it is decoded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,6 +24,8 @@ from ifan.data.sample import FaceSample
 
 FORMAT, VERSION = "ifan-shards", 1
 DATA, INDEX, MANIFEST = "data.bin", "index.npz", "manifest.json"
+ARRAYS = {"image": 2, "parsing": 2, "keys": 1, "key_ends": 1, "points": 3, "boxes": 2, "labels": 2}
+"""The index's arrays and their numbers of axes."""
 REPACK = "pack the dataset again with `ifan pack`"
 
 
@@ -48,7 +50,6 @@ class ShardDataset:
         labels = self.index["labels"]
         if labels.shape[1] != len(sizes) or (labels < UNLABELLED).any() or (labels >= np.array(sizes, int)).any():
             raise DataError(f"{self.folder / INDEX}: its labels do not fit {MANIFEST}; {REPACK}")
-        self._map: mmap.mmap | None = None
 
     @property
     def tasks(self) -> frozenset[str]:
@@ -79,20 +80,19 @@ class ShardDataset:
         row = self.index["labels"][index]
         return {name: int(label) for name, label in zip(self.label_names, row, strict=True) if label != UNLABELLED}
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Loader processes map the file themselves.
-        return {**self.__dict__, "_map": None}
-
     def _record(self, kind: str, index: int) -> np.ndarray:
         """The bytes of a picture or label map (maybe none), checked."""
-        if self._map is None:
-            with (self.folder / DATA).open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         start, length, check = (int(v) for v in self.index[kind][index])
-        record = np.frombuffer(self._map, np.uint8, length, start)
-        if zlib.crc32(record.data) != check:
+        # Read, not mapped: a file that is cut short meanwhile is an error then, and not the end of the process.
+        try:
+            with (self.folder / DATA).open("rb", buffering=0) as file:
+                file.seek(start)
+                record = file.read(length)
+        except OSError as error:
+            raise DataError(f"{self.folder / DATA}: cannot be read ({error.strerror}); {REPACK}") from error
+        if len(record) != length or zlib.crc32(record) != check:
             raise DataError(f"{self.folder / DATA}: record {index} ({self._text(index)}) is damaged; {REPACK}")
-        return record
+        return np.frombuffer(record, np.uint8)
 
     def _text(self, index: int) -> str:
         ends = self.index["key_ends"]
@@ -129,15 +129,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     sound = (
         all(isinstance(manifest.get(key), kind) for key, kind in kinds.items())
         and manifest["count"] > 0
-        and manifest["margin"] > 0
+        and 0 < manifest["margin"] < math.inf
     )
-    sound = sound and all(isinstance(names, list) for names in manifest["classes"].values())
+    sound = sound and all(_texts(names) for names in (*manifest["classes"].values(), manifest["label_names"]))
     sound = sound and isinstance(files, dict) and set(files) == {DATA, INDEX}
     if not sound or not all(
         isinstance(f, dict) and isinstance(f.get("bytes"), int) and f["bytes"] > 0 for f in files.values()
     ):
         raise DataError(f"{path}: keys are missing or of the wrong type; {REPACK}")
     return manifest
+
+
+def _texts(value: Any) -> bool:
+    """True for a list of texts."""
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _check_file(path: Path, facts: dict[str, Any], checksum: bool) -> None:
@@ -152,14 +157,33 @@ def _check_file(path: Path, facts: dict[str, Any], checksum: bool) -> None:
         raise DataError(f"{path}: its SHA-256 is not the manifest's, the file is damaged; {REPACK}")
 
 
+def _check_arrays(path: Path) -> None:
+    """Raise ``ValueError`` unless the arrays are as large as their headers say, and not compressed: nothing larger
+    than the file is allocated."""
+    with zipfile.ZipFile(path) as archive:
+        for name, axes in ARRAYS.items():
+            member = archive.getinfo(f"{name}.npy")
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                size = file.tell() + math.prod(shape) * dtype.itemsize
+            if len(shape) != axes or member.file_size != size or dtype.hasobject:
+                raise ValueError(f"{name} is not an array of {axes} axes in {member.file_size} bytes")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{name} is compressed")
+
+
 def _read_index(path: Path, count: int, data_bytes: int) -> dict[str, np.ndarray]:
     """The index's arrays, with every offset inside ``data.bin``."""
     try:
+        _check_arrays(path)
         with np.load(path, allow_pickle=False) as file:
-            index = {name: file[name] for name in ("image", "parsing", "keys", "key_ends", "points", "boxes", "labels")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            index = {name: file[name] for name in ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: cannot read the index ({error}); {REPACK}") from error
-    spans = np.concatenate([index["image"], index["parsing"]]) if index["image"].ndim == 2 else np.zeros((0, 0))
+    same = index["image"].shape == index["parsing"].shape == (count, 3)
+    spans = np.concatenate([index["image"], index["parsing"]]) if same else np.zeros((0, 3))
     ends = index["key_ends"]
     fits = (
         all(len(index[name]) == count for name in index if name != "keys")
@@ -171,9 +195,10 @@ def _read_index(path: Path, count: int, data_bytes: int) -> dict[str, np.ndarray
         and ends.shape == (count,)
         and (np.diff(ends, prepend=0) >= 0).all()
         and ends[-1] == len(index["keys"])
-        and index["points"].ndim == 3
+        and index["keys"].dtype == np.uint8
+        and index["points"].dtype == index["boxes"].dtype == np.float32
+        and index["points"].shape[2] == 2
         and index["boxes"].shape == (count, 4)
-        and index["labels"].ndim == 2
         and index["labels"].dtype.kind == "i"
     )
     if not fits:

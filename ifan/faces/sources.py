@@ -19,6 +19,9 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CLIPS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 """What is taken from a folder, and by which names a clip is known."""
 
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,ogg,flv,asf"
+"""FFmpeg's names of what may be in a clip, whatever its name: containers of frames, no lists of other files."""
+
 
 def expand(inputs: Sequence[str], suffixes: Sequence[str] = PICTURES + CLIPS) -> list[str]:
     """Paths as they are, folders as the files in them with one of ``suffixes``, patterns as their matches; in order,
@@ -28,14 +31,13 @@ def expand(inputs: Sequence[str], suffixes: Sequence[str] = PICTURES + CLIPS) ->
     """
     paths: list[str] = []
     for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            found = sorted(str(p) for p in path.iterdir() if p.suffix.lower() in suffixes)
+        if os.path.isdir(given):  # unlike Path, os.path says no to a name that is too long or a loop of links
+            found = sorted(str(p) for p in Path(given).iterdir() if p.suffix.lower() in suffixes)
             if not found:
                 raise ValueError(f"{given}: no pictures in this folder ({', '.join(suffixes)}); pass another one")
             paths += found
         else:
-            paths += [given] if path.exists() else sorted(glob.glob(given, recursive=True)) or [given]
+            paths += [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True)) or [given]
     return list(dict.fromkeys(paths))
 
 
@@ -77,13 +79,23 @@ def frames(path: str, every: int = 1, skip: int = 0) -> Iterator[tuple[int, floa
         if not clip.streams.video:
             raise DataError(f"{path}: the file has no video; pass a clip or a picture")
         stream = clip.streams.video[0]
+        if stream.codec_context is None:
+            raise DataError(f"{path}: the clip's coding is unknown or damaged; convert it")
         stream.thread_type = "AUTO"
+        if stream.width * stream.height > MAX_PIXELS:
+            raise DataError(f"{path}: frames beyond the limit of {MAX_PIXELS // 10**6} megapixels; shrink the clip")
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of frames larger than the header says
+        number, damaged = -1, False
         for number, frame in enumerate(clip.decode(stream)):
-            if frame.width * frame.height > MAX_PIXELS:
-                raise DataError(f"{path}: frames beyond the limit of {MAX_PIXELS // 10**6} megapixels; shrink the clip")
+            damaged |= frame.is_corrupt
             if number % every == 0 and number // every >= skip:
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 yield number, frame.time, np.ascontiguousarray(upright)
+        if damaged or number + 1 < stream.frames:
+            raise DataError(
+                f"{path}: the clip is damaged: expected {stream.frames or 'whole'} frames; got {number + 1}"
+                f"{', some of them with errors' if damaged else ''}; copy or convert it again"
+            )
 
 
 def count_frames(path: str, every: int = 1) -> int:
@@ -103,12 +115,13 @@ def frame_rate(path: str) -> float:
 
 @contextmanager
 def _open(path: str) -> Iterator[Any]:
-    """An open clip. FFmpeg follows addresses, also those that stand in a file (a playlist): here it reads this file."""
+    """An open clip. FFmpeg follows addresses and names of files that stand in a file (a playlist, a list of parts):
+    here it reads this file."""
     av = require("reading a clip", "av", "PyAV", "av")
-    if Path(path).exists() and not Path(path).is_file():  # a pipe would wait for ever
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
         raise DataError(f"{path}: expected a file with a clip; got a folder, pipe or device; check the path")
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as clip:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as clip:
             yield clip
     except av.error.FFmpegError as error:
         raise DataError(f"{path}: the clip cannot be read ({error.strerror or error}); check or convert it") from error

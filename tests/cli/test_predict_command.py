@@ -259,3 +259,42 @@ def test_thousands_of_equal_names_are_numbered_at_once() -> None:
     stems = unique_stems([f"{i}/face.jpg" for i in range(20_000)])
     assert time.process_time() - began < 5
     assert stems == ["face", *(f"face_{i}" for i in range(2, 20_001))]
+
+
+def test_one_impossible_path_does_not_stop_the_others(run, photo: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    odd = ["x" * 300 + ".png", tmp_path / "loop.png", "y" * 300 + ".mp4"]
+    code, _, errors = run("predict", *odd, photo, "--out", tmp_path / "out", "--weights", weights, "--crops")
+    assert code == 1
+    assert errors.splitlines()[0] == "3 of 4 photos failed:"
+    assert len(errors.splitlines()) == 4
+    assert (tmp_path / "out" / "alpha.json").exists()
+
+
+def test_too_little_memory_is_one_line(run, photo: Path, weights: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("ifan.faces.analyzer.FaceAnalyzer.__call__", full)
+    code, _, errors = run("predict", photo, "--out", tmp_path / "out", "--weights", weights)
+    assert (code, len(errors.splitlines())) == (1, 2)
+    assert "not enough memory" in errors
+    monkeypatch.setattr("ifan.weights.load_network", full)
+    code, _, errors = run("predict", photo, "--out", tmp_path / "out", "--weights", weights)
+    assert (code, errors) == (1, "error: not enough memory; close other programs or take smaller inputs\n")
+
+
+def test_no_input_is_written_over(run, photo: Path, weights: Path, tmp_path: Path) -> None:
+    """An overlay has the name of another input, or of one by another spelling."""
+    from tests.support.clips import write_clip
+
+    out = tmp_path / "out"
+    out.mkdir()
+    clips = [write_clip(out / name, 2) for name in ("a.mp4", "a_overlay.mp4")]
+    before = clips[1].read_bytes()
+    (tmp_path / "link").symlink_to(out)
+    for folder in (out, tmp_path / "link", tmp_path / "link" / ".." / "out"):
+        code, _, errors = run("predict", *clips, "--out", folder, "--weights", weights, "--crops")
+        assert (code, len(errors.splitlines())) == (1, 1)
+        assert "would overwrite a photo that is to be read" in errors
+        assert clips[1].read_bytes() == before

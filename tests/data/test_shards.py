@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +192,77 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a picture"):
         pack(original, tmp_path / "out", "train")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def sealed(folder: Path, content: bytes) -> None:
+    """Put ``content`` in the place of the index, and its checksum into the manifest."""
+    (folder / "index.npz").write_bytes(content)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    files["index.npz"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    rewrite(folder, files=files)
+
+
+def test_data_cut_short_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    """Where the file was mapped into memory, the system ended the process."""
+    folder = pack(ToyFaces(3, size=64), tmp_path, "train")
+    packed = ShardDataset(folder)
+    assert packed[0].key == "train-0"
+    os.truncate(folder / "data.bin", 10)
+    for index in range(3):
+        with pytest.raises(DataError, match=r"data\.bin: record \d \(train-\d\) is damaged; pack"):
+            packed[index]
+    (folder / "data.bin").unlink()
+    with pytest.raises(DataError, match=r"data\.bin: cannot be read"):
+        packed[0]
+
+
+def test_an_index_that_unpacks_to_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    folder = pack(ToyFaces(2, size=16), tmp_path, "train")
+    with np.load(folder / "index.npz") as file:
+        index = dict(file)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{**index, "keys": np.zeros(10**7, np.uint8)})
+    sealed(folder, buffer.getvalue())
+    with pytest.raises(DataError, match="is compressed"):
+        ShardDataset(folder)
+
+
+def test_an_index_that_promises_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    folder = pack(ToyFaces(2, size=16), tmp_path, "train")
+    good = (folder / "index.npz").read_bytes()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(good)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, data.replace(b"(2, 4), }         ", b"(999999999, 4), } "))
+    assert buffer.getvalue() != good
+    sealed(folder, buffer.getvalue())
+    with pytest.raises(DataError, match=r"boxes is not an array of 2 axes"):
+        ShardDataset(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"label_names": [["emotion"]]}, {"label_names": [None]}, {"classes": {"emotion": [1, 2]}}, {"margin": 1e999}],
+    ids=str,
+)
+def test_a_manifest_of_odd_types_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    folder = pack(ToyFaces(2, size=16), tmp_path, "train")
+    rewrite(folder, **changes)
+    with pytest.raises(DataError, match=r"manifest\.json: keys are missing or of the wrong type"):
+        ShardDataset(folder)
+
+
+@pytest.mark.parametrize("name", ["image", "parsing", "keys", "key_ends", "points", "boxes", "labels"])
+@pytest.mark.parametrize(
+    "odd", [np.float64(1), np.zeros((1, 1, 1, 1)), np.array(["x"])], ids=["number", "axes", "text"]
+)
+def test_an_index_of_odd_types_is_refused(tmp_path: Path, name: str, odd: np.ndarray) -> None:
+    folder = pack(ToyFaces(2, size=16), tmp_path, "train")
+    with np.load(folder / "index.npz") as file:
+        index = dict(file)
+    buffer = io.BytesIO()
+    np.savez(buffer, **{**index, name: odd})
+    sealed(folder, buffer.getvalue())
+    with pytest.raises(DataError, match=r"index\.npz: "):
+        ShardDataset(folder)

@@ -94,3 +94,25 @@ def test_save_writes_an_overlay_and_lines(analyzer: FaceAnalyzer, clip: Path, tm
     with pytest.raises(ValueError, match="cannot be read"):
         save_clip(analyzer, str(lines.rename(tmp_path / "b.mp4")), tmp_path / "out2", "b")
     assert list((tmp_path / "out2").iterdir()) == []
+
+
+def test_a_list_of_other_files_is_no_clip(clip: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.mp4"
+    listed.write_text(f"ffconcat version 1.0\nfile {clip.name}\n")
+    with pytest.raises(ValueError, match="cannot be read"):
+        list(frames(str(listed)))
+
+
+def test_a_clip_that_gives_fewer_frames_than_it_says_is_an_error(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.avi", 20)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    seen = []
+    with pytest.raises(ValueError, match=r"a\.avi: the clip (is damaged|cannot be read)"):
+        seen.extend(number for number, _, _ in frames(str(path)))
+    assert len(seen) < 20
+
+
+def test_frames_beyond_the_limit_are_refused_before_decoding(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ifan.faces.sources.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(ValueError, match="frames beyond the limit"):
+        next(frames(str(clip)))

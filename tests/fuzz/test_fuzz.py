@@ -1,0 +1,94 @@
+"""Damaged pictures and configurations by the thousand: each is read, or one line says why not.
+
+``make fuzz`` runs it longer; ``IFAN_FUZZ_CASES`` and ``IFAN_FUZZ_SEED`` say how many and which.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ifan.config import Config, dump_config, from_dict, parse_yaml
+from ifan.data.images import ImageError, check_header, read_image
+
+CASES = int(os.environ.get("IFAN_FUZZ_CASES", "150"))
+SEED = int(os.environ.get("IFAN_FUZZ_SEED", "0"))
+KINDS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """``data`` with some bytes changed, left out or doubled, most of them near the beginning."""
+    out = bytearray(data)
+    for _ in range(chance.choice((1, 2, 5))):
+        at = min(int(chance.expovariate(1 / 60)), len(out) - 1)
+        length = chance.randrange(1, 9)
+        turn = chance.randrange(4)
+        if turn == 0:
+            out[at] = chance.randrange(256)
+        elif turn == 1:
+            del out[at : at + length]
+        elif turn == 2:
+            out[at:at] = out[at : at + length]
+        else:
+            out[at : at + 2] = chance.choice((b"\0\0", b"\xff\xff", b"\xff\x01", b"\x01\x00"))
+        out = out or bytearray(b"\0")
+    return bytes(out)
+
+
+def sealed(png: bytes) -> bytes:
+    """``png`` with right checksums, as far as its chunks can be followed: else all damage is found by them."""
+    out, at = bytearray(png), 8
+    while at + 12 <= len(out):
+        end = at + 8 + int.from_bytes(out[at : at + 4], "big")
+        if end + 4 > len(out):
+            break
+        out[end : end + 4] = zlib.crc32(out[at + 4 : end]).to_bytes(4, "big")
+        at = end + 4
+    return bytes(out)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_header_and_decoder_agree(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file is decoded to another size than the one that was checked."""
+    chance, buffer = random.Random(f"{SEED} {kind}"), io.BytesIO()
+    Image.fromarray(np.random.default_rng(SEED).integers(0, 255, (24, 40, 3), np.uint8)).save(buffer, kind)
+    sizes, said, decode = [], [], cv2.imdecode
+
+    def noted(data: np.ndarray, flags: int) -> np.ndarray | None:
+        if sizes[-1][0] * sizes[-1][1] > 10**6:  # allowed, but this machine has better things to do
+            return None
+        image = decode(data, flags)
+        assert image is None or sorted(image.shape[:2]) == sorted(sizes[-1])
+        return image
+
+    monkeypatch.setattr(cv2, "imdecode", noted)
+    for _ in range(CASES):
+        data = damaged(buffer.getvalue(), chance)
+        data = sealed(data) if kind == "PNG" else data
+        try:
+            sizes.append(check_header(data, "photo"))
+            read_image(data, "photo")
+        except ImageError as error:
+            said.append(str(error))
+    assert all(line.startswith("photo: ") and "\n" not in line for line in said)
+    assert sizes
+    assert said
+
+
+def test_damaged_configurations() -> None:
+    chance, text = random.Random(SEED), dump_config(Config()).encode()
+    said = []
+    for _ in range(CASES):
+        try:
+            from_dict(Config, parse_yaml(damaged(text, chance).decode("utf-8", "replace")))
+        except ValueError as error:
+            said.append(str(error))
+    assert said
+    assert max(len(line) for line in said) < 2000
