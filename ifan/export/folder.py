@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ifan import __version__, crop, refine
-from ifan.config import POINT_NAMES, NetworkConfig, TaskConfig
-from ifan.data.dataset import box_around
-from ifan.data.labels import mirrored
+from ifan.config import POINT_NAMES, NetworkConfig, TaskConfig, mirrored
 from ifan.export.graph import OUTPUTS, FeedbackGraph
 from ifan.export.write import BEGUN, FORMATS, require, write
 from ifan.faces import framing
 from ifan.faces.detect import CenterFace
-from ifan.network import BGR_MEAN
 from ifan.weights import load_network, resolve
+from ifan.wiring import BGR_MEAN
 
 ABOUT = "ifan.json"
 DETECTOR = "detector.onnx"
@@ -166,7 +164,7 @@ def _cropping() -> dict[str, Any]:
         "points": {
             "side": "factor times the larger extent of the five points, after they are turned upright",
             "names": list(POINT_NAMES),
-            "factor": inspect.signature(box_around).parameters["factor"].default,
+            "factor": inspect.signature(crop.box_around).parameters["factor"].default,
             "smallest_extent": framing.SMALLEST_EXTENT,
         },
     }
