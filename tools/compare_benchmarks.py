@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bad = False
     parts = []
     if given.counts:
-        parts.append(("instructions", compare(*map(counts, given.counts), MORE_INSTRUCTIONS, True)))
+        old_and_new = counts(given.counts[0]), counts(given.counts[1])
+        parts.append(("instructions", compare(*old_and_new, MORE_INSTRUCTIONS, True)))
     if given.before or given.after:
         parts.append(("times as fast", compare(ratios(given.before), ratios(given.after), SLOWER, False)))
     for title, lines in parts:

@@ -91,7 +91,7 @@ def open_dataset(name: str, path: str | Path, split: str, splits: str | Path | N
 def class_names(name: str, path: str | Path) -> Mapping[str, tuple[str, ...]]:
     """Class names by task of a dataset of `open_dataset`, as far as they are known before it is read."""
     if name == ToyFaces.name and not Path(path).is_dir():
-        return ToyFaces.classes
+        return open_toy(str(path), "train").classes
     reader, path = _chosen(name, path)
     packed = shard_folder(path, "train")
     if packed is not None:

@@ -33,7 +33,8 @@ def add_tasks(config: Config, init: str | Path, added: Sequence[str], data: Mapp
         name, _, listed = item.partition("=")
         if name in known:
             raise ValueError(f"--add-task {name}: {init} has it already; leave it out, or choose another name")
-        found = [classes[name] for at in data.items() if name in (classes := class_names(*at))]
+        named = [class_names(*at) for at in data.items()]
+        found = [known_classes[name] for known_classes in named if name in known_classes]
         classes = tuple(filter(None, listed.split(","))) or next(iter(found), ())
         if len(classes) < 2:
             raise ValueError(f"--add-task {name}: no dataset names its classes; say --add-task {name}=CLASS,CLASS")

@@ -7,20 +7,35 @@ allocated; nothing is unpickled, nothing is downloaded.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ifan.config import NetworkConfig, from_dict
+from ifan.optional import lazy
 from ifan.safetensors_io import load_floats
 from ifan.weights.shapes import tensor_shapes
 
 if TYPE_CHECKING:
-    import torch
+    from ifan.weights.networks import load_network, model_of, network_of, publish
 
-    from ifan.network import IFAN
+__all__ = [
+    "DEFAULT",
+    "SavedModel",
+    "available",
+    "load_model",
+    "load_network",
+    "model_of",
+    "network_of",
+    "publish",
+    "read_network_config",
+    "resolve",
+]
+
+_NETWORKS = ("load_network", "model_of", "network_of", "publish")
+__getattr__ = lazy(__name__, dict.fromkeys(_NETWORKS, "ifan.weights.networks"))
 
 DEFAULT = "ifan-128"
 """The packaged weights that are used where none are named."""
@@ -72,51 +87,6 @@ def load_model(name_or_path: str | Path) -> SavedModel:
     config_file, tensors_file = (folder / name for name in FILES)
     config = read_network_config(config_file)
     return SavedModel(config, load_floats(tensors_file, tensor_shapes(config), str(config_file)), folder)
-
-
-def load_network(name_or_path: str | Path, device: torch.device | str = "cpu") -> IFAN:
-    """The PyTorch network of `load_model` in eval mode on ``device``.
-
-    Raises ``ValueError`` as `load_model` does and for a device that is not there.
-    """
-    from ifan.device import usable_device
-
-    place = usable_device(device)
-    return network_of(load_model(name_or_path)).to(place)
-
-
-def model_of(network: IFAN) -> SavedModel:
-    """The model with copies of a PyTorch network's tensors."""
-    tensors = {name: np.array(t.detach().cpu().float().numpy()) for name, t in network.state_dict().items()}
-    return SavedModel(network.config, tensors)
-
-
-def network_of(model: SavedModel) -> IFAN:
-    """The PyTorch network with copies of a model's tensors, in eval mode on the CPU."""
-    import torch
-
-    from ifan.network import IFAN
-
-    with torch.device("meta"):
-        network = IFAN(model.config)
-    tensors = {name: torch.from_numpy(value.copy()) for name, value in model.tensors.items()}
-    network.load_state_dict(tensors, assign=True)
-    return network.eval()
-
-
-def publish(source: str | Path, target: str | Path) -> None:
-    """Write the weights of `resolve` to folder ``target`` for shipping: in the released graph, as fp16.
-
-    What only training needs is folded away (`ifan.network.fold_training_extras`), and of a network of one iteration,
-    what later ones have of their own; rounding to fp16 is all that changes.
-    """
-    from ifan.network import IFAN, fold_training_extras
-
-    network = load_network(source)
-    if network.config.iterations == 1:
-        state, network = network.state_dict(), IFAN(replace(network.config, iteration_norm="shared")).eval()
-        network.load_state_dict({name: state[name] for name in network.state_dict()})
-    fold_training_extras(network).half().save_pretrained(target)
 
 
 def read_network_config(path: Path) -> NetworkConfig:
