@@ -259,6 +259,6 @@ def test_the_native_engine_runs_what_it_can_and_pytorch_the_rest(monkeypatch: py
         make_runner(model, precision="bf16")
     monkeypatch.setitem(sys.modules, "ifan.torch_runner", None)
     with pytest.raises(
-        ImportError, match=r"no compiler: this needs PyTorch: pip install .*; or install a C++ compiler"
+        ImportError, match=r"no compiler: this needs PyTorch: pip install .*; or install a C\+\+ compiler"
     ):
         make_runner(model)
