@@ -32,9 +32,9 @@ from ifan.bulk.tables import Row, Writer, writer
 from ifan.faces.analyzer import FaceAnalyzer, Prepared
 from ifan.faces.face import compose
 from ifan.faces.pipeline import ordered_map, prefetched
+from ifan.faces.png import encode_label_png
 from ifan.faces.sources import count_frames, frames, is_clip
 from ifan.files import FolderLock, checksum, is_part, remove_parts, write_files
-from ifan.png import encode_label_png
 from ifan.weights import SavedModel, model_of
 
 MANIFEST, COMMITS, MAPS = "_manifest.json", "_commits", "_maps"

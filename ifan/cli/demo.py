@@ -26,8 +26,8 @@ def demo(
 ) -> None:
     """Analyse a portrait and four drawn faces, and say where the pictures are."""
     from ifan.faces import load
+    from ifan.faces.png import encode_png
     from ifan.files import write_files
-    from ifan.png import encode_png
 
     analyzer = load(weights)
     portrait = (resources.files("ifan") / "assets" / PORTRAIT).read_bytes()

@@ -28,7 +28,7 @@ def read_onnx(data: bytes) -> tuple[list[Node], dict[str, np.ndarray]]:
     try:
         graph = next(value for field, value in _fields(memoryview(data)) if field == _GRAPH)
         assert isinstance(graph, memoryview)
-        nodes, tensors = [], {}
+        nodes, tensors = list[Node](), dict[str, np.ndarray]()
         for field, value in _fields(graph):
             if field == _NODE and isinstance(value, memoryview):
                 nodes.append(_node(value))

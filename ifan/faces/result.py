@@ -12,9 +12,9 @@ import numpy as np
 
 from ifan.faces.draw import overlay
 from ifan.faces.face import Face, compose
+from ifan.faces.png import encode_label_png, encode_png
 from ifan.files import write_files
 from ifan.optional import require
-from ifan.png import encode_label_png, encode_png
 
 
 @dataclass(frozen=True, slots=True, eq=False)

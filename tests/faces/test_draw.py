@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifan.bulk.files import encode_label_png, encode_png, write_files
 from ifan.config import EMOTIONS, PARSING_CLASSES
 from ifan.crop import Crop
 from ifan.faces import Face, PhotoResult
 from ifan.faces.draw import contact_sheet, paint
 from ifan.faces.palette import palette
+from ifan.faces.png import encode_label_png, encode_png
+from ifan.files import write_files
 
 
 def result(width: int, height: int, faces: int = 1, side: float | None = None) -> PhotoResult:
