@@ -1,4 +1,4 @@
-"""What each part of the method is worth: the same samples and seeds, one part more at a time, measured on validation.
+"""Ablation of the method: the same samples and seeds, one part more at a time, measured on validation.
 
     python -m benchmarks.ablation --data mtfl=packed/mtfl --data celebamask=packed/celebamask \\
         --data fer2013=packed/fer2013 --steps 1500 --seeds 0 1 2 --out runs/ablation

@@ -45,7 +45,7 @@ def draw(folder: Path, count: int, side: int) -> list[str]:
 
 
 def table_tasks(analyzer: FaceAnalyzer) -> list[str]:
-    """What `ifan predict` asks for when a table is written: all but parsing."""
+    """Tasks of `ifan predict` for a table: all but parsing."""
     return [task.name for task in analyzer.config.tasks if task.kind != "parsing"]
 
 

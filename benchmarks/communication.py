@@ -1,4 +1,4 @@
-"""What hybrid training on several processes sends: counted from the network, and checked against a real step.
+"""Bytes that hybrid training on several processes sends: counted from the network, and checked against a real step.
 
     python -m benchmarks.communication                                              # counts from the network
     torchrun --nproc-per-node 2 -m benchmarks.communication                         # beside them, two processes train
@@ -61,7 +61,7 @@ def expected(config: Config) -> tuple[Traffic, Traffic]:
 
 @dataclass
 class Meter:
-    """What went through ``all_reduce``, and the seconds that took."""
+    """Bytes that went through ``all_reduce``, and the seconds that took."""
 
     messages: int = 0
     bytes: int = 0

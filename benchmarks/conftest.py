@@ -1,4 +1,4 @@
-"""What every figure depends on: the same allocator settings for all, and the machine's name beside it."""
+"""Conditions of every figure: the same allocator settings for all, and the machine's name beside it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-// The layers of a dense block, one kernel after the other in one call: Python code between them would find its memory pushed out of the
-// caches each time.
+// The layers of a dense block, one kernel after the other in one call: Python code between them would find its memory
+// pushed out of the caches each time.
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -13,11 +13,13 @@ namespace py = pybind11;
 namespace ifan {
 namespace {
 
-// What both directions know of a block. Every layer grows as many channels, which follow those of the sources and lie in one tensor.
+// What both directions know of a block. Every layer grows as many channels, which follow those of the sources and lie
+// in one tensor.
 struct DenseBlock {
   const Inputs& sources;
-  const std::vector<Norm>& norms;  // of the layers; their means and vars hold the sources' channels alone where `batch`, else all
-  bool batch;                      // batch statistics: those of the grown channels are computed here
+  const std::vector<Norm>&
+      norms;   // of the layers; their means and vars hold the sources' channels alone where `batch`, else all
+  bool batch;  // batch statistics: those of the grown channels are computed here
   float eps;
   Isa isa;
   Address grown;  // (N, channels grown, H, W)
@@ -50,19 +52,22 @@ struct DenseBlock {
   }
 };
 
-// What both directions are told: norms that fit the layers, and sizes whose products fit. `maps`: (N, channels grown, H, W).
+// What both directions are told: norms that fit the layers, and sizes whose products fit. `maps`: (N, channels grown,
+// H, W).
 void expect_block(const DenseBlock& block, std::initializer_list<Address> maps, Address filters) {
   const Concatenation& x = block.sources.x;
   expect_range("layers", block.layers(), 1, kMostSide);
   expect_range("growth", block.growth, 0, kMostSide);
-  const int64_t grown = count_of("channels", {block.growth, block.layers()}), widest = block.channels(block.layers() - 1);
+  const int64_t grown = count_of("channels", {block.growth, block.layers()}),
+                widest = block.channels(block.layers() - 1);
   expect_range("channels", block.inputs() + grown, 0, kMostSide);
   count_of("weights", {grown, block.inputs() + grown, 9});
   for (Address address : maps) expect_address("maps", address, count_of("maps", {x.lanes, grown, x.height, x.width}));
   expect_address("filters", filters, grown * widest);
   for (int64_t layer = 0; layer < block.layers(); ++layer)
     for (int i = 0; i < 4; ++i)
-      expect_rows("values of a normalisation", block.norms[layer][i], x.tasks, i > 1 && block.batch ? block.inputs() : block.channels(layer));
+      expect_rows("values of a normalisation", block.norms[layer][i], x.tasks,
+                  i > 1 && block.batch ? block.inputs() : block.channels(layer));
   expect_threads(block.threads);
 }
 
@@ -86,26 +91,29 @@ void convolve(const DenseBlock& block, ConvolutionForward& call) {
   if (call.x.channels && call.x.lanes && !IFAN_PICK_FOR(block.isa, convolution_forward)(call)) throw std::bad_alloc();
 }
 
-// Scales and shifts of one channel range in each of the layers [first, end): (layers, tasks, channels) each, behind each other.
-std::vector<float> affine(const DenseBlock& block, int64_t first, int64_t end, int64_t channel, int64_t channels, Rows mean, Rows var) {
+// Scales and shifts of one channel range in each of the layers [first, end): (layers, tasks, channels) each, behind
+// each other.
+std::vector<float> affine(const DenseBlock& block, int64_t first, int64_t end, int64_t channel, int64_t channels,
+                          Rows mean, Rows var) {
   const int64_t size = block.tasks() * channels;
   std::vector<float> found(2 * (end - first) * size);
   for (int64_t layer = first; layer < end; ++layer) {
     const Norm& norm = block.norms[layer];
     const bool own = mean.first == 0;
-    const Norm values{from_channel(norm[0], channel), from_channel(norm[1], channel), own ? from_channel(norm[2], channel) : mean,
-                      own ? from_channel(norm[3], channel) : var};
+    const Norm values{from_channel(norm[0], channel), from_channel(norm[1], channel),
+                      own ? from_channel(norm[2], channel) : mean, own ? from_channel(norm[3], channel) : var};
     float* scale = found.data() + (layer - first) * size;
     scale_and_shift(values, block.tasks(), channels, block.eps, scale, scale + (end - first) * size);
   }
   return found;
 }
 
-// Grown channels to `grown` and, with batch statistics, their moments to `mean` and `var` (tasks, grown channels) contiguous. `filters`:
-// those of all layers for the sources, which are read once for all, then those of each layer for the channels grown before it.
+// Grown channels to `grown` and, with batch statistics, their moments to `mean` and `var` (tasks, grown channels)
+// contiguous. `filters`: those of all layers for the sources, which are read once for all, then those of each layer for
+// the channels grown before it.
 void dense_block_forward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                         const Sizes& shape, const std::vector<Norm>& norms, float eps, const std::string& isa, Address filters,
-                         Address grown, int64_t growth, Address mean, Address var, int threads) {
+                         const Sizes& shape, const std::vector<Norm>& norms, float eps, const std::string& isa,
+                         Address filters, Address grown, int64_t growth, Address mean, Address var, int threads) {
   const Inputs inputs(sources, rows, segments, shape);
   const DenseBlock block{inputs, norms, mean != 0, eps, isa_of(isa), grown, growth, threads};
   expect_block(block, {grown}, filters);
@@ -114,7 +122,8 @@ void dense_block_forward(const std::vector<SourceFields>& sources, Address rows,
   py::gil_scoped_release release;
 
   const std::vector<float> of_sources = affine(block, 0, block.layers(), 0, block.inputs(), {}, {});
-  ConvolutionForward call{inputs.x, of_sources.data(), of_sources.data() + of_sources.size() / 2, reinterpret_cast<const float*>(filters)};
+  ConvolutionForward call{inputs.x, of_sources.data(), of_sources.data() + of_sources.size() / 2,
+                          reinterpret_cast<const float*>(filters)};
   call.outputs = growth * block.layers();
   call.out = block.from(grown, 0);
   call.prologues = block.layers();
@@ -127,7 +136,8 @@ void dense_block_forward(const std::vector<SourceFields>& sources, Address rows,
   for (int64_t layer = 0; layer < block.layers(); ++layer) {
     const int64_t before = growth * layer;
     if (layer) {
-      const std::vector<float> values = affine(block, layer, layer + 1, block.inputs(), before, block.batch ? means : Rows{}, vars);
+      const std::vector<float> values =
+          affine(block, layer, layer + 1, block.inputs(), before, block.batch ? means : Rows{}, vars);
       const Source read = block.grown_before(layer);
       Concatenation x = inputs.x;
       x.sources = &read, x.count = 1, x.channels = before, x.rows = nullptr;
@@ -151,26 +161,31 @@ void dense_block_forward(const std::vector<SourceFields>& sources, Address rows,
 
 // Where dense_block_backward writes the gradients of weights and norms, and those of the sources.
 void expect_found(const DenseBlock& block, const Inputs& inputs, const std::vector<std::pair<Address, Norm>>& found) {
-  expect(inputs.targets.size() == inputs.sources.size(), "gradients", "one a source", static_cast<int64_t>(inputs.targets.size()));
-  expect(found.size() == block.norms.size(), "gradients of weights and norms", "one a layer", static_cast<int64_t>(found.size()));
+  expect(inputs.targets.size() == inputs.sources.size(), "gradients", "one a source",
+         static_cast<int64_t>(inputs.targets.size()));
+  expect(found.size() == block.norms.size(), "gradients of weights and norms", "one a layer",
+         static_cast<int64_t>(found.size()));
   for (int64_t layer = 0; layer < block.layers(); ++layer) {
     const int64_t channels = block.channels(layer);
     expect_address("a weight's gradient", found[layer].first, block.growth * channels);
     for (int i = 0; i < (block.batch && layer ? 2 : 4); ++i)
-      expect_rows("gradients of a normalisation", found[layer].second[i], block.tasks(), i > 1 && block.batch ? block.inputs() : channels);
+      expect_rows("gradients of a normalisation", found[layer].second[i], block.tasks(),
+                  i > 1 && block.batch ? block.inputs() : channels);
   }
 }
 
-// Gradients of all that `dense_block_forward` read. `filters`: those of each layer, transposed, behind each other. `moments`: mean and var of
-// the grown channels (tasks, grown channels), 0 without batch statistics; `upstream`: gradients of the grown channels (N, grown channels,
-// H, W) and of their moments; `to_grown`: as large, where these gradients come together: unwritten or, without batch statistics, a copy of
-// the first. `targets`: those of the last layer, to which the others add. `found`: of each layer's weight, and of the values of its norm,
-// (tasks, channels) each; those of the means and vars of the first layer's alone with batch statistics.
+// Gradients of all that `dense_block_forward` read. `filters`: those of each layer, transposed, behind each other.
+// `moments`: mean and var of the grown channels (tasks, grown channels), 0 without batch statistics; `upstream`:
+// gradients of the grown channels (N, grown channels, H, W) and of their moments; `to_grown`: as large, where these
+// gradients come together: unwritten or, without batch statistics, a copy of the first. `targets`: those of the last
+// layer, to which the others add. `found`: of each layer's weight, and of the values of its norm, (tasks, channels)
+// each; those of the means and vars of the first layer's alone with batch statistics.
 void dense_block_backward(const std::vector<SourceFields>& sources, Address rows, const std::vector<int64_t>& segments,
-                          const Sizes& shape, const std::vector<TargetFields>& targets, const std::vector<Norm>& norms, float eps,
-                          const std::string& isa, Address filters, Address grown, int64_t growth, const std::array<Address, 2>& moments,
-                          const std::array<Address, 3>& upstream, Address to_grown,
-                          const std::vector<std::pair<Address, Norm>>& found, int64_t parts, int threads) {
+                          const Sizes& shape, const std::vector<TargetFields>& targets, const std::vector<Norm>& norms,
+                          float eps, const std::string& isa, Address filters, Address grown, int64_t growth,
+                          const std::array<Address, 2>& moments, const std::array<Address, 3>& upstream,
+                          Address to_grown, const std::vector<std::pair<Address, Norm>>& found, int64_t parts,
+                          int threads) {
   Inputs inputs(sources, rows, segments, shape, targets);
   const DenseBlock block{inputs, norms, moments[0] != 0, eps, isa_of(isa), grown, growth, threads};
   expect_block(block, {grown, upstream[0], to_grown}, filters);
@@ -178,12 +193,14 @@ void dense_block_backward(const std::vector<SourceFields>& sources, Address rows
   expect_range("parts", parts, 1, std::max<int64_t>(shape[0], 1));
   if (block.batch)
     for (Address values : {moments[0], moments[1], upstream[1], upstream[2]})
-      expect_address("moments of the grown channels", values, count_of("moments", {block.tasks(), growth, block.layers()}));
+      expect_address("moments of the grown channels", values,
+                     count_of("moments", {block.tasks(), growth, block.layers()}));
   const auto packed_filters = IFAN_PICK_FOR(block.isa, packed_filters);
   py::gil_scoped_release release;
 
   const int64_t tasks = block.tasks(), layers = block.layers(), widest = block.channels(layers), all = growth * layers;
-  // Batch statistics of all channels, and their gradients: those of grown channels begin with what the caller wants of them.
+  // Batch statistics of all channels, and their gradients: those of grown channels begin with what the caller wants of
+  // them.
   Values mean(tasks, widest), var(tasks, widest), to_mean(tasks, widest), to_var(tasks, widest);
   if (block.batch) {
     copy_rows(norms[0][2], mean.rows(), tasks, block.inputs());

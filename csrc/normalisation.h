@@ -41,15 +41,17 @@ inline void scale_and_shift(const Norm& norm, int64_t tasks, int64_t channels, f
   }
 }
 
-// Gradients of a norm's weight and bias, which are written, and of mean and var, which are added to what is there. `sums` (lanes, channels,
-// 2), float or double: for each lane and channel the sum of the gradients behind the norm, and that of their products with x - mean.
+// Gradients of a norm's weight and bias, which are written, and of mean and var, which are added to what is there.
+// `sums` (lanes, channels, 2), float or double: for each lane and channel the sum of the gradients behind the norm, and
+// that of their products with x - mean.
 template <typename Sum>
-void add_up_normalisation(const Sum* sums, const std::vector<int64_t>& segments, int64_t channels, const float* scale, Rows variance,
-                          float eps, const Norm& gradients) {
+void add_up_normalisation(const Sum* sums, const std::vector<int64_t>& segments, int64_t channels, const float* scale,
+                          Rows variance, float eps, const Norm& gradients) {
   std::vector<double> total(2 * channels);
   for (size_t t = 0; t < segments.size(); ++t, scale += channels) {
     const float* var = row(variance, t);
-    float *weight = row(gradients[0], t), *bias = row(gradients[1], t), *of_mean = row(gradients[2], t), *of_var = row(gradients[3], t);
+    float *weight = row(gradients[0], t), *bias = row(gradients[1], t), *of_mean = row(gradients[2], t),
+          *of_var = row(gradients[3], t);
     std::fill(total.begin(), total.end(), 0.0);
     for (int64_t lane = 0; lane < segments[t]; ++lane, sums += 2 * channels)
       for (int64_t i = 0; i < 2 * channels; ++i) total[i] += sums[i];

@@ -1,4 +1,5 @@
-// ifan._cpu.Plan: kernel calls recorded once, with the addresses of one arena, and run together without Python between them.
+// ifan._cpu.Plan: kernel calls recorded once, with the addresses of one arena, and run together without Python between
+// them.
 #include <atomic>
 #include <chrono>
 #include <functional>
@@ -46,9 +47,12 @@ void expect_addresses(const char* what, std::initializer_list<Address> addresses
 }
 
 // Packing `count` weights.
-void expect_packing(Address weight, Address filters, int64_t count) { expect_addresses("weight and filters", {weight, filters}, count); }
+void expect_packing(Address weight, Address filters, int64_t count) {
+  expect_addresses("weight and filters", {weight, filters}, count);
+}
 
-// Runs the kernels of the instruction set it was recorded under, whose packed weights no other can read, whatever is in use by then.
+// Runs the kernels of the instruction set it was recorded under, whose packed weights no other can read, whatever is in
+// use by then.
 class RecordedPlan {
  public:
   explicit RecordedPlan(bool bf16) : bf16_(bf16) {}
@@ -61,9 +65,11 @@ class RecordedPlan {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     expect_filters(*inputs, outputs, 9, filters, out, out_lane_stride);
     expect(!scale == !shift, "scale and shift", "both or neither", shift ? 1 : 0);
-    expect(epilogue != "relu_phase_shift" || outputs % 4 == 0, "outputs before the phase shift", "a multiple of 4", outputs);
-    ConvolutionForward call{inputs->x, read(scale), read(shift), read(filters), outputs, epilogue_of(epilogue),
-                            written(out), out_lane_stride, 1};
+    expect(epilogue != "relu_phase_shift" || outputs % 4 == 0, "outputs before the phase shift", "a multiple of 4",
+           outputs);
+    ConvolutionForward call{inputs->x,     read(scale),     read(shift),
+                            read(filters), outputs,         epilogue_of(epilogue),
+                            written(out),  out_lane_stride, 1};
 #if defined(__x86_64__)
     if (bf16_ && tiles_) return record("convolution_tiles", call, avx512bf16::tile_convolution_forward, inputs);
 #endif
@@ -77,8 +83,8 @@ class RecordedPlan {
       record("convolution", call, IFAN_PICK(convolution_forward), inputs);
   }
 
-  void integrate(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, int pool, Address scale,
-                 Address shift, Address out) {
+  void integrate(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, int pool,
+                 Address scale, Address shift, Address out) {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     expect_range("pool", pool, 1, 2);
     expect(shape[2] % pool == 0 && shape[3] % pool == 0, "pool", "1 where H or W is odd", pool);
@@ -96,8 +102,17 @@ class RecordedPlan {
     const auto taps = std::make_shared<std::vector<int64_t>>(offsets);
     expect_filters(*inputs, outputs, static_cast<int64_t>(offsets.size()), filters, out, out_lane_stride);
     expect_reach(*inputs, offsets, row_step);
-    DirectConvolution call{inputs->x,     taps->data(),    static_cast<int64_t>(taps->size()), row_step, read(filters), outputs,
-                           read(initial), written(out), out_lane_stride, relu, 1};
+    DirectConvolution call{inputs->x,
+                           taps->data(),
+                           static_cast<int64_t>(taps->size()),
+                           row_step,
+                           read(filters),
+                           outputs,
+                           read(initial),
+                           written(out),
+                           out_lane_stride,
+                           relu,
+                           1};
 #if defined(__x86_64__)
     if (bf16 && tiles_)
       record("direct_tiles", call, avx512bf16::tile_direct_convolution, inputs, taps);
@@ -108,8 +123,8 @@ class RecordedPlan {
       record("direct", call, IFAN_PICK(direct_convolution), inputs, taps);
   }
 
-  void head(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address weight, Address bias,
-            int64_t outputs, Address out) {
+  void head(const Fields& sources, Address rows, const Segments& segments, const Sizes& shape, Address weight,
+            Address bias, int64_t outputs, Address out) {
     const auto inputs = std::make_shared<Inputs>(sources, rows, segments, shape);
     const int64_t count = count_of("outputs and inputs", {outputs, shape[1], shape[2], shape[3]});
     expect_address("weight", weight, count);
@@ -123,7 +138,8 @@ class RecordedPlan {
     const int64_t count = count_of("heat maps", {lanes, points, size, size});
     expect_range("levels", static_cast<int64_t>(maps.size()), 1, 16);
     expect_range("size", size, 16, kMostSide);
-    expect(size % 16 == 0 && size % (int64_t{1} << (maps.size() - 1)) == 0, "size", "a multiple of 16, halved by each level", size);
+    expect(size % 16 == 0 && size % (int64_t{1} << (maps.size() - 1)) == 0, "size",
+           "a multiple of 16, halved by each level", size);
     for (Address address : maps) expect_address("heat maps", address, count);
     expect_address("out", out, count);
     for (Address address : maps) levels->push_back(read(address));
@@ -131,14 +147,21 @@ class RecordedPlan {
     record("heat_maps", call, IFAN_PICK(heat_maps), levels);
   }
 
-  void image(Address images, int64_t lanes, int64_t size, int64_t fold, const std::array<float, 3>& mean, float scale, Address out,
-             const std::array<int64_t, 6>& border) {
+  void image(Address images, int64_t lanes, int64_t size, int64_t fold, const std::array<float, 3>& mean, float scale,
+             Address out, const std::array<int64_t, 6>& border) {
     expect_range("fold", fold, 1, kMostSide);
     const int64_t planes = count_of("images", {3, lanes, fold, fold});
     expect_addresses("images and out", {images, out}, count_of("images", {planes, size, size}));
     count_of("border", {planes, border[0]});
-    PrepareImage call{reinterpret_cast<const uint8_t*>(images), lanes, size, fold, {mean[0], mean[1], mean[2]}, scale, written(out),
-                      border_of(border, size), 1};
+    PrepareImage call{reinterpret_cast<const uint8_t*>(images),
+                      lanes,
+                      size,
+                      fold,
+                      {mean[0], mean[1], mean[2]},
+                      scale,
+                      written(out),
+                      border_of(border, size),
+                      1};
     record("image", call, IFAN_PICK(prepare_image));
   }
 
@@ -165,23 +188,36 @@ class RecordedPlan {
     expect_range("radius", radius, 0, kMostRadius);
     const auto heads = std::make_shared<std::vector<const float*>>();
     for (Address address : logits) heads->push_back(read(address));
-    EncodePlanes call{read(parsing), read(points), heads->data(), widths->data(), widths->data(), lanes, classes, points_count,
-                      static_cast<int64_t>(sizes.size()), size, radius, written(out), 1};
+    EncodePlanes call{read(parsing),
+                      read(points),
+                      heads->data(),
+                      widths->data(),
+                      widths->data(),
+                      lanes,
+                      classes,
+                      points_count,
+                      static_cast<int64_t>(sizes.size()),
+                      size,
+                      radius,
+                      written(out),
+                      1};
     record("encode", call, IFAN_PICK(encode_planes), widths, heads);
   }
 
   void stem_shares(Address share, int64_t lanes, int64_t outputs, int64_t size, Address classes, int64_t classes_count,
-                   int64_t lane_stride, Address by_border, Address points, int64_t points_count, int64_t radius, Address filters,
-                   Address out) {
+                   int64_t lane_stride, Address by_border, Address points, int64_t points_count, int64_t radius,
+                   Address filters, Address out) {
     const int64_t count = count_of("stem", {lanes, outputs, size, size});
     expect_range("size", size, 7, kMostSide);
     expect_range("radius", radius, points_count ? 1 : 0, kMostRadius);
-    expect_strides("strides of the constant planes", std::array{lane_stride, size * size}, std::array{lanes, classes_count});
+    expect_strides("strides of the constant planes", std::array{lane_stride, size * size},
+                   std::array{lanes, classes_count});
     expect_addresses("share and out", {share, out}, count);
-    expect_addresses("constant planes", {classes, by_border}, count_of("constant planes", {lanes, classes_count, outputs, 49}));
+    expect_addresses("constant planes", {classes, by_border},
+                     count_of("constant planes", {lanes, classes_count, outputs, 49}));
     expect_addresses("points", {points, filters}, count_of("points", {lanes, points_count, outputs, 49}));
-    StemShares call{read(share),  lanes,        outputs, size,          read(classes), classes_count, lane_stride, read(by_border),
-                    read(points), points_count, radius,  read(filters), written(out),  1};
+    StemShares call{read(share),     lanes,        outputs,      size,   read(classes), classes_count, lane_stride,
+                    read(by_border), read(points), points_count, radius, read(filters), written(out),  1};
     record("stem_shares", call, IFAN_PICK(stem_shares));
   }
 
@@ -197,7 +233,8 @@ class RecordedPlan {
     ClassMaps call{};
     call.planes = read(planes), call.lanes = lanes, call.lane_stride = lane_stride, call.plane_stride = plane_stride;
     call.width = width, call.threads = 1;
-    for (int i = 0; i < 3; ++i) call.weights[i] = read(weights[i]), call.maps[i] = written(maps[i]), call.sizes[i] = sizes[i];
+    for (int i = 0; i < 3; ++i)
+      call.weights[i] = read(weights[i]), call.maps[i] = written(maps[i]), call.sizes[i] = sizes[i];
     record("class_maps", call, IFAN_PICK(class_maps));
   }
 
@@ -208,13 +245,14 @@ class RecordedPlan {
 
   void add_shared(Address x, Address y, int64_t lanes, int64_t values, Address out) {
     expect_addresses("maps", {x, y, out}, count_of("maps", {lanes, values}));
-    record("add_shared", AddShared{read(x), read(y), lanes, values, written(out), 1},
-           IFAN_PICK(add_shared));
+    record("add_shared", AddShared{read(x), read(y), lanes, values, written(out), 1}, IFAN_PICK(add_shared));
   }
 
-  // first: (filters, bias, outputs, kernel, stride); depthwise: (weight, bias, stride); last: (filters, bias, outputs, relu, subpixels).
+  // first: (filters, bias, outputs, kernel, stride); depthwise: (weight, bias, stride); last: (filters, bias, outputs,
+  // relu, subpixels).
   void mobile_block(Address x, const std::array<int64_t, 3>& shape, const std::array<int64_t, 5>& first,
-                    const std::array<int64_t, 3>& depthwise, const std::array<int64_t, 5>& last, Address add, Address out) {
+                    const std::array<int64_t, 3>& depthwise, const std::array<int64_t, 5>& last, Address add,
+                    Address out) {
     const auto [inputs, height, width] = shape;
     const int64_t expanded = first[0] ? first[2] : inputs, outputs = last[2];
     const int64_t step = (first[0] ? first[4] : 1) * (depthwise[0] ? depthwise[2] : 1);
@@ -234,11 +272,26 @@ class RecordedPlan {
     expect_addresses("weights", {static_cast<Address>(last[0]), static_cast<Address>(last[1])}, outputs);
     if (first[0]) expect_address("first bias", first[1], expanded);
     if (depthwise[0]) expect_address("depthwise bias", depthwise[1], expanded);
-    MobileBlock call{read(x), inputs, height, width,
-                     read(first[0]), read(first[1]), expanded, first[3], first[4],
-                     read(depthwise[0]), read(depthwise[1]), depthwise[2],
-                     read(last[0]), read(last[1]), last[2], last[3] != 0, last[4] != 0,
-                     read(add), written(out), 1};
+    MobileBlock call{read(x),
+                     inputs,
+                     height,
+                     width,
+                     read(first[0]),
+                     read(first[1]),
+                     expanded,
+                     first[3],
+                     first[4],
+                     read(depthwise[0]),
+                     read(depthwise[1]),
+                     depthwise[2],
+                     read(last[0]),
+                     read(last[1]),
+                     last[2],
+                     last[3] != 0,
+                     last[4] != 0,
+                     read(add),
+                     written(out),
+                     1};
     record("mobile_block", call, IFAN_PICK(mobile_block));
   }
 
@@ -266,7 +319,8 @@ class RecordedPlan {
 
  private:
   // What all convolutions write and multiply with.
-  static void expect_filters(const Inputs& inputs, int64_t outputs, int64_t taps, Address filters, Address out, int64_t out_lane_stride) {
+  static void expect_filters(const Inputs& inputs, int64_t outputs, int64_t taps, Address filters, Address out,
+                             int64_t out_lane_stride) {
     const Concatenation& x = inputs.x;
     expect_range("outputs", outputs, 0, kMostSide);
     expect_address("filters", filters, count_of("filters", {outputs, x.channels, taps}));
@@ -288,12 +342,13 @@ class RecordedPlan {
     std::function<bool(int)> call;
   };
 
-  // The kernel is chosen now, for that instruction set which the weights are packed for; `kept` lives as long as the step.
+  // The kernel is chosen now, for that instruction set which the weights are packed for; `kept` lives as long as the
+  // step.
   template <typename Call, typename... Kept>
   void record(const char* step, Call call, bool (*kernel)(const Call&), Kept... kept) {
     if (current_isa() != isa_)
-      throw std::runtime_error(std::string("Plan: expected the instruction set it was begun under, ") + isa() + ", in use; got " +
-                               name(current_isa()) + ". Record a plan anew after use_isa().");
+      throw std::runtime_error(std::string("Plan: expected the instruction set it was begun under, ") + isa() +
+                               ", in use; got " + name(current_isa()) + ". Record a plan anew after use_isa().");
     steps_.push_back({step, [call, kernel, held = std::make_tuple(kept...)](int threads) {
                         Call now = call;
                         now.threads = threads;
@@ -382,12 +437,14 @@ void bind_plan(py::module_& module) {
   module.def("packed_taps", &packed_taps, "Floats that pack_taps writes for the instruction set in use.");
   module.def("pack_taps", &pack_taps);
   module.def("run_plans", &run_plans, "Run one plan on all threads, or several on a thread each.");
-  module.def("fits_small_maps", &fits_small_maps, "Whether Plan.convolution reads filters of pack_small_filters for this shape.");
+  module.def("fits_small_maps", &fits_small_maps,
+             "Whether Plan.convolution reads filters of pack_small_filters for this shape.");
   module.def("packed_small_filters", &packed_small_filters, "Floats that pack_small_filters writes.");
   module.def("pack_small_filters", &pack_small_filters);
 #if defined(__x86_64__)
   module.def("packed_filters_bf16", &packed_filters_bf16, "Floats that pack_filters_bf16 writes.");
-  module.def("pack_filters_bf16", &pack_filters_bf16, "Where features()['bf16']: filters of a convolution of Plan(bf16=True).");
+  module.def("pack_filters_bf16", &pack_filters_bf16,
+             "Where features()['bf16']: filters of a convolution of Plan(bf16=True).");
   module.def("packed_taps_bf16", &packed_taps_bf16, "Floats that pack_taps_bf16 writes.");
   module.def("pack_taps_bf16", &pack_taps_bf16, "Where features()['bf16']: filters of Plan.direct with bf16=True.");
 #endif
@@ -397,8 +454,8 @@ void bind_plan(py::module_& module) {
       .def("convolution", &RecordedPlan::convolution)
       .def("integrate", &RecordedPlan::integrate)
       .def("direct", &RecordedPlan::direct, py::arg("sources"), py::arg("rows"), py::arg("segments"), py::arg("shape"),
-           py::arg("offsets"), py::arg("row_step"), py::arg("filters"), py::arg("outputs"), py::arg("initial"), py::arg("out"),
-           py::arg("out_lane_stride"), py::arg("relu"), py::arg("bf16") = false)
+           py::arg("offsets"), py::arg("row_step"), py::arg("filters"), py::arg("outputs"), py::arg("initial"),
+           py::arg("out"), py::arg("out_lane_stride"), py::arg("relu"), py::arg("bf16") = false)
       .def("head", &RecordedPlan::head)
       .def("heat_maps", &RecordedPlan::heat_maps)
       .def("image", &RecordedPlan::image)

@@ -23,7 +23,7 @@ DRAWN = "toy"
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a model card says of a run: ``datasets`` maps names to numbers of training samples, ``figures`` maps
+    """Facts of a run for its model card: ``datasets`` maps names to numbers of training samples, ``figures`` maps
     ``dataset/task`` to the metrics of the validation split; ``init`` names the weights it began from."""
 
     datasets: Mapping[str, int]

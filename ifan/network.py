@@ -36,7 +36,7 @@ __all__ = ["IFAN", "Lanes", "Predictions", "fold_training_extras"]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one iteration says, a row a lane; ``rows`` maps a task's name to the samples of its rows, ``(n,)`` int64.
+    """Predictions of an iteration, a row a lane; ``rows``: samples ``(n,)`` int64 of the rows by a task's name.
 
     ``parsing_logits`` (n, K, S, S); ``points`` (n, 2, P), x's then y's in crop sides from the centre, [-0.5, 0.5]
     inside; ``class_logits`` maps a classification's name to (n, C). Tasks without lanes have zero rows.

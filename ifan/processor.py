@@ -1,4 +1,4 @@
-"""What the processor is called and can do."""
+"""Name and abilities of the processor."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _places(matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the centres of ``size`` x ``size`` pixels lie under ``matrix`` (2, 3): x and y, continuous, float32."""
+    """Places of the centres of ``size`` x ``size`` pixels under ``matrix`` (2, 3): x and y, continuous, float32."""
     centres = np.arange(size) + 0.5
     x, y = ((row[0] * centres + (row[1] * centres + row[2])[:, None]).astype(np.float32) for row in matrix)
     return x, y

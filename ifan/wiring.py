@@ -155,7 +155,7 @@ class Width:
 
 
 class Widths:
-    """What every layer of a network reads, and its multiply-adds: `wire` walked along with channel counts.
+    """Inputs of every layer of a network, and its multiply-adds: `wire` walked along with channel counts.
 
     ``dense``, ``down`` and ``up`` hold the input of each block and transition by its index, ``heads`` those of each
     head by its task's name. ``macs`` counts multiply-adds by group; every convolution is dense and at its own

@@ -11,8 +11,8 @@ struct Affine {
   float scale, shift, mean;
 };
 
-// Sums of e and of e (x - mean), where e is the gradient d where x scale + shift > 0, else 0: two independent partial sums of
-// vectors, which hide the latency of an addition. Each visit calls write(place, e, x - mean).
+// Sums of e and of e (x - mean), where e is the gradient d where x scale + shift > 0, else 0: two independent partial
+// sums of vectors, which hide the latency of an addition. Each visit calls write(place, e, x - mean).
 struct AffineSums {
   Vec first[2] = {}, second[2] = {};
 
@@ -50,7 +50,8 @@ inline void visit_affine_relu(const float* x, const float* d, int64_t n, Affine 
 }
 
 // The same, and gx = e scale, or added to what gx holds; gx may be d.
-inline void affine_relu_backward(const float* x, const float* d, float* gx, int64_t n, Affine f, double* sums, bool add = false) {
+inline void affine_relu_backward(const float* x, const float* d, float* gx, int64_t n, Affine f, double* sums,
+                                 bool add = false) {
   if (!add) return visit_affine_relu(x, d, n, f, sums, [=](int64_t i, auto e, auto) { store(gx + i, e * f.scale); });
   visit_affine_relu(x, d, n, f, sums, [=](int64_t i, auto e, auto) { add_to(gx + i, e * f.scale); });
 }

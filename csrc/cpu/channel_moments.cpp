@@ -10,9 +10,9 @@ namespace ifan {
 namespace IFAN_ISA {
 namespace {
 
-constexpr int64_t kRowChunk = 128;       // pixels of a tile of channels (channels-last): 16 KiB
-constexpr int64_t kTile = 32;            // channels of a tile
-constexpr int64_t kThreadWork = 32768;   // elements that are worth waking a thread for
+constexpr int64_t kRowChunk = 128;      // pixels of a tile of channels (channels-last): 16 KiB
+constexpr int64_t kTile = 32;           // channels of a tile
+constexpr int64_t kThreadWork = 32768;  // elements that are worth waking a thread for
 
 float read(const float* p) { return *p; }
 float read(const uint16_t* p) {
@@ -29,9 +29,11 @@ void write(uint16_t* p, float value) {
   *p = static_cast<uint16_t>(value != value ? 0x7fc0u : rounded);
 }
 
-// The same for `width` neighbouring channels over n pixels that lie `stride` apart. Width is a constant for whole tiles.
+// The same for `width` neighbouring channels over n pixels that lie `stride` apart. Width is a constant for whole
+// tiles.
 template <typename T>
-inline __attribute__((always_inline)) void tile_moments(const T* x, int64_t n, int64_t stride, int64_t width, Moments* out) {
+inline __attribute__((always_inline)) void tile_moments(const T* x, int64_t n, int64_t stride, int64_t width,
+                                                        Moments* out) {
   double sums[kTile] = {};
   float centre[kTile], squares[kTile] = {};
   for (int64_t p = 0; p < n; ++p)
@@ -49,12 +51,11 @@ inline __attribute__((always_inline)) void tile_moments(const T* x, int64_t n, i
   for (int64_t j = 0; j < width; ++j) out[j] = moments_about(sums[j], centre[j], squares[j], n);
 }
 
-bool flat(const int64_t* shape, const int64_t* strides) {  // pixels of a plane follow each other at the distance strides[3]
+bool flat(const int64_t* shape,
+          const int64_t* strides) {  // pixels of a plane follow each other at the distance strides[3]
   return shape[2] == 1 || strides[2] == shape[3] * strides[3];
 }
-bool plane_contiguous(const int64_t* shape, const int64_t* strides) {
-  return flat(shape, strides) && strides[3] == 1;
-}
+bool plane_contiguous(const int64_t* shape, const int64_t* strides) { return flat(shape, strides) && strides[3] == 1; }
 bool channels_contiguous(const int64_t* shape, const int64_t* strides) {
   return flat(shape, strides) && strides[1] == 1 && shape[1] > 1 && !plane_contiguous(shape, strides);
 }
@@ -167,7 +168,8 @@ bool channel_moments_forward(const MomentsForward& call) {
   if (rows)
     parallel_for(shape[0] * f.chunks, 1, threads, wide ? forward_rows<float> : forward_rows<uint16_t>, &f);
   else
-    parallel_for(count, neighbours(count, f.size(0), threads), threads, wide ? forward_planes<float> : forward_planes<uint16_t>, &f);
+    parallel_for(count, neighbours(count, f.size(0), threads), threads,
+                 wide ? forward_planes<float> : forward_planes<uint16_t>, &f);
   join(f, f.partial + count);
   free(f.partial);
   return true;
@@ -181,7 +183,8 @@ struct Backward {
   int64_t* task;          // (N,): of each lane
 };
 
-// The gradients that a plane's or a pixel's are stored at, from that address on, and what is added to them: none, one or two.
+// The gradients that a plane's or a pixel's are stored at, from that address on, and what is added to them: none, one
+// or two.
 template <typename T, int added>
 struct Gradients {
   T* to;

@@ -33,18 +33,21 @@ struct Context {
   }
 };
 
-// A block's buffers, one behind the other in this thread's scratch. What passes through the second-level cache are the strips, with
-// 24 values a tile instead of 36; points are made of them a row at a time, in the first-level cache.
+// A block's buffers, one behind the other in this thread's scratch. What passes through the second-level cache are the
+// strips, with 24 values a tile instead of 36; points are made of them a row at a time, in the first-level cache.
 template <int N>
 struct Buffers {
   static constexpr int64_t tiles = N * kWidth;
   static constexpr int some = N < 2 ? N : 2;  // vectors of tiles that are multiplied at a time
-  int64_t point;   // from one point's transformed inputs to the next's: no power of two, which would fall on one cache set
+  int64_t
+      point;  // from one point's transformed inputs to the next's: no power of two, which would fall on one cache set
   int64_t stride;  // from one point's sums to the next's
-  float *strips[2], *transformed, *sums, *pixels;  // this part's and the next one's strips, [six points][channel][tile],
-                                                   // [prologue][point][output][tile], [channel][pixel][tile]
+  float *strips[2], *transformed, *sums,
+      *pixels;  // this part's and the next one's strips, [six points][channel][tile],
+                // [prologue][point][output][tile], [channel][pixel][tile]
 
-  Buffers(const Context& c, float* memory) : point((c.chunk + 1) * some * kWidth), stride(c.blocks() * kOutputs * tiles) {
+  Buffers(const Context& c, float* memory)
+      : point((c.chunk + 1) * some * kWidth), stride(c.blocks() * kOutputs * tiles) {
     strips[0] = memory + kWidth;
     strips[1] = strips[0] + (c.parts() > 1 ? c.chunk * Strip<N>::size : 0);
     transformed = strips[1] - kWidth + c.chunk * Strip<N>::size;
@@ -55,8 +58,8 @@ struct Buffers {
   float* sums_of(int64_t prologue) const { return sums + prologue * kPoints * stride; }
 };
 
-// Reads a part of a block into strips, as many channels at a time as it is told: memory answers late, so the next part is read little
-// by little between the products of the one before.
+// Reads a part of a block into strips, as many channels at a time as it is told: memory answers late, so the next part
+// is read little by little between the products of the one before.
 template <int N, bool normalise>
 struct Reader {
   const Context& context;
@@ -72,7 +75,8 @@ struct Reader {
     for (; done < min(channels, part.channels); ++done, strip += Strip<N>::size) {
       const int64_t c = part.first + done;
       for (int64_t r = 0; r < block.count; ++r) {
-        const int64_t lane = block.runs[r].lane, at = (part.prologue * call.x.tasks + context.plan.task[lane]) * call.x.channels + c;
+        const int64_t lane = block.runs[r].lane,
+                      at = (part.prologue * call.x.tasks + context.plan.task[lane]) * call.x.channels + c;
         planes[r] = {context.plan.plane(lane, c), normalise ? call.scale[at] : 1, normalise ? call.shift[at] : 0};
         ahead[r] = context.plan.plane(lane, min(c + kChannelsAhead, call.x.channels - 1));
       }
@@ -81,10 +85,11 @@ struct Reader {
   }
 };
 
-// Adds a part's products with the filters of the outputs from `begin` to `end` to the block's sums, which are written after the last part.
+// Adds a part's products with the filters of the outputs from `begin` to `end` to the block's sums, which are written
+// after the last part.
 template <int N, bool normalise>
-void multiply_part(const Context& context, const Block<N>& block, Part part, int64_t begin, int64_t end, const float* strips,
-                   const Buffers<N>& b, Reader<N, normalise> next) {
+void multiply_part(const Context& context, const Block<N>& block, Part part, int64_t begin, int64_t end,
+                   const float* strips, const Buffers<N>& b, Reader<N, normalise> next) {
   const int64_t blocks = context.blocks(), inputs = context.call.x.channels;
   const int64_t ahead = part.channels < inputs ? inputs * kOutputs : kFiltersAhead;
   const int64_t first = part.prologue * context.share, calls = kPoints * N / b.some * (groups(end) - begin / kOutputs);
@@ -94,15 +99,17 @@ void multiply_part(const Context& context, const Block<N>& block, Part part, int
   for (int64_t k = 0; k < 6; ++k)
     for (int64_t n = 0; n < N; n += b.some) {
       for (int64_t c = 0; c < part.channels; ++c)
-        transform_along<b.some>(block, strips + c * Strip<N>::size + k * Strip<N>::row, n, b.transformed + c * b.some * kWidth, b.point);
+        transform_along<b.some>(block, strips + c * Strip<N>::size + k * Strip<N>::row, n,
+                                b.transformed + c * b.some * kWidth, b.point);
       for (int64_t j = 0; j < 6; ++j) {
         const int64_t p = 6 * k + j;
         for (int64_t o = begin / kOutputs; o < groups(end); ++o) {
-          const float* filters = context.call.filters + (((part.prologue * kPoints + p) * blocks + o) * inputs + part.first) * kOutputs;
+          const float* filters =
+              context.call.filters + (((part.prologue * kPoints + p) * blocks + o) * inputs + part.first) * kOutputs;
           products<b.some, b.tiles>(filters, b.transformed + j * b.point, part.channels,
-                                    b.sums_of(part.prologue) + p * b.stride + o * kOutputs * b.tiles + n * kWidth, part.first > 0,
-                                    end - o * kOutputs, filters + ahead);
-          destination.ask(lines);
+                                    b.sums_of(part.prologue) + p * b.stride + o * kOutputs * b.tiles + n * kWidth,
+                                    part.first > 0, end - o * kOutputs, filters + ahead);
+          destination.prefetch(lines);
         }
         next.read_to(context.chunk * ++step * b.some / (kPoints * N));
       }
@@ -135,8 +142,8 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
   }
 }
 
-// Channels of a part. The sums of many outputs are read again for each part, which pays where they and the strips of two parts stay in the
-// second-level cache.
+// Channels of a part. The sums of many outputs are read again for each part, which pays where they and the strips of
+// two parts stay in the second-level cache.
 int64_t chunk_of(bool many) {
   if (many) return kRegisters == 32 && second_level_cache() >= 1 << 21 ? 104 : 512;
   return kRegisters == 32 ? 32 : 88;  // AVX2's vectors hold half the tiles
@@ -151,7 +158,8 @@ void run(Context& context) {
   parallel_for(blocks * context.pieces, 1, context.call.threads, body, &context);
 }
 
-// Inputs whose filters' memory is asked for before it is written: a point each, too many streams for the processor to foresee.
+// Inputs whose filters' memory is asked for before it is written: a point each, too many streams for the processor to
+// foresee.
 constexpr int64_t kUnitsAhead = 12;
 
 void pack_inputs(void* argument, int64_t begin, int64_t end) {  // index: (group of outputs, input)
@@ -172,7 +180,8 @@ void pack_inputs(void* argument, int64_t begin, int64_t end) {  // index: (group
     }
     for (int i = 0; i < 6; ++i)
       for (int j = 0; j < 3; ++j)
-        for (int o = 0; o < kOutputs; ++o) half[i][j][o] = g[i][0] * w[j][o] + g[i][1] * w[3 + j][o] + g[i][2] * w[6 + j][o];
+        for (int o = 0; o < kOutputs; ++o)
+          half[i][j][o] = g[i][0] * w[j][o] + g[i][1] * w[3 + j][o] + g[i][2] * w[6 + j][o];
     for (int i = 0; i < 6; ++i)
       for (int j = 0; j < 6; ++j) {
         float* out = call.filters + (((6 * i + j) * blocks + block) * call.inputs + c) * kOutputs;
@@ -198,7 +207,8 @@ bool convolution_forward(const ConvolutionForward& call) {
   const int64_t share = call.outputs / call.prologues;
   if (!share) return true;
   const bool many = share > 24;  // outputs; where they are few, more tiles a block share one reading of the filters
-  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, min(call.x.channels, chunk_of(many)), 1};
+  Context context{
+      call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), share, min(call.x.channels, chunk_of(many)), 1};
   if (kRegisters == 16 && !many && context.tiling.tiles() > 3 * kWidth)
     run<4>(context);
   else if (context.tiling.tiles() > kWidth)

@@ -13,10 +13,12 @@ namespace {
 constexpr int kVectors = 2;
 using Tiles = Block<kVectors>;
 constexpr int64_t kTiles = Tiles::size;
-constexpr int64_t kSharesWorthWaking = 1 << 15;  // values of a weight's gradient that are added up sooner than another thread wakes
-constexpr int64_t kOutputPixels = 16 * kTiles + kWidth;  // from one output's pixels of a block to the next's; no power of two
+constexpr int64_t kSharesWorthWaking =
+    1 << 15;  // values of a weight's gradient that are added up sooner than another thread wakes
+constexpr int64_t kOutputPixels =
+    16 * kTiles + kWidth;           // from one output's pixels of a block to the next's; no power of two
 constexpr int64_t kTilesALine = 4;  // a line is asked for every so many tiles; a divisor of all vectors' lengths
-constexpr int64_t kBatch = 64;  // tiles, about, whose output gradients are transformed at a time
+constexpr int64_t kBatch = 64;      // tiles, about, whose output gradients are transformed at a time
 
 int64_t ceil_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -31,17 +33,19 @@ struct Context {
   int64_t to_inputs() const { return (call.outputs + 1) * kTiles; }
   int64_t to_weights() const { return kTiles * wide + kWidth; }
   int64_t inputs() const { return (chunk + 1) * kTiles; }
-  bool many() const { return wide > 2 * kWidth; }  // outputs: what belongs to them does not stay in the second-level cache
-  // Rows of outputs lie in panels of two vectors, or one at the end: floats of a row in the panel of output o, and the place of o among
-  // `count` rows.
+  bool many() const {
+    return wide > 2 * kWidth;
+  }  // outputs: what belongs to them does not stay in the second-level cache
+  // Rows of outputs lie in panels of two vectors, or one at the end: floats of a row in the panel of output o, and the
+  // place of o among `count` rows.
   int64_t panel(int64_t o) const { return min(2 * kWidth, wide - o / (2 * kWidth) * 2 * kWidth); }
   int64_t place(int64_t o, int64_t count) const { return o % (2 * kWidth) + o / (2 * kWidth) * 2 * kWidth * count; }
   std::atomic<bool> failed{false};
 };
 
-// This thread's buffers. The first two hold a batch's gradients, `chunk` its inputs of some channels and then the gradients of these,
-// [block][point][channel][tile]; `gradients` these as planes, behind the prologue, [channel][row of tiles][pixel]; `pixels` holds kWidth
-// outputs of a block, `filters` a part of the lanes.
+// This thread's buffers. The first two hold a batch's gradients, `chunk` its inputs of some channels and then the
+// gradients of these, [block][point][channel][tile]; `gradients` these as planes, behind the prologue, [channel][row of
+// tiles][pixel]; `pixels` holds kWidth outputs of a block, `filters` a part of the lanes.
 struct Buffers {
   float *to_inputs, *to_weights, *chunk, *gradients, *pixels, *filters;
 
@@ -79,8 +83,8 @@ void gather_pixels(const Tiles& block, const Plane<false>* planes, float* y) {
   }
 }
 
-// A y A^T of kWidth outputs, y [output][pixel][tile], to out [point][tile][row of a panel]: the tiles' rows for the product with the inputs.
-// They are turned, in place, while they are 16 pixels and not yet 36 points.
+// A y A^T of kWidth outputs, y [output][pixel][tile], to out [point][tile][row of a panel]: the tiles' rows for the
+// product with the inputs. They are turned, in place, while they are 16 pixels and not yet 36 points.
 void transform_gradients(float* y, float* out, int64_t row, int64_t stride) {
   for (int64_t t = 0; t < kTiles; t += kWidth) {
     for (int64_t p = 0; p < 16; ++p) {
@@ -120,11 +124,14 @@ struct Region {
   int64_t begin, end, first, channels;
 };
 
-// The memory that is needed behind a chunk's products, in pieces that are asked for during these: in turns a plane where gradients
-// belong and one of the next chunk's sources.
+// The memory that is needed behind a chunk's products, in pieces that are asked for during these: in turns a plane
+// where gradients belong and one of the next chunk's sources.
 class Prefetcher {
  public:
-  Prefetcher(const Context& context, const Region& region) : context_(context), region_(region), lane_(region.begin / rows()) { find(); }
+  Prefetcher(const Context& context, const Region& region)
+      : context_(context), region_(region), lane_(region.begin / rows()) {
+    find();
+  }
 
   // At most so many floats; behind the last piece what is asked for is of no use.
   const float* next(int64_t floats) {
@@ -152,8 +159,8 @@ class Prefetcher {
   const float *at_, *end_;
 };
 
-// sums [M][output] (+)= v [M][tile] g [tile][output] over the tiles of a batch, for a panel of N vectors of outputs; `v_step`, `g_step`: from
-// block to block. Memory from `next` on is asked for, a line for some tiles.
+// sums [M][output] (+)= v [M][tile] g [tile][output] over the tiles of a batch, for a panel of N vectors of outputs;
+// `v_step`, `g_step`: from block to block. Memory from `next` on is asked for, a line for some tiles.
 template <int M, int N>
 void correlate(const Batch& batch, const float* v, int64_t v_step, const float* g, int64_t g_step, float* sums,
                const float* next) {
@@ -199,10 +206,12 @@ void transform_gradients(const Context& context, const Tiles& block, int64_t ind
     }
     transform_inputs(block, planes, next, to_inputs + o * kTiles, context.to_inputs());
     gather_pixels(block, planes, b.pixels + o % kWidth * kOutputPixels);
-    const int64_t beyond = o == call.outputs - 1 ? kWidth - 1 - o % kWidth : 0;  // outputs of the last vector, which have no gradient
+    const int64_t beyond =
+        o == call.outputs - 1 ? kWidth - 1 - o % kWidth : 0;  // outputs of the last vector, which have no gradient
     memset(b.pixels + (o % kWidth + 1) * kOutputPixels, 0, beyond * kOutputPixels * sizeof(float));
     if (o % kWidth + beyond == kWidth - 1)
-      transform_gradients(b.pixels, to_weights + context.place(o / kWidth * kWidth, kTiles), context.panel(o), context.to_weights());
+      transform_gradients(b.pixels, to_weights + context.place(o / kWidth * kWidth, kTiles), context.panel(o),
+                          context.to_weights());
   }
 }
 
@@ -222,25 +231,29 @@ void transform_chunk(const Context& context, const Tiles& block, int64_t first, 
   }
 }
 
-// The products of the chunk's inputs and the outputs' gradients, to the gradient of the transformed filters, which is asked for before
-// it is added to if outputs are many.
-void add_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b, Prefetcher& prefetcher) {
-  const int64_t v_step = kPoints * context.inputs(), g_step = kPoints * context.to_weights(), inputs = context.call.x.channels;
+// The products of the chunk's inputs and the outputs' gradients, to the gradient of the transformed filters, which is
+// asked for before it is added to if outputs are many.
+void add_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b,
+                 Prefetcher& prefetcher) {
+  const int64_t v_step = kPoints * context.inputs(), g_step = kPoints * context.to_weights(),
+                inputs = context.call.x.channels;
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t o = 0; o < context.wide; o += 2 * kWidth)
       for (int64_t c = 0, some; c < region.channels; c += some) {
         const int64_t left = region.channels - c, row = context.panel(o);
         const auto correlate = row == 2 * kWidth ? correlate_for<2>(left, &some) : correlate_for<1>(left, &some);
-        const float *v = b.chunk + p * context.inputs() + c * kTiles, *g = b.to_weights + p * context.to_weights() + context.place(o, kTiles);
+        const float *v = b.chunk + p * context.inputs() + c * kTiles,
+                    *g = b.to_weights + p * context.to_weights() + context.place(o, kTiles);
         float* sums = b.filters + p * inputs * context.wide + context.place(o, inputs) + (region.first + c) * row;
         const float* next = context.many() ? sums + some * row : prefetcher.next(batch.tiles / kTilesALine * kLine);
         correlate(batch, v, v_step, g, g_step, sums, next);
       }
 }
 
-// The products that the gradients of the chunk's inputs are made of, in place of these inputs. A panel of filters is read for all
-// blocks, and asked for before the first of them if outputs are many.
-void multiply_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b, Prefetcher& prefetcher) {
+// The products that the gradients of the chunk's inputs are made of, in place of these inputs. A panel of filters is
+// read for all blocks, and asked for before the first of them if outputs are many.
+void multiply_filters(const Context& context, const Batch& batch, const Region& region, const Buffers& b,
+                      Prefetcher& prefetcher) {
   const int64_t outputs = context.call.outputs, panels = ceil_to(context.call.x.channels, kOutputs) / kOutputs;
   for (int64_t p = 0; p < kPoints; ++p)
     for (int64_t c = 0; c < region.channels; c += kOutputs)
@@ -248,25 +261,31 @@ void multiply_filters(const Context& context, const Batch& batch, const Region& 
         const float* filters = context.call.filters + (p * panels + (region.first + c) / kOutputs) * outputs * kOutputs;
         const float* next = context.many() && i == 0 ? filters + kFiltersAhead : prefetcher.next(outputs * kOutputs);
         products<kVectors>(filters, b.to_inputs + (i * kPoints + p) * context.to_inputs(), outputs,
-                           b.chunk + (i * kPoints + p) * context.inputs() + c * kTiles, false, region.channels - c, next);
+                           b.chunk + (i * kPoints + p) * context.inputs() + c * kTiles, false, region.channels - c,
+                           next);
       }
 }
 
 // A lane's plane of a channel in `gradients`, of which the region's rows are there.
 float* plane_in(const Context& context, const Region& region, float* gradients, int64_t lane, int64_t c) {
-  return gradients + ((c - region.first) * (region.end - region.begin) + lane * context.tiling.rows - region.begin) * 4 * context.tiling.width;
+  return gradients + ((c - region.first) * (region.end - region.begin) + lane * context.tiling.rows - region.begin) *
+                         4 * context.tiling.width;
 }
 
-// The chunk's gradients of what the convolution reads, to `gradients` if there is a prologue, else to where the sources' belong.
+// The chunk's gradients of what the convolution reads, to `gradients` if there is a prologue, else to where the
+// sources' belong.
 template <bool normalise>
-void write_inputs(const Context& context, const Tiles& block, const Region& region, const float* sums, float* gradients) {
+void write_inputs(const Context& context, const Tiles& block, const Region& region, const float* sums,
+                  float* gradients) {
   float* planes[kTiles];
   for (int64_t c = 0; c < region.channels; ++c) {
     for (int64_t r = 0; r < block.count; ++r) {
       const int64_t lane = block.runs[r].lane, channel = region.first + c;
-      planes[r] = normalise ? plane_in(context, region, gradients, lane, channel) : context.plan.gradient(lane, channel);
+      planes[r] =
+          normalise ? plane_in(context, region, gradients, lane, channel) : context.plan.gradient(lane, channel);
     }
-    write_planes(block, sums + c * kTiles, context.inputs(), planes, false, !normalise && context.plan.target(region.first + c).add);
+    write_planes(block, sums + c * kTiles, context.inputs(), planes, false,
+                 !normalise && context.plan.target(region.first + c).add);
   }
 }
 
@@ -274,21 +293,24 @@ void write_inputs(const Context& context, const Tiles& block, const Region& regi
 void differentiate_prologue(const Context& context, const Region& region, float* gradients) {
   const ConvolutionBackward& call = context.call;
   const int64_t height = context.tiling.height, width = context.tiling.width, rows = context.tiling.rows;
-  for (int64_t lane = region.begin / rows; lane * rows < region.end; ++lane) {  // a lane's rows follow each other in memory
+  for (int64_t lane = region.begin / rows; lane * rows < region.end;
+       ++lane) {  // a lane's rows follow each other in memory
     const int64_t y = region.begin > lane * rows ? 4 * (region.begin - lane * rows) : 0;
     const int64_t n = (min(4 * (region.end - lane * rows), height) - y) * width;
     for (int64_t c = region.first; c < region.first + region.channels; ++c) {
       const int64_t at = context.plan.task[lane] * call.x.channels + c;
-      affine_relu_backward(context.plan.plane(lane, c) + y * width, plane_in(context, region, gradients, lane, c) + y * width,
-                           context.plan.gradient(lane, c) + y * width, n, {call.scale[at], call.shift[at], call.mean[at]},
-                           call.sums + 2 * (lane * call.x.channels + c), context.plan.target(c).add);
+      affine_relu_backward(
+          context.plan.plane(lane, c) + y * width, plane_in(context, region, gradients, lane, c) + y * width,
+          context.plan.gradient(lane, c) + y * width, n, {call.scale[at], call.shift[at], call.mean[at]},
+          call.sums + 2 * (lane * call.x.channels + c), context.plan.target(c).add);
     }
   }
 }
 
 template <bool normalise>
 void work_on_batch(const Context& context, int64_t begin, int64_t end, bool add, const Buffers& b) {
-  const int64_t columns = context.tiling.columns, from = begin * columns, last = end * columns, channels = context.call.x.channels;
+  const int64_t columns = context.tiling.columns, from = begin * columns, last = end * columns,
+                channels = context.call.x.channels;
   const Batch batch{last - from, add};
   const auto each_block = [&](auto work) {
     for (int64_t i = 0; i < batch.blocks(); ++i) work(Tiles(context.tiling, from + i * kTiles, last), i);
@@ -302,7 +324,8 @@ void work_on_batch(const Context& context, int64_t begin, int64_t end, bool add,
     Prefetcher prefetcher(context, region);
     add_filters(context, batch, region, b, prefetcher);
     multiply_filters(context, batch, region, b, prefetcher);
-    each_block([&](const Tiles& block, int64_t i) { write_inputs<normalise>(context, block, region, at(i), b.gradients); });
+    each_block(
+        [&](const Tiles& block, int64_t i) { write_inputs<normalise>(context, block, region, at(i), b.gradients); });
     if (normalise) differentiate_prologue(context, region, b.gradients);
   }
 }
@@ -321,7 +344,8 @@ void weight_gradient(const Context& context, const float* filters, float* out) {
       for (int k = 0; k < 6; ++k)
         for (int l = 0; l < 6; ++l) {
           const float* u = from + (6 * k + l) * wide * channels;
-          __builtin_prefetch(u + kChannelsAhead * context.panel(o));  // 36 streams are too many for the processor to foresee
+          __builtin_prefetch(u + kChannelsAhead *
+                                     context.panel(o));  // 36 streams are too many for the processor to foresee
           for (int j = 0; j < 3; ++j) half[k][j] += g[l][j] * load(u);
         }
       alignas(64) float w[9][kWidth];
@@ -349,8 +373,10 @@ void work_on_parts(void* argument, int64_t begin, int64_t end) {
   Buffers::layout(context, memory, &b);
   const int64_t lanes = call.x.lanes;
   for (int64_t part = begin; part < end; ++part) {
-    const int64_t first = part * lanes / call.parts, last = (part + 1) * lanes / call.parts, first_row = first * context.tiling.rows;
-    if (normalise) memset(call.sums + 2 * first * call.x.channels, 0, 2 * (last - first) * call.x.channels * sizeof(double));
+    const int64_t first = part * lanes / call.parts, last = (part + 1) * lanes / call.parts,
+                  first_row = first * context.tiling.rows;
+    if (normalise)
+      memset(call.sums + 2 * first * call.x.channels, 0, 2 * (last - first) * call.x.channels * sizeof(double));
     const int64_t end_row = last * context.tiling.rows;
     for (int64_t row = first_row; row < end_row; row += context.rows)
       work_on_batch<normalise>(context, row, min(row + context.rows, end_row), row > first_row, b);

@@ -25,11 +25,12 @@ struct Context {
 template <int N>
 struct Buffers {
   static constexpr int64_t tiles = N * kWidth, two_strips = 2 * Strip<N>::size;
-  int64_t point;                 // from one point's pairs to the next's: no power of two, which would fall on one cache set
-  int64_t stride;                // from one point's sums to the next's
+  int64_t point;   // from one point's pairs to the next's: no power of two, which would fall on one cache set
+  int64_t stride;  // from one point's sums to the next's
   float *strips, *pairs, *sums;  // strips of an even and of an odd channel, in the end 64 vectors of tiles of pixels
 
-  Buffers(const Context& c, float* memory) : point((c.chunk + 1) * tiles), stride(groups(c.call.outputs) * kOutputs * tiles) {
+  Buffers(const Context& c, float* memory)
+      : point((c.chunk + 1) * tiles), stride(groups(c.call.outputs) * kOutputs * tiles) {
     strips = memory;
     pairs = strips + (two_strips > 64 * tiles ? two_strips : 64 * tiles);
     sums = pairs + kPoints * point;
@@ -67,7 +68,8 @@ void transform_chunk(const Context& context, const Block<N>& block, int64_t firs
       }
       transform_down(block, planes, next, strip + kWidth);
     }
-    transform_pairs(block, b.strips + kWidth, b.strips + Strip<N>::size + kWidth, b.pairs + (pair - first) * block.size, b.point);
+    transform_pairs(block, b.strips + kWidth, b.strips + Strip<N>::size + kWidth, b.pairs + (pair - first) * block.size,
+                    b.point);
   }
 }
 
@@ -93,8 +95,9 @@ void convolve_blocks(void* argument, int64_t begin, int64_t end) {  // index: (b
       transform_chunk<N, normalise>(context, block, first, some, b);
       for (int64_t p = 0; p < kPoints; ++p)
         for (int64_t o = first_output / kOutputs; o < groups(end_output); ++o)
-          pair_products<kOutputs, N>(call.filters + ((p * blocks + o) * pairs + first) * kOutputs, b.pairs + p * b.point, some,
-                                     b.sums + p * b.stride + o * kOutputs * tiles, first > 0);
+          pair_products<kOutputs, N>(call.filters + ((p * blocks + o) * pairs + first) * kOutputs,
+                                     b.pairs + p * b.point, some, b.sums + p * b.stride + o * kOutputs * tiles,
+                                     first > 0);
     }
     write_outputs(call, block, first_output, end_output, b.sums, b.stride, 0, b.strips);
   }
@@ -105,15 +108,19 @@ void run(Context& context) {
   constexpr int64_t tiles = N * kWidth;
   const Body body = context.call.scale ? convolve_blocks<N, true> : convolve_blocks<N, false>;
   const int64_t blocks = (context.tiling.tiles() + tiles - 1) / tiles;
-  if (blocks < context.call.threads) context.pieces = min(context.call.threads, (context.call.outputs + kUnit - 1) / kUnit);
+  if (blocks < context.call.threads)
+    context.pieces = min(context.call.threads, (context.call.outputs + kUnit - 1) / kUnit);
   parallel_for(blocks * context.pieces, 1, context.call.threads, body, &context);
 }
 
 }  // namespace
 
-int64_t packed_filters(int64_t outputs, int64_t inputs) { return kPoints * groups(outputs) * kOutputs * ((inputs + 1) / 2); }
+int64_t packed_filters(int64_t outputs, int64_t inputs) {
+  return kPoints * groups(outputs) * kOutputs * ((inputs + 1) / 2);
+}
 
-// filters [point][group][pair of inputs][kOutputs] of pairs, zeros where a group is not full and beside the last of an odd number.
+// filters [point][group][pair of inputs][kOutputs] of pairs, zeros where a group is not full and beside the last of an
+// odd number.
 void pack_filters(const FilterPacking& call) {
   const int64_t pairs = (call.inputs + 1) / 2;
   std::vector<float> whole(avx512::packed_filters(call.outputs, call.inputs));
@@ -122,7 +129,8 @@ void pack_filters(const FilterPacking& call) {
     for (int64_t c = 0; c < call.inputs; c += 2)
       for (int64_t o = 0; o < kOutputs; ++o) {
         const float* even = whole.data() + (g * call.inputs + c) * kOutputs + o;
-        store_pair(call.filters + (g * pairs + c / 2) * kOutputs + o, even[0], c + 1 < call.inputs ? even[kOutputs] : 0);
+        store_pair(call.filters + (g * pairs + c / 2) * kOutputs + o, even[0],
+                   c + 1 < call.inputs ? even[kOutputs] : 0);
       }
 }
 
@@ -130,7 +138,8 @@ bool convolution_forward(const ConvolutionForward& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
   const int64_t pairs = (call.x.channels + 1) / 2;
-  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width), call.outputs > 24 ? min(pairs, 256) : 64, 1};
+  Context context{call, plan, Tiling(call.x.lanes, call.x.height, call.x.width),
+                  call.outputs > 24 ? min(pairs, 256) : 64, 1};
   if (context.tiling.tiles() > kWidth)
     run<2>(context);
   else

@@ -96,7 +96,8 @@ void pack_taps(const TapPacking& call) {
 bool direct_convolution(const DirectConvolution& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
-  const bool flat = call.taps == 1 && call.row_step == call.x.width;  // rows follow each other in planes and output alike
+  const bool flat =
+      call.taps == 1 && call.row_step == call.x.width;  // rows follow each other in planes and output alike
   Context context{call, plan, flat ? 1 : call.x.height, flat ? call.x.height * call.x.width : call.x.width, 0};
   context.pieces = (context.width + kPixels - 1) / kPixels;
   parallel_for(call.x.lanes * context.rows * context.pieces, 1, call.threads, convolve_rows, &context);

@@ -1,16 +1,18 @@
 // Convolutions that are products with shifted rows: 1x1, the 7x7 stem, the strided 5x5 of a re-encoder.
 //
-//   out[n,o,y,x] = initial[n,o,y,x] + sum over channels c and taps k of weight[o,c,k] plane[n,c][y row_step + offset[k] + x]
+//   out[n,o,y,x] = initial[n,o,y,x] + sum over channels c and taps k of weight[o,c,k] plane[n,c][y row_step + offset[k]
+//   + x]
 //
-// The planes hold what surrounds the picture, so no border is tested; a strided convolution reads planes split by columns.
+// The planes hold what surrounds the picture, so no border is tested; a strided convolution reads planes split by
+// columns.
 #pragma once
 #include "sources.h"
 
 namespace ifan {
 
 struct DirectConvolution {
-  Concatenation x;        // height, width: those of the output; planes as long as the offsets reach
-  const int64_t* offsets; // of the taps, in elements
+  Concatenation x;         // height, width: those of the output; planes as long as the offsets reach
+  const int64_t* offsets;  // of the taps, in elements
   int64_t taps, row_step;
   const float* filters;  // from pack_taps
   int64_t outputs;
@@ -28,10 +30,10 @@ struct TapPacking {
   float* filters;
 };
 
-#define IFAN_DECLARE_DIRECT(ISA)                                                  \
-  namespace ISA {                                                                 \
-  int64_t packed_taps(int64_t outputs, int64_t products); /* floats */            \
-  void pack_taps(const TapPacking& call);                                         \
+#define IFAN_DECLARE_DIRECT(ISA)                                                     \
+  namespace ISA {                                                                    \
+  int64_t packed_taps(int64_t outputs, int64_t products); /* floats */               \
+  void pack_taps(const TapPacking& call);                                            \
   bool direct_convolution(const DirectConvolution& call); /* false: out of memory */ \
   }
 

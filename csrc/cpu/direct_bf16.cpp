@@ -42,7 +42,8 @@ void multiply(const float* const* rows, int64_t offset, int64_t products, const 
 
 // All outputs of N vectors of pixels, `pixels` of which are in the picture.
 template <int N>
-void convolve(const Context& context, const float* const* rows, int64_t offset, int64_t lane, int64_t at, int64_t pixels) {
+void convolve(const Context& context, const float* const* rows, int64_t offset, int64_t lane, int64_t at,
+              int64_t pixels) {
   const DirectConvolution& call = context.call;
   const int64_t products = context.pairs() * call.taps;
   float sums[kOutputs * N * kWidth];
@@ -52,7 +53,8 @@ void convolve(const Context& context, const float* const* rows, int64_t offset, 
   }
 }
 
-// What the taps read for some pixels, as pairs [pair of channels][stride]; `from`: where the first pixel's nearest tap reads.
+// What the taps read for some pixels, as pairs [pair of channels][stride]; `from`: where the first pixel's nearest tap
+// reads.
 void round_to_pairs(const Context& context, int64_t lane, int64_t from, int64_t pixels, float* pairs) {
   const int64_t channels = context.call.x.channels, values = context.span + pixels;
   for (int64_t c = 0; c < channels; c += 2, pairs += context.stride()) {
@@ -87,7 +89,8 @@ void convolve_rows(void* argument, int64_t begin, int64_t end) {  // index: (lan
     const int64_t pixels = min(kPixels, context.width - start), at = row * context.width + start;
     round_to_pairs(context, lane, row * call.row_step + start + context.nearest, pixels, values);
     int64_t i = 0;
-    for (; i + kWidth < pixels; i += 2 * kWidth) convolve<2>(context, rows, i, lane, at + i, min(2 * kWidth, pixels - i));
+    for (; i + kWidth < pixels; i += 2 * kWidth)
+      convolve<2>(context, rows, i, lane, at + i, min(2 * kWidth, pixels - i));
     if (i < pixels) convolve<1>(context, rows, i, lane, at + i, pixels - i);
   }
 }
@@ -98,7 +101,8 @@ int64_t packed_taps(int64_t outputs, int64_t channels, int64_t taps) {
   return groups(outputs) * kOutputs * ((channels + 1) / 2) * taps;
 }
 
-// filters [group][pair of channels][tap][kOutputs] of pairs, zeros where a group is not full and beside the last of an odd number.
+// filters [group][pair of channels][tap][kOutputs] of pairs, zeros where a group is not full and beside the last of an
+// odd number.
 void pack_taps(const TapPacking& call, int64_t taps) {
   const int64_t channels = call.products / taps, pairs = (channels + 1) / 2;
   const auto weight = [&](int64_t o, int64_t c, int64_t t) {
@@ -113,9 +117,11 @@ void pack_taps(const TapPacking& call, int64_t taps) {
 bool direct_convolution(const DirectConvolution& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
-  const bool flat = call.taps == 1 && call.row_step == call.x.width;  // rows follow each other in planes and output alike
+  const bool flat =
+      call.taps == 1 && call.row_step == call.x.width;  // rows follow each other in planes and output alike
   const auto [nearest, farthest] = std::minmax_element(call.offsets, call.offsets + call.taps);
-  Context context{call, plan, flat ? 1 : call.x.height, flat ? call.x.height * call.x.width : call.x.width, 0, *nearest, *farthest - *nearest};
+  Context context{call, plan,     flat ? 1 : call.x.height, flat ? call.x.height * call.x.width : call.x.width,
+                  0,    *nearest, *farthest - *nearest};
   context.pieces = (context.width + kPixels - 1) / kPixels;
   parallel_for(call.x.lanes * context.rows * context.pieces, 1, call.threads, convolve_rows, &context);
   return !context.failed;

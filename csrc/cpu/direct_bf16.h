@@ -1,7 +1,7 @@
 // The convolution of direct.h with its products in bfloat16; see convolution_bf16.h.
 //
-// What a piece of a row reads of two channels, from the first tap to the last, is rounded to pairs once and serves all taps and
-// outputs: the offsets should lie close together.
+// What a piece of a row reads of two channels, from the first tap to the last, is rounded to pairs once and serves all
+// taps and outputs: the offsets should lie close together.
 #pragma once
 #include "direct.h"
 

@@ -10,9 +10,11 @@ constexpr int kOutputs = kRegisters == 32 ? 12 : 6;  // output channels whose su
 
 inline int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 
-// Adds the initial values to sums [kOutputs][N vectors], applies the ReLU and writes `pixels` of each from output `first` on.
+// Adds the initial values to sums [kOutputs][N vectors], applies the ReLU and writes `pixels` of each from output
+// `first` on.
 template <int N>
-inline void write_sums(const DirectConvolution& call, const float* sums, int64_t lane, int64_t first, int64_t at, int64_t pixels) {
+inline void write_sums(const DirectConvolution& call, const float* sums, int64_t lane, int64_t first, int64_t at,
+                       int64_t pixels) {
   const int64_t plane = call.x.height * call.x.width, some = min(kOutputs, call.outputs - first);
   for (int64_t o = 0; o < some; ++o) {
     const int64_t place = lane * call.out_lane_stride + (first + o) * plane + at;

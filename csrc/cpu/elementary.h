@@ -24,8 +24,9 @@ inline Vec at_least(Vec x, Vec least) {
 }
 
 #if defined(__AVX512F__)
-// e^x = 2^t, t = x log2 e: 2^floor(t), which AVX-512 multiplies by in one instruction, times a polynomial of degree 6 on [0, 1) of what
-// is left (fitted for the least relative error with 1 at 0, 2e-9; rounding of t makes it 6e-8 (1 + |x|)).
+// e^x = 2^t, t = x log2 e: 2^floor(t), which AVX-512 multiplies by in one instruction, times a polynomial of degree 6
+// on [0, 1) of what is left (fitted for the least relative error with 1 at 0, 2e-9; rounding of t makes it 6e-8 (1 +
+// |x|)).
 inline Vec exponential(Vec x) {
   const Vec t = x * 1.44269504f, r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   Vec p = r * 2.1612915732280302e-4f + 1.2467846192077553e-3f;
@@ -36,10 +37,12 @@ inline Vec exponential(Vec x) {
   return _mm512_scalef_ps(p * r + 1.f, t);
 }
 #else
-// e^x = 2^t, t = x log2 e up to 127: 2^n, n the nearest whole number, times a polynomial of degree 5 on [-1/2, 1/2] (fitted for the least
-// relative error with 1 at 0, 9e-8; rounding makes it 2e-7 + 1.4e-8 |x|). Below -87 it stays at 1.6e-38.
+// e^x = 2^t, t = x log2 e up to 127: 2^n, n the nearest whole number, times a polynomial of degree 5 on [-1/2, 1/2]
+// (fitted for the least relative error with 1 at 0, 9e-8; rounding makes it 2e-7 + 1.4e-8 |x|). Below -87 it stays
+// at 1.6e-38.
 inline Vec exponential(Vec x) {
-  constexpr float rounder = 12582912.f + 127.f;  // 1.5 x 2^23: adding it leaves n + 127, the exponent of 2^n, in the last bits
+  constexpr float rounder =
+      12582912.f + 127.f;  // 1.5 x 2^23: adding it leaves n + 127, the exponent of 2^n, in the last bits
   x = at_least(x, Vec{} - 87.f);
   const Vec shifted = x * 1.44269504f + rounder, r = x * 1.44269504f - (shifted - rounder);
   Vec p = r * 1.326472731307149e-3f + 9.671512991189957e-3f;

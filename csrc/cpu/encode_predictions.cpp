@@ -17,7 +17,8 @@ int64_t planes_of(const Call& call) {
   return planes;
 }
 
-// Exponentials over their largest of n <= kWidth pixels' logits to `out`, planes `stride` apart in both; returns their sum.
+// Exponentials over their largest of n <= kWidth pixels' logits to `out`, planes `stride` apart in both; returns their
+// sum.
 Vec exponentials(const float* logits, float* out, int64_t classes, int64_t stride, int64_t n) {
   Vec most = load_first(logits, n), sum{};
   for (int64_t k = 1; k < classes; ++k) {
@@ -34,7 +35,8 @@ Vec exponentials(const float* logits, float* out, int64_t classes, int64_t strid
 
 void disc_row(const EncodePlanes& call, int64_t lane, int64_t p, int64_t y, float* out) {
   const float* point = call.points + lane * 2 * call.points_count + p;
-  const float cx = centre(point[0], call.size), dy = static_cast<float>(y) - centre(point[call.points_count], call.size);
+  const float cx = centre(point[0], call.size),
+              dy = static_cast<float>(y) - centre(point[call.points_count], call.size);
   for (int64_t x = 0; x < call.size; ++x) {
     const float dx = static_cast<float>(x) - cx;
     out[x] = dx * dx + dy * dy < static_cast<float>(call.radius * call.radius);
@@ -130,7 +132,8 @@ void backward_lanes(void* argument, int64_t begin, int64_t end) {  // index: (la
 bool encode_planes(const EncodePlanes& call) {
   const int64_t values = planes_of(call) * call.size;
   const int threads = static_cast<int>(min(call.threads, call.lanes * call.size * values / kThreadWork + 1));
-  parallel_for(call.lanes * call.size, 1 + kThreadWork / 4 / (values + 1), threads, encode_rows, const_cast<EncodePlanes*>(&call));
+  parallel_for(call.lanes * call.size, 1 + kThreadWork / 4 / (values + 1), threads, encode_rows,
+               const_cast<EncodePlanes*>(&call));
   return true;
 }
 

@@ -6,18 +6,18 @@
 //
 //   glogits_k = p_k (g_k - sum_j p_j g_j)
 //
-// Forward reads each logit once and writes each plane once. Backward recomputes the softmax, so nothing is saved: it reads each
-// logit and each gradient once and writes one value a logit. Rows are independent, so the bits are the same for any number of
-// threads.
+// Forward reads each logit once and writes each plane once. Backward recomputes the softmax, so nothing is saved: it
+// reads each logit and each gradient once and writes one value a logit. Rows are independent, so the bits are the same
+// for any number of threads.
 #pragma once
 #include <cstdint>
 
 namespace ifan {
 
 struct EncodePlanes {
-  const float* parsing;         // logits (N, classes, S, S)
-  const float* points;          // (N, 2, P)
-  const float* const* logits;   // of each classification: the first lane's
+  const float* parsing;            // logits (N, classes, S, S)
+  const float* points;             // (N, 2, P)
+  const float* const* logits;      // of each classification: the first lane's
   const int64_t *sizes, *strides;  // classes of each classification, and values from a lane's logits to the next lane's
   int64_t lanes, classes, points_count, tasks, size, radius;
   float* out;  // (N, classes + P + sum of sizes, S, S)
@@ -34,9 +34,9 @@ struct EncodeBackward {
   int threads;
 };
 
-#define IFAN_DECLARE_ENCODE_PREDICTIONS(ISA)       \
-  namespace ISA {                                  \
-  bool encode_planes(const EncodePlanes& call);    \
+#define IFAN_DECLARE_ENCODE_PREDICTIONS(ISA)        \
+  namespace ISA {                                   \
+  bool encode_planes(const EncodePlanes& call);     \
   bool encode_backward(const EncodeBackward& call); \
   }
 

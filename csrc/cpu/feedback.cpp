@@ -31,7 +31,8 @@ void image_planes(void* argument, int64_t begin, int64_t end) {  // index: (lane
   const PrepareImage& call = *static_cast<const PrepareImage*>(argument);
   const int64_t fold = call.fold, side = call.size * fold;
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t column = index % fold, row = index / fold % fold, colour = index / (fold * fold) % 3, lane = index / (3 * fold * fold);
+    const int64_t column = index % fold, row = index / fold % fold, colour = index / (fold * fold) % 3,
+                  lane = index / (3 * fold * fold);
     const uint8_t* first = call.images + ((3 * lane + 2 - colour) * side + row) * side + column;
     const float mean = call.mean[colour], scale = call.scale;
     for (int64_t y = 0; y < call.size; ++y)
@@ -45,7 +46,8 @@ void bordered_planes(void* argument, int64_t begin, int64_t end) {  // index: (l
   for (int64_t index = begin; index < end; ++index) {
     const float* x = call.x + index / call.planes * call.lane_stride + index % call.planes * call.size * call.size;
     for (int64_t y = 0; y < call.size; ++y)
-      write_row(call.border, call.out + index * call.border.plane, y, call.size, [=](int64_t i) { return x[y * call.size + i]; });
+      write_row(call.border, call.out + index * call.border.plane, y, call.size,
+                [=](int64_t i) { return x[y * call.size + i]; });
   }
 }
 
@@ -79,14 +81,16 @@ struct MayFail {
   std::atomic<bool> failed{false};
 };
 
-// One point's disc through its filters, to sums [row][column][output] of `side` x `side` pixels whose first is (left, top).
+// One point's disc through its filters, to sums [row][column][output] of `side` x `side` pixels whose first is (left,
+// top).
 void add_disc(const StemShares& call, const float* filters, int64_t cx, int64_t cy, int64_t side, float* sums) {
   const int64_t radius = call.radius, outputs = call.outputs;
   for (int64_t dy = 1 - radius; dy < radius; ++dy)
     for (int64_t dx = 1 - radius; dx < radius; ++dx) {
       if (dx * dx + dy * dy >= radius * radius) continue;
       if (cx + dx < 0 || cx + dx >= call.size || cy + dy < 0 || cy + dy >= call.size) continue;
-      for (int64_t k = 0; k < kStem * kStem; ++k) {  // input (y, x) meets tap (ky, kx) at output (y - ky + 3, x - kx + 3)
+      for (int64_t k = 0; k < kStem * kStem;
+           ++k) {  // input (y, x) meets tap (ky, kx) at output (y - ky + 3, x - kx + 3)
         const int64_t y = dy + radius - 1 + 2 * kReach - k / kStem, x = dx + radius - 1 + 2 * kReach - k % kStem;
         float* sum = sums + (y * side + x) * outputs;
         for (int64_t o = 0; o < outputs; ++o) sum[o] += filters[k * outputs + o];
@@ -106,8 +110,10 @@ void disc_shares(void* argument, int64_t begin, int64_t end) {  // index: lane
   for (int64_t lane = begin; lane < end; ++lane)
     for (int64_t p = 0; p < call.points_count; ++p) {
       const float* point = call.points + lane * 2 * call.points_count + p;
-      const float x = centre(point[0], size), y = centre(point[call.points_count], size), far = static_cast<float>(size + reach);
-      if (!(x > -far && x < 2 * far && y > -far && y < 2 * far)) continue;  // nothing of it in the picture; NaN draws nothing
+      const float x = centre(point[0], size), y = centre(point[call.points_count], size),
+                  far = static_cast<float>(size + reach);
+      if (!(x > -far && x < 2 * far && y > -far && y < 2 * far))
+        continue;  // nothing of it in the picture; NaN draws nothing
       const int64_t cx = static_cast<int64_t>(x), cy = static_cast<int64_t>(y), left = cx - reach, top = cy - reach;
       memset(sums, 0, side * side * outputs * sizeof(float));
       add_disc(call, call.filters + p * kStem * kStem * outputs, cx, cy, side, sums);
@@ -116,7 +122,8 @@ void disc_shares(void* argument, int64_t begin, int64_t end) {  // index: lane
       for (int64_t o = 0; o < outputs; ++o) {
         float* out = call.out + (lane * outputs + o) * size * size;
         for (int64_t v = first_y; v < last_y; ++v)
-          for (int64_t u = first_x; u < last_x; ++u) out[v * size + u] += sums[((v - top) * side + u - left) * outputs + o];
+          for (int64_t u = first_x; u < last_x; ++u)
+            out[v * size + u] += sums[((v - top) * side + u - left) * outputs + o];
       }
     }
 }
@@ -133,7 +140,9 @@ void constant_maps(void* argument, int64_t begin, int64_t end) {  // index: (lan
       for (int64_t i = 0; i < width; ++i) sum += weight[o * width + i] * value(i);
       return relu(sum);
     };
-    const auto first = [&](int64_t o) { return map(call.weights[0], o, [&](int64_t i) { return input[i * call.plane_stride]; }); };
+    const auto first = [&](int64_t o) {
+      return map(call.weights[0], o, [&](int64_t i) { return input[i * call.plane_stride]; });
+    };
     const auto second = [&](int64_t o) { return map(call.weights[1], o, first); };
     const float values[3] = {first(own), second(own), map(call.weights[2], own, second)};
     for (int level = 0; level < 3; ++level) {
@@ -152,7 +161,8 @@ void pooled_planes(void* argument, int64_t begin, int64_t end) {
       const float *a = call.x + (index * call.height + y) * 4 * width, *b = a + 2 * width;
       float* out = call.out + (index * call.height + y) * width;
       for (int64_t x = 0; x < width; ++x) {
-        const float s = a[2 * x] > a[2 * x + 1] ? a[2 * x] : a[2 * x + 1], t = b[2 * x] > b[2 * x + 1] ? b[2 * x] : b[2 * x + 1];
+        const float s = a[2 * x] > a[2 * x + 1] ? a[2 * x] : a[2 * x + 1],
+                    t = b[2 * x] > b[2 * x + 1] ? b[2 * x] : b[2 * x + 1];
         out[x] = s > t ? s : t;
       }
     }
@@ -161,7 +171,8 @@ void pooled_planes(void* argument, int64_t begin, int64_t end) {
 void added_lanes(void* argument, int64_t begin, int64_t end) {
   const AddShared& call = *static_cast<const AddShared*>(argument);
   for (int64_t lane = begin; lane < end; ++lane)
-    for (int64_t i = 0; i < call.values; ++i) call.out[lane * call.values + i] = call.x[lane * call.values + i] + call.y[i];
+    for (int64_t i = 0; i < call.values; ++i)
+      call.out[lane * call.values + i] = call.x[lane * call.values + i] + call.y[i];
 }
 
 struct HeadContext {
@@ -191,10 +202,13 @@ void head_outputs(void* argument, int64_t begin, int64_t end) {  // index: (lane
   }
 }
 
-// sums = a map of `side` x `side` pixels + `coarse`, of half that side, enlarged. (The Axis of upsampling.h orders pixels by phase.)
+// sums = a map of `side` x `side` pixels + `coarse`, of half that side, enlarged. (The Axis of upsampling.h orders
+// pixels by phase.)
 void enlarge(const float* coarse, const float* map, int64_t side, float* row, float* sums) {
   const int64_t half = side / 2;
-  const auto beside = [half](int64_t i) { return i % 2 ? std::min(i / 2 + 1, half - 1) : std::max(i / 2 - 1, int64_t{0}); };
+  const auto beside = [half](int64_t i) {
+    return i % 2 ? std::min(i / 2 + 1, half - 1) : std::max(i / 2 - 1, int64_t{0});
+  };
   for (int64_t y = 0; y < side; ++y, map += side, sums += side) {
     const float *near = coarse + y / 2 * half, *far = coarse + beside(y) * half;
     for (int64_t i = 0; i < half; ++i) row[i] = 0.75f * near[i] + 0.25f * far[i];

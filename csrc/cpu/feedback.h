@@ -1,5 +1,6 @@
-// What surrounds the convolutions in the feedback loop: images and predictions to planes, planes to the layouts that the direct
-// convolutions read, pooling, dense heads, means of heat maps. Memory-bound and small beside the convolutions.
+// What surrounds the convolutions in the feedback loop: images and predictions to planes, planes to the layouts that
+// the direct convolutions read, pooling, dense heads, means of heat maps. Memory-bound and small beside the
+// convolutions.
 #pragma once
 #include "sources.h"
 
@@ -12,7 +13,8 @@ struct Border {
   bool split;
 };
 
-// uint8 (N, 3, F S, F S) RGB to (value - mean) scale, BGR, each block of F x F pixels folded into channels, inside a border.
+// uint8 (N, 3, F S, F S) RGB to (value - mean) scale, BGR, each block of F x F pixels folded into channels, inside a
+// border.
 struct PrepareImage {
   const uint8_t* images;
   int64_t lanes, size, fold;
@@ -31,8 +33,8 @@ struct AddBorder {
   int threads;
 };
 
-// What the 7x7 stem makes of planes that need no convolution, added to `share`: a constant plane gives one of 7 x 7 values by how
-// far the border is, a disc adds the filter at each of its few pixels.
+// What the 7x7 stem makes of planes that need no convolution, added to `share`: a constant plane gives one of 7 x 7
+// values by how far the border is, a disc adds the filter at each of its few pixels.
 struct StemShares {
   const float* share;  // (N, outputs, S, S)
   int64_t lanes, outputs, size;
@@ -81,7 +83,8 @@ struct DenseHead {
   int threads;
 };
 
-// Points as means of the softmax over the pixels of a sum of heat maps, each but the finest enlarged (bilinearly) by steps of two.
+// Points as means of the softmax over the pixels of a sum of heat maps, each but the finest enlarged (bilinearly) by
+// steps of two.
 struct HeatMaps {
   const float* const* maps;  // of each level from the finest: (N, points, size >> level, size >> level)
   int64_t levels, lanes, points, size;
@@ -89,16 +92,16 @@ struct HeatMaps {
   int threads;
 };
 
-#define IFAN_DECLARE_FEEDBACK(ISA)                     \
-  namespace ISA {                                      \
-  bool prepare_image(const PrepareImage& call);        \
-  bool add_border(const AddBorder& call);              \
+#define IFAN_DECLARE_FEEDBACK(ISA)                                     \
+  namespace ISA {                                                      \
+  bool prepare_image(const PrepareImage& call);                        \
+  bool add_border(const AddBorder& call);                              \
   bool stem_shares(const StemShares& call); /* false: out of memory */ \
-  bool class_maps(const ClassMaps& call);              \
-  bool max_pool(const MaxPool& call);                  \
-  bool add_shared(const AddShared& call);              \
-  bool dense_head(const DenseHead& call); /* false: out of memory */ \
-  bool heat_maps(const HeatMaps& call);   /* false: out of memory */ \
+  bool class_maps(const ClassMaps& call);                              \
+  bool max_pool(const MaxPool& call);                                  \
+  bool add_shared(const AddShared& call);                              \
+  bool dense_head(const DenseHead& call); /* false: out of memory */   \
+  bool heat_maps(const HeatMaps& call);   /* false: out of memory */   \
   }
 
 IFAN_DECLARE_FEEDBACK(baseline)

@@ -4,10 +4,11 @@
 //
 //   loss = w (log sum exp z - (1 - s) z_t - s mean z)        dloss/dz_k = w (softmax z_k - (1 - s) [k = t] - s / K)
 //
-// Where the labels are finer than the logits, z is interpolated bilinearly for a row of labels at a time and its gradient is
-// gathered back to the two rows of logits that it was made from: nothing of the labels' size is ever stored. Every logit is
-// read once or twice, every gradient written once; labels are counted first, since gradients are divided by their number. What a
-// piece of work computes depends on nothing but its place, and pieces are joined in double precision in their order.
+// Where the labels are finer than the logits, z is interpolated bilinearly for a row of labels at a time and its
+// gradient is gathered back to the two rows of logits that it was made from: nothing of the labels' size is ever
+// stored. Every logit is read once or twice, every gradient written once; labels are counted first, since gradients are
+// divided by their number. What a piece of work computes depends on nothing but its place, and pieces are joined in
+// double precision in their order.
 //
 // Compiled once an instruction set, each time into the namespace IFAN_ISA (see channel_moments.h).
 #pragma once
@@ -48,11 +49,11 @@ struct HybridLoss {
   ParsingTask parsing;
   PointsTask points;
   ClassTasks classes;
-  const float* task_weights;          // (T)
-  const float* denominators;          // (T) or null: the counts
-  float* total;                       // sum of weight x loss
-  float *losses, *counts;             // (T): sum / divisor, 0 where the divisor is; sums of weights
-  float* weights_kept;                // (T) for backward: the task weights as they are now
+  const float* task_weights;  // (T)
+  const float* denominators;  // (T) or null: the counts
+  float* total;               // sum of weight x loss
+  float *losses, *counts;     // (T): sum / divisor, 0 where the divisor is; sums of weights
+  float* weights_kept;        // (T) for backward: the task weights as they are now
   int threads;
 };
 
@@ -67,8 +68,8 @@ struct MadeGradient {
 };
 
 struct HybridLossBackward {
-  const float *total, *of_losses;                 // the arriving gradients, () and (T); null: 0
-  const float* weights;                           // (T), kept by forward
+  const float *total, *of_losses;  // the arriving gradients, () and (T); null: 0
+  const float* weights;            // (T), kept by forward
   MadeGradient parsing, points;
   const float* classes_made;  // (rows, sum of sizes)
   float* classes_gradient;
@@ -79,9 +80,9 @@ struct HybridLossBackward {
   int threads;
 };
 
-#define IFAN_DECLARE_HYBRID_LOSS(ISA)          \
-  namespace ISA {                              \
-  Outcome hybrid_loss(const HybridLoss& call); \
+#define IFAN_DECLARE_HYBRID_LOSS(ISA)                        \
+  namespace ISA {                                            \
+  Outcome hybrid_loss(const HybridLoss& call);               \
   void hybrid_loss_backward(const HybridLossBackward& call); \
   }
 

@@ -24,7 +24,8 @@ void hybrid_loss_backward(const HybridLossBackward& call) {
   const int64_t tasks = call.parsing.present + call.points.present + call.class_tasks;
   int64_t task = 0, width = 0;
   const auto factor = [&] {
-    const float arriving = (call.total ? *call.total * call.weights[task] : 0) + (call.of_losses ? call.of_losses[task] : 0);
+    const float arriving =
+        (call.total ? *call.total * call.weights[task] : 0) + (call.of_losses ? call.of_losses[task] : 0);
     ++task;
     return arriving;
   };
@@ -44,7 +45,8 @@ void hybrid_loss_backward(const HybridLossBackward& call) {
       for (int64_t k = row * width + first; k < row * width + first + call.sizes[t]; ++k)
         call.classes_gradient[k] = call.classes_made[k] * f;
   }
-  for (int64_t t = 0; call.weights_gradient && t < tasks; ++t) call.weights_gradient[t] = call.total ? *call.total * call.losses[t] : 0;
+  for (int64_t t = 0; call.weights_gradient && t < tasks; ++t)
+    call.weights_gradient[t] = call.total ? *call.total * call.losses[t] : 0;
 }
 
 }  // namespace IFAN_ISA

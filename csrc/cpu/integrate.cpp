@@ -37,22 +37,26 @@ void backward_planes(void* context, int64_t begin, int64_t end) {  // index: (la
     const Affine f{call.scale[at], call.shift[at], call.mean[at]};
     const float *x = plan.plane(lane, c), *d = call.gradient + index * (pixels / (call.pool * call.pool));
     double sums[2] = {0, 0};
-    visit_plane(x, d, call.pool, height, width, f, sums, [&](int64_t i, auto e, auto) { write(i, e * f.scale); }, x + kAhead);
+    visit_plane(
+        x, d, call.pool, height, width, f, sums, [&](int64_t i, auto e, auto) { write(i, e * f.scale); }, x + kAhead);
     call.sums[2 * index] = static_cast<float>(sums[0]);
     call.sums[2 * index + 1] = static_cast<float>(sums[1]);
   };
-  const auto repeats = [&](int64_t c, int64_t s) {  // whether source s adds to the gradient of that which channel c belongs to
+  const auto repeats = [&](int64_t c,
+                           int64_t s) {  // whether source s adds to the gradient of that which channel c belongs to
     return s > plan.source[c] && call.x.targets[s].data == plan.target(c).data;
   };
   for (int64_t index = begin; index < end; ++index) {
     const int64_t lane = index / channels, c = index % channels;
-    if (plan.target(c).add) continue;  // done together with the channel that it repeats, while the caches hold both planes
+    if (plan.target(c).add)
+      continue;  // done together with the channel that it repeats, while the caches hold both planes
     float* gradient = plan.gradient(lane, c);
     bool repeated = false;
     for (int64_t s = 0; s < call.x.count; ++s) repeated |= repeats(c, s);
     differentiate(lane, c, Writer(gradient, width, large && !repeated));
     for (int64_t s = 0, first = 0; repeated && s < call.x.count; first += call.x.sources[s++].channels)
-      if (repeats(c, s)) differentiate(lane, first + plan.channel[c], [=](int64_t i, auto v) { add_to(gradient + i, v); });
+      if (repeats(c, s))
+        differentiate(lane, first + plan.channel[c], [=](int64_t i, auto v) { add_to(gradient + i, v); });
   }
   finish_streams();
 }

@@ -10,10 +10,10 @@ namespace ifan {
 namespace IFAN_ISA {
 namespace {
 
-constexpr int64_t kChunk = 24;            // expanded channels at a time: a multiple of kOutputs
-constexpr int64_t kTilePixels = 512;      // of a tile, where the working set allows
-constexpr int64_t kWorkingSet = 96 << 10; // floats of a tile that the second-level cache is trusted with
-constexpr int kVectors = 2;               // of pixels, in registers at a time
+constexpr int64_t kChunk = 24;             // expanded channels at a time: a multiple of kOutputs
+constexpr int64_t kTilePixels = 512;       // of a tile, where the working set allows
+constexpr int64_t kWorkingSet = 96 << 10;  // floats of a tile that the second-level cache is trusted with
+constexpr int kVectors = 2;                // of pixels, in registers at a time
 constexpr int64_t kStep = kVectors * kWidth;
 
 int64_t rounded_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -24,7 +24,8 @@ struct Tiling {
   int64_t out_height, out_width, mid_height, mid_width;
   int64_t rows, columns;          // of an output tile; columns are whole vectors
   int64_t mid_rows, mid_columns;  // of mid that a tile needs
-  int64_t phases, in_rows, stride;  // planes of x by parity of row and column, their rows, floats of a row, which is a row of mid too
+  int64_t phases, in_rows,
+      stride;  // planes of x by parity of row and column, their rows, floats of a row, which is a row of mid too
   int64_t in_plane, mid_plane, out_stride, out_plane;
   int64_t across, tiles;
 
@@ -72,7 +73,8 @@ struct Context {
 };
 
 // Sums of kOutputs channels of kVectors vectors of pixels, added to what is there.
-inline void multiply(const float* const* rows, int64_t at, int64_t products, const float* filters, Vec sum[kOutputs][kVectors]) {
+inline void multiply(const float* const* rows, int64_t at, int64_t products, const float* filters,
+                     Vec sum[kOutputs][kVectors]) {
   Vec s[kOutputs][kVectors];
   for (int o = 0; o < kOutputs; ++o)
     for (int n = 0; n < kVectors; ++n) s[o][n] = sum[o][n];
@@ -116,7 +118,8 @@ struct Halves<16> {
 };
 #endif
 
-// A channel of a tile: 3x3 of stride 1 or 2, bias and ReLU; `e` begins one row and one column before the first output's centre.
+// A channel of a tile: 3x3 of stride 1 or 2, bias and ReLU; `e` begins one row and one column before the first output's
+// centre.
 void depthwise(const float* e, const float* weight, float bias, int64_t step, const Tiling& t, float* d) {
   Vec w[9];
   for (int k = 0; k < 9; ++k) w[k] = filled<Vec>(weight[k]);
@@ -165,8 +168,8 @@ class Tile {
       }
       if (call_.depthwise) {
         for (int64_t c = 0; c < count; ++c)
-          depthwise(e + c * plane, call_.depthwise + 9 * (begin + c), call_.depthwise_bias[begin + c], call_.depthwise_stride, t_,
-                    d_ + c * t_.out_plane);
+          depthwise(e + c * plane, call_.depthwise + 9 * (begin + c), call_.depthwise_bias[begin + c],
+                    call_.depthwise_stride, t_, d_ + c * t_.out_plane);
         e = d_, plane = t_.out_plane;
       }
       project(e, plane, begin, count, channels);
@@ -211,7 +214,8 @@ class Tile {
     for (int64_t c = 0, k = 0; c < call_.inputs; ++c)
       for (int64_t tap = 0; tap < taps; ++tap, ++k) {
         const int64_t ky = tap / call_.kernel, kx = tap % call_.kernel;
-        const int64_t phase = first == 2 ? ky % 2 * 2 + kx % 2 : 0, shift = first == 2 ? ky / 2 * t_.stride + kx / 2 : ky * t_.stride + kx;
+        const int64_t phase = first == 2 ? ky % 2 * 2 + kx % 2 : 0,
+                      shift = first == 2 ? ky / 2 * t_.stride + kx / 2 : ky * t_.stride + kx;
         rows_[k] = x_ + (c * t_.phases + phase) * t_.in_plane + shift;
       }
     const int64_t length = t_.mid_rows * t_.stride;
@@ -230,7 +234,8 @@ class Tile {
     }
     if (!call_.depthwise) return;
     const int64_t above = mid_top_ < 0 ? -mid_top_ : 0, left = mid_left_ < 0 ? -mid_left_ : 0;
-    const int64_t below = min(t_.mid_rows, t_.mid_height - mid_top_), right = min(t_.mid_columns, t_.mid_width - mid_left_);
+    const int64_t below = min(t_.mid_rows, t_.mid_height - mid_top_),
+                  right = min(t_.mid_columns, t_.mid_width - mid_left_);
     if (!above && !left && below == t_.mid_rows && right == t_.mid_columns) return;
     for (int64_t c = 0; c < count; ++c)
       for (int64_t r = 0; r < t_.mid_rows; ++r) {
@@ -267,7 +272,8 @@ class Tile {
       for (int64_t r = 0; r < height; ++r) {
         const float* from = y_ + o * t_.out_plane + r * t_.out_stride;
         if (call_.subpixels) {
-          const int64_t row = 2 * (top_ + r) + o / 2 % 2, place = (o / 4 * 2 * t_.out_height + row) * 2 * t_.out_width + 2 * left_ + o % 2;
+          const int64_t row = 2 * (top_ + r) + o / 2 % 2,
+                        place = (o / 4 * 2 * t_.out_height + row) * 2 * t_.out_width + 2 * left_ + o % 2;
           for (int64_t i = 0; i < width; ++i) finish(from[i], place + 2 * i);
         } else {
           const int64_t place = (o * t_.out_height + top_ + r) * t_.out_width + left_;

@@ -1,11 +1,13 @@
-// A block of MobileNetV2 in one pass (Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 1801.04381):
+// A block of MobileNetV2 in one pass (Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv
+// 1801.04381):
 //
 //   e = relu(first(x) + b)        a 1x1 convolution, or a 3x3 one of stride 1 or 2; may be missing
 //   d = relu(depthwise(e) + b)    3x3 of stride 1 or 2; may be missing
 //   y = last(d) + b               1x1; then optionally relu, sub-pixels to pixels, and + add
 //
-// Borders are zeros of each convolution's own input. e and d, which are up to 6 times as wide as x and y, exist for some channels of one
-// tile of pixels at a time and stay in the second-level cache: x is read about 1.1 times, y written once.
+// Borders are zeros of each convolution's own input. e and d, which are up to 6 times as wide as x and y, exist for
+// some channels of one tile of pixels at a time and stay in the second-level cache: x is read about 1.1 times, y
+// written once.
 #pragma once
 #include <cstdint>
 
@@ -26,9 +28,9 @@ struct MobileBlock {
   int threads;
 };
 
-#define IFAN_DECLARE_MOBILE_BLOCK(ISA)                                    \
-  namespace ISA {                                                         \
-  bool mobile_block(const MobileBlock& call); /* false: out of memory */  \
+#define IFAN_DECLARE_MOBILE_BLOCK(ISA)                                   \
+  namespace ISA {                                                        \
+  bool mobile_block(const MobileBlock& call); /* false: out of memory */ \
   }
 
 IFAN_DECLARE_MOBILE_BLOCK(baseline)

@@ -22,7 +22,7 @@ inline void store_pair(float* p, float even, float odd) {
 
 // Sixteen pairs from as many values of each channel.
 inline void store_pairs(float* p, Vec even, Vec odd) {
-  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
   _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_load_si512(order), halves));

@@ -51,8 +51,8 @@ constexpr int64_t kLine = 16;  // floats of a line of the caches
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The grain for `count` pieces of memory, `values` floats each, one behind the other: up to a megabyte, since behind a piece's end memory
-// is asked for in vain where another thread takes the next one.
+// The grain for `count` pieces of memory, `values` floats each, one behind the other: up to a megabyte, since behind a
+// piece's end memory is asked for in vain where another thread takes the next one.
 inline int64_t neighbours(int64_t count, int64_t values, int threads) {
   constexpr int64_t few = 8192, many = 1 << 18;
   const int64_t share = min(count * values / (8 * threads), many);
@@ -109,8 +109,8 @@ inline VecOf<16> multiply_add(VecOf<16> x, VecOf<16> y, VecOf<16> z) {
 }
 #endif
 
-// A store past the caches, for what is larger than they are and not read soon: the line is not fetched first. The address must be
-// aligned to the vector; `finish_streams` before another thread may read.
+// A store past the caches, for what is larger than they are and not read soon: the line is not fetched first. The
+// address must be aligned to the vector; `finish_streams` before another thread may read.
 inline void stream(float* p, Vec v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(p, v);
@@ -129,7 +129,8 @@ inline void finish_streams() {
 // Outputs and gradients from so many values on are larger than the caches and are stored past them.
 constexpr int64_t kStreamed = 4 << 20;
 
-// Stores vectors and single values of a plane; past the caches where it is one of many and its rows begin at aligned addresses.
+// Stores vectors and single values of a plane; past the caches where it is one of many and its rows begin at aligned
+// addresses.
 struct Writer {
   float* to;
   bool streamed;
@@ -138,7 +139,9 @@ struct Writer {
       : to(plane), streamed(large && (reinterpret_cast<uintptr_t>(plane) | width * sizeof(float)) % sizeof(Vec) == 0) {}
   void operator()(int64_t i, Vec v) const { streamed ? stream(to + i, v) : store(to + i, v); }
   template <typename V>
-  void operator()(int64_t i, V v) const { store(to + i, v); }
+  void operator()(int64_t i, V v) const {
+    store(to + i, v);
+  }
 };
 
 // The first n values at an address, the rest zeros.
@@ -190,10 +193,11 @@ inline VecOf<16> relu(VecOf<16> z) {
 #define IFAN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Int{__VA_ARGS__})
 #endif
 
-// Shuffles of vectors as fours of values, each turned in its place, which costs processors a fraction of a move across the vector.
-// low, high: the first two values of a and b in turn, and the last two; low_pairs, high_pairs: the first two of a, then of b, and
-// the last two. first, second: the fours of a and b in turn, those of their first halves and of their second.
-// after, before: of tiles (see Quads) those to their left, `left` for the first; and those to their right, `right` for the last.
+// Shuffles of vectors as fours of values, each turned in its place, which costs processors a fraction of a move across
+// the vector. low, high: the first two values of a and b in turn, and the last two; low_pairs, high_pairs: the first
+// two of a, then of b, and the last two. first, second: the fours of a and b in turn, those of their first halves and
+// of their second. after, before: of tiles (see Quads) those to their left, `left` for the first; and those to their
+// right, `right` for the last.
 template <int L>
 struct Fours;
 template <>
@@ -219,10 +223,12 @@ struct Fours<8> {
   static V low_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13); }
   static V high_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15); }
   static V after(float left, V v) {
-    return _mm256_blend_ps(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 4, 5, 6, 0, 1, 2, 3)), _mm256_set1_ps(left), 1);
+    return _mm256_blend_ps(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(0, 4, 5, 6, 0, 1, 2, 3)), _mm256_set1_ps(left),
+                           1);
   }
   static V before(V v, float right) {
-    return _mm256_blend_ps(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(4, 5, 6, 7, 1, 2, 3, 0)), _mm256_set1_ps(right), 128);
+    return _mm256_blend_ps(_mm256_permutevar8x32_ps(v, _mm256_setr_epi32(4, 5, 6, 7, 1, 2, 3, 0)),
+                           _mm256_set1_ps(right), 128);
   }
   static V first(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11); }
   static V second(V a, V b) { return IFAN_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15); }
@@ -236,7 +242,9 @@ struct Fours<16> {
   static V low(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29); }
   static V high(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31); }
   static V low_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29); }
-  static V high_pairs(V a, V b) { return IFAN_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31); }
+  static V high_pairs(V a, V b) {
+    return IFAN_SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
   static V after(float left, V v) {
     const __m512i from = _mm512_setr_epi32(0, 12, 13, 14, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11);
     return _mm512_mask_permutexvar_ps(_mm512_set1_ps(left), 0xfffe, from, v);
@@ -250,8 +258,8 @@ struct Fours<16> {
 };
 #endif
 
-// Pixels to tiles of four and back: 4 L neighbouring values against the L first, second, third and fourth of each group of four, a
-// 4 x 4 transpose in each place. Tile t of those in a vector is found at place(t).
+// Pixels to tiles of four and back: 4 L neighbouring values against the L first, second, third and fourth of each group
+// of four, a 4 x 4 transpose in each place. Tile t of those in a vector is found at place(t).
 template <int L>
 struct Quads : Fours<L> {
   using V = VecOf<L>;
@@ -260,7 +268,8 @@ struct Quads : Fours<L> {
   static constexpr int64_t place(int64_t tile) { return 4 * (tile % (L / 4)) + tile / (L / 4); }
   static void turn(const V in[4], V out[4]) {
     const V a = F::low(in[0], in[1]), b = F::high(in[0], in[1]), c = F::low(in[2], in[3]), d = F::high(in[2], in[3]);
-    out[0] = F::low_pairs(a, c), out[1] = F::high_pairs(a, c), out[2] = F::low_pairs(b, d), out[3] = F::high_pairs(b, d);
+    out[0] = F::low_pairs(a, c), out[1] = F::high_pairs(a, c), out[2] = F::low_pairs(b, d),
+    out[3] = F::high_pairs(b, d);
   }
 };
 
@@ -314,7 +323,9 @@ struct Doubled;
 template <>
 struct Doubled<4> {
   using Int = Lanes<4>::Int;
-  static void split(VecOf<4> v, VecOf<4> out[2]) { out[0] = IFAN_SHUFFLE(v, v, 0, 0, 1, 1), out[1] = IFAN_SHUFFLE(v, v, 2, 2, 3, 3); }
+  static void split(VecOf<4> v, VecOf<4> out[2]) {
+    out[0] = IFAN_SHUFFLE(v, v, 0, 0, 1, 1), out[1] = IFAN_SHUFFLE(v, v, 2, 2, 3, 3);
+  }
 };
 #if defined(__AVX2__)
 template <>
@@ -343,7 +354,9 @@ struct Neighbours;
 template <>
 struct Neighbours<4> {
   using Int = Lanes<4>::Int;
-  static VecOf<4> sum(VecOf<4> a, VecOf<4> b) { return IFAN_SHUFFLE(a, b, 0, 2, 4, 6) + IFAN_SHUFFLE(a, b, 1, 3, 5, 7); }
+  static VecOf<4> sum(VecOf<4> a, VecOf<4> b) {
+    return IFAN_SHUFFLE(a, b, 0, 2, 4, 6) + IFAN_SHUFFLE(a, b, 1, 3, 5, 7);
+  }
 };
 #if defined(__AVX2__)
 template <>

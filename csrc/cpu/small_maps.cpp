@@ -17,7 +17,7 @@ int64_t vectors(int64_t outputs) { return (outputs + kWidth - 1) / kWidth; }
 struct Context {
   const ConvolutionForward& call;
   const Plan& plan;
-  float* inputs;  // [lane][channel][row][column], normalised, with a border of zeros
+  float* inputs;        // [lane][channel][row][column], normalised, with a border of zeros
   int64_t wide, plane;  // a row and a plane of these
 };
 
@@ -42,7 +42,8 @@ void prepare_inputs(void* argument, int64_t begin, int64_t end) {  // index: (la
 
 // y [P][N vectors of outputs] = sum over channels and taps; `pixel`: where each pixel's window begins.
 template <int N, int P>
-void multiply(const Context& context, const float* x, const int64_t* pixel, const float* filters, int64_t step, float* y) {
+void multiply(const Context& context, const float* x, const int64_t* pixel, const float* filters, int64_t step,
+              float* y) {
   Vec sum[P][N] = {};
   for (int64_t c = 0; c < context.call.x.channels; ++c, x += context.plane)
     for (int64_t k = 0; k < 9; ++k, filters += step) {
@@ -71,7 +72,8 @@ void write(const Context& context, const float* y, int64_t lane, int64_t first, 
 }
 
 template <int N>
-void convolve_pixels(void* argument, int64_t begin, int64_t end) {  // index: (group of N vectors of outputs, lane, group of pixels)
+void convolve_pixels(void* argument, int64_t begin,
+                     int64_t end) {  // index: (group of N vectors of outputs, lane, group of pixels)
   constexpr int P = kSums / N;
   const Context& context = *static_cast<const Context*>(argument);
   const ConvolutionForward& call = context.call;
@@ -118,7 +120,8 @@ bool small_convolution_forward(const ConvolutionForward& call) {
   const Plan plan(call.x);
   if (!plan.made()) return false;
   const int64_t wide = call.x.width + 2, plane = (call.x.height + 2) * wide;
-  Context context{call, plan, scratch(call.x.lanes * call.x.channels * plane), wide, plane};  // no body asks for scratch again
+  Context context{call, plan, scratch(call.x.lanes * call.x.channels * plane), wide,
+                  plane};  // no body asks for scratch again
   if (!context.inputs) return false;
   parallel_for(call.x.lanes * call.x.channels, 32, call.threads, prepare_inputs, &context);
   if (vectors(call.outputs) % 2)

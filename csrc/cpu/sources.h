@@ -13,8 +13,8 @@ struct Source {
   bool per_sample;  // a row a sample, looked up in `rows`, instead of a row a lane
 };
 
-// Where a source's gradient goes: (N, channels, H, W), planes contiguous; written, or added to what is there. A source that stands
-// twice has one gradient, to which its later places add.
+// Where a source's gradient goes: (N, channels, H, W), planes contiguous; written, or added to what is there. A source
+// that stands twice has one gradient, to which its later places add.
 struct Target {
   float* data;
   int64_t lane_stride;
@@ -27,12 +27,13 @@ struct Concatenation {
   const int64_t* rows;      // sample of each lane; null where no source has a row a sample
   const int64_t* segments;  // lanes of each task
   int64_t tasks;
-  const Target* targets;    // backward: one a source
+  const Target* targets;  // backward: one a source
 };
 
 namespace IFAN_ISA {
 
-// Where each lane and channel of a concatenation is found. A thread has one at a time: its tables are kept for the next.
+// Where each lane and channel of a concatenation is found. A thread has one at a time: its tables are kept for the
+// next.
 struct Plan {
   const Concatenation* x;
   int64_t *task, *source, *channel;  // task of each lane; source of each channel and its place in there

@@ -1,12 +1,13 @@
-// Products of bfloat16 in the processor's tile registers (AMX): sums (M, 16) += filters (M, 2 K) inputs (2 K, 16), some thirty times as
-// many a cycle as by vectors.
+// Products of bfloat16 in the processor's tile registers (AMX): sums (M, 16) += filters (M, 2 K) inputs (2 K, 16), some
+// thirty times as many a cycle as by vectors.
 //
 //   sums     M outputs of 16 pixels, float32
 //   filters  M outputs of K pairs of channels, a row 64 bytes
-//   inputs   K pairs of channels (see pairs.h) of 16 pixels, a row 64 bytes, which must be aligned: others take seven times as long
+//   inputs   K pairs of channels (see pairs.h) of 16 pixels, a row 64 bytes, which must be aligned: others take seven
+//   times as long
 //
-// So the rows of a picture begin at whole vectors, and columns beside each other are added up after the products (`shifts`), or lie
-// beside each other as pairs of their own.
+// So the rows of a picture begin at whole vectors, and columns beside each other are added up after the products
+// (`shifts`), or lie beside each other as pairs of their own.
 #pragma once
 #include <cstring>
 #include <utility>
@@ -112,7 +113,8 @@ inline void unrolled(F f) {
   unrolled(std::make_integer_sequence<int, count>{}, f);
 }
 
-// How a convolution becomes products. Outputs are split into groups, the pairs of channels into chunks, both as evenly as may be.
+// How a convolution becomes products. Outputs are split into groups, the pairs of channels into chunks, both as evenly
+// as may be.
 struct TileProducts {
   int64_t pairs, heights, shifts, outputs;  // heights: rows of the kernel; shifts: columns that are added up afterwards
 
@@ -137,11 +139,11 @@ struct TileProducts {
   }
 };
 
-// sums [shift][output][pixel] (+)= `chunks` chunks of products for N neighbouring vectors of pixels. `inputs` [pair][pixel], pairs
-// `pair` and rows of the picture `row` floats apart; outputs `pixels` floats apart.
+// sums [shift][output][pixel] (+)= `chunks` chunks of products for N neighbouring vectors of pixels. `inputs`
+// [pair][pixel], pairs `pair` and rows of the picture `row` floats apart; outputs `pixels` floats apart.
 template <int shifts, int N>
-inline void tile_products(const TileProducts& plan, const float* filters, const float* inputs, int64_t pair, int64_t row, int64_t chunks,
-                          float* sums, int64_t pixels, bool add) {
+inline void tile_products(const TileProducts& plan, const float* filters, const float* inputs, int64_t pair,
+                          int64_t row, int64_t chunks, float* sums, int64_t pixels, bool add) {
   static_assert(shifts * N <= kSums, "");
   const int64_t filter = plan.filter(), shift = plan.group() * pixels, chunk = plan.chunk() * pair;
   unrolled<shifts * N>([&](auto i) {
@@ -167,11 +169,11 @@ inline void tile_products(const TileProducts& plan, const float* filters, const 
   });
 }
 
-// All sums of a group for `count` vectors of pixels, which lie one after the other; so many chunks at a time that filters stay in the
-// first-level cache from one vector to the next.
+// All sums of a group for `count` vectors of pixels, which lie one after the other; so many chunks at a time that
+// filters stay in the first-level cache from one vector to the next.
 template <int shifts>
-inline void group_products(const TileProducts& plan, const float* filters, const float* inputs, int64_t pair, int64_t row, int64_t count,
-                           float* sums) {
+inline void group_products(const TileProducts& plan, const float* filters, const float* inputs, int64_t pair,
+                           int64_t row, int64_t count, float* sums) {
   constexpr int N = kSums / shifts;
   const int64_t pixels = count * kWidth, some = shifts > 1 ? 3 : 16;
   for (int64_t first = 0; first < plan.chunks(); first += some) {
@@ -181,7 +183,8 @@ inline void group_products(const TileProducts& plan, const float* filters, const
     int64_t n = 0;
     for (; n + N <= count; n += N)
       tile_products<shifts, N>(plan, u, v + n * kWidth, pair, row, chunks, sums + n * kWidth, pixels, first > 0);
-    for (; n < count; ++n) tile_products<shifts, 1>(plan, u, v + n * kWidth, pair, row, chunks, sums + n * kWidth, pixels, first > 0);
+    for (; n < count; ++n)
+      tile_products<shifts, 1>(plan, u, v + n * kWidth, pair, row, chunks, sums + n * kWidth, pixels, first > 0);
   }
 }
 

@@ -12,14 +12,15 @@ namespace {
 
 constexpr int64_t kBand = 1 << 17;  // floats: the pairs of a band of rows fill a quarter of a second-level cache
 constexpr int64_t kVectors = 8;     // of pixels whose sums are made together
-constexpr int64_t kFewestRows = 8;  // of a band that is made smaller for more threads: the rows around it are read twice
+constexpr int64_t kFewestRows =
+    8;  // of a band that is made smaller for more threads: the rows around it are read twice
 
 // Pictures are cut into bands of rows; a band's inputs are rounded to pairs once, for all outputs.
 struct Bands {
   TileProducts products;
   int64_t lanes, height, width, row;  // row: floats from one row of pairs to the next
   int64_t rows, bands, pieces;        // of a band; bands of a picture; threads that share a band's outputs
-  int64_t pair;                       // floats from one pair to the next: an odd number of vectors, or they would share cache sets
+  int64_t pair;  // floats from one pair to the next: an odd number of vectors, or they would share cache sets
 
   Bands(TileProducts products, int64_t lanes, int64_t height, int64_t width, int threads)
       : products(products), lanes(lanes), height(height), width(width), row((width + kWidth - 1) / kWidth * kWidth) {
@@ -36,11 +37,14 @@ struct Bands {
   }
   int64_t halo() const { return products.heights - 1; }
   int64_t padded_pairs() const { return products.chunks() * products.chunk(); }
-  int64_t step() const { return row < kVectors * kWidth ? kVectors * kWidth / row : 1; }  // rows whose sums are made together
+  int64_t step() const {
+    return row < kVectors * kWidth ? kVectors * kWidth / row : 1;
+  }  // rows whose sums are made together
   int64_t sums() const { return products.shifts * products.group() * step() * row; }
 };
 
-// Sixteen sums of an output from `x` on of a row, added up over the shifts; `first`: those of shift 0, `shift` floats apart.
+// Sixteen sums of an output from `x` on of a row, added up over the shifts; `first`: those of shift 0, `shift` floats
+// apart.
 template <int shifts>
 inline Vec sum_of_shifts(const float* first, int64_t shift, int64_t x, int64_t row) {
   if (shifts == 1) return load(first + x);
@@ -51,8 +55,8 @@ inline Vec sum_of_shifts(const float* first, int64_t shift, int64_t x, int64_t r
 
 inline void store_some(float* p, Vec v, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
 
-// Shares out (lane, band, piece of the groups). read(lane, first row, rows, memory) makes a band's pairs; write(lane, first output, first
-// row, rows, sums) takes sums [shift][output][row][pixel] to their place.
+// Shares out (lane, band, piece of the groups). read(lane, first row, rows, memory) makes a band's pairs; write(lane,
+// first output, first row, rows, sums) takes sums [shift][output][row][pixel] to their place.
 template <int shifts, typename Read, typename Write>
 bool convolve(const Bands& bands, const float* filters, int threads, Read read, Write write) {
   struct Context {
@@ -75,7 +79,8 @@ bool convolve(const Bands& bands, const float* filters, int threads, Read read, 
     memset(memory + products.pairs * b.pair, 0, (b.padded_pairs() - products.pairs) * b.pair * sizeof(float));
     const Tiles tiles(products.group(), products.chunk());
     for (int64_t index = begin; index < end; ++index) {
-      const int64_t piece = index % b.pieces, first = index / b.pieces % b.bands * b.rows, lane = index / b.pieces / b.bands;
+      const int64_t piece = index % b.pieces, first = index / b.pieces % b.bands * b.rows,
+                    lane = index / b.pieces / b.bands;
       const int64_t rows = min(b.rows, b.height - first);
       c.read(lane, first, rows, memory);
       for (int64_t y = 0; y < rows; y += b.step()) {
@@ -96,8 +101,11 @@ TileProducts convolution_products(int64_t outputs, int64_t inputs) { return {(in
 
 // A row of two planes, normalised, as pairs; zeros behind its end.
 template <bool normalise>
-inline void read_row(const float* even, const float* odd, int64_t width, const float scale[2], const float shift[2], float* out) {
-  const auto prologue = [&](Vec x, int k) { return normalise ? relu(multiply_add(x, filled<Vec>(scale[k]), filled<Vec>(shift[k]))) : x; };
+inline void read_row(const float* even, const float* odd, int64_t width, const float scale[2], const float shift[2],
+                     float* out) {
+  const auto prologue = [&](Vec x, int k) {
+    return normalise ? relu(multiply_add(x, filled<Vec>(scale[k]), filled<Vec>(shift[k]))) : x;
+  };
   for (int64_t i = 0; i < width; i += kWidth) {
     const __mmask16 mask = first_lanes(width - i);
     const Vec a = prologue(_mm512_maskz_loadu_ps(mask, even + i), 0);
@@ -122,7 +130,8 @@ bool convolve_normalised(const ConvolutionForward& call, const Plan& plan) {
       for (int64_t k = 0; normalise && k < 1 + odd; ++k) scale[k] = call.scale[at + k], shift[k] = call.shift[at + k];
       if (!first) memset(out, 0, bands.row * sizeof(float));
       for (int64_t y = begin; y < end; ++y) {
-        for (int64_t i = 0; i < width; i += 16) __builtin_prefetch(ahead + y * width + i), __builtin_prefetch(ahead_odd + y * width + i);
+        for (int64_t i = 0; i < width; i += 16)
+          __builtin_prefetch(ahead + y * width + i), __builtin_prefetch(ahead_odd + y * width + i);
         read_row<normalise>(planes[0] + y * width, odd ? planes[1] + y * width : nullptr, width, scale, shift,
                             out + (y - first + 1) * bands.row);
       }
@@ -133,7 +142,8 @@ bool convolve_normalised(const ConvolutionForward& call, const Plan& plan) {
   const auto write = [&](int64_t lane, int64_t first_output, int64_t y, int64_t rows, const float* sums) {
     const int64_t group = bands.products.group(), end = min(group, call.outputs - first_output);
     const int64_t output = rows * row, shift = group * output;
-    float* out = call.out + lane * call.out_lane_stride + first_output * plane;  // four planes become one of four times the size
+    float* out =
+        call.out + lane * call.out_lane_stride + first_output * plane;  // four planes become one of four times the size
     const auto vector = [&](int64_t o, int64_t r, int64_t x) {
       const Vec v = sum_of_shifts<3>(sums + o * output + r * row, shift, x, row);
       return call.epilogue == Epilogue::none ? v : relu(v);
@@ -141,7 +151,8 @@ bool convolve_normalised(const ConvolutionForward& call, const Plan& plan) {
     if (call.epilogue != Epilogue::relu_phase_shift) {
       for (int64_t o = 0; o < end; ++o)
         for (int64_t r = 0; r < rows; ++r)
-          for (int64_t x = 0; x < width; x += kWidth) store_some(out + o * plane + (y + r) * width + x, vector(o, r, x), width - x);
+          for (int64_t x = 0; x < width; x += kWidth)
+            store_some(out + o * plane + (y + r) * width + x, vector(o, r, x), width - x);
       return;
     }
     for (int64_t o = 0; o < end; o += 4)  // channels 4 c + 2 i + j to rows 2 y + j, columns 2 x + i
@@ -151,14 +162,17 @@ bool convolve_normalised(const ConvolutionForward& call, const Plan& plan) {
             const Vec even = vector(o + j, r, x), odd = vector(o + 2 + j, r, x);
             float* to = out + o * plane + (2 * (y + r) + j) * 2 * width + 2 * x;
             store_some(to, Interleaved<kWidth>::low(even, odd), 2 * (width - x));
-            if (2 * (width - x) > kWidth) store_some(to + kWidth, Interleaved<kWidth>::high(even, odd), 2 * (width - x) - kWidth);
+            if (2 * (width - x) > kWidth)
+              store_some(to + kWidth, Interleaved<kWidth>::high(even, odd), 2 * (width - x) - kWidth);
           }
   };
   return convolve<3>(bands, call.filters, call.threads, read, write);
 }
 
 // The columns of a kernel lie beside each other as pairs of their own: where it is wide, channels are few.
-TileProducts direct_products(int64_t outputs, int64_t channels, int64_t side) { return {(channels + 1) / 2 * side, side, 1, outputs}; }
+TileProducts direct_products(int64_t outputs, int64_t channels, int64_t side) {
+  return {(channels + 1) / 2 * side, side, 1, outputs};
+}
 
 int64_t side_of(int64_t taps) {
   int64_t side = 1;
@@ -206,7 +220,8 @@ bool tile_direct_convolution(const DirectConvolution& call) {
   if (!plan.made()) return false;
   const int64_t side = side_of(call.taps), channels = call.x.channels, plane = call.x.height * call.x.width;
   int64_t height = call.x.height, width = call.x.width, row_step = call.row_step;
-  while (side == 1 && row_step == width && width < kVectors * kWidth && height % 2 == 0) width *= 2, row_step *= 2, height /= 2;
+  while (side == 1 && row_step == width && width < kVectors * kWidth && height % 2 == 0)
+    width *= 2, row_step *= 2, height /= 2;
   const Bands bands(direct_products(call.outputs, channels, side), call.x.lanes, height, width, call.threads);
   const auto read = [&](int64_t lane, int64_t first, int64_t rows, float* out) {
     const float one[2] = {1, 1}, zero[2] = {0, 0};
@@ -219,7 +234,8 @@ bool tile_direct_convolution(const DirectConvolution& call) {
         for (int64_t y = 0; y < rows + side - 1; ++y) {
           for (int64_t i = 0; i < width && !dx; i += 16)
             __builtin_prefetch(ahead + y * row_step + i), __builtin_prefetch(ahead_odd + y * row_step + i);
-          read_row<false>(even + y * row_step + dx, odd ? odd + y * row_step + dx : nullptr, width, one, zero, out + y * bands.row);
+          read_row<false>(even + y * row_step + dx, odd ? odd + y * row_step + dx : nullptr, width, one, zero,
+                          out + y * bands.row);
         }
     }
   };
@@ -228,7 +244,8 @@ bool tile_direct_convolution(const DirectConvolution& call) {
     for (int64_t o = 0; o < end; ++o)
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t x = 0; x < width; x += kWidth) {
-          const int64_t at = lane * call.out_lane_stride + (first_output + o) * plane + (y + r) * width + x, n = width - x;
+          const int64_t at = lane * call.out_lane_stride + (first_output + o) * plane + (y + r) * width + x,
+                        n = width - x;
           Vec v = load(sums + (o * rows + r) * bands.row + x);
           if (call.initial) v += _mm512_maskz_loadu_ps(first_lanes(n), call.initial + at);
           store_some(call.out + at, call.relu ? relu(v) : v, n);

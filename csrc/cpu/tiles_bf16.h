@@ -1,5 +1,6 @@
-// The convolutions of convolution.h and direct.h with their products in bfloat16 by tile registers (tiles.h), as the definition has
-// them: with so many products a cycle, Winograd's transforms would cost more than they save. All else is float32.
+// The convolutions of convolution.h and direct.h with their products in bfloat16 by tile registers (tiles.h), as the
+// definition has them: with so many products a cycle, Winograd's transforms would cost more than they save. All else is
+// float32.
 #pragma once
 #include "convolution.h"
 #include "direct.h"

@@ -1,9 +1,9 @@
 // Bilinear interpolation (align_corners = False) of rows of logits to rows of labels, and the gradient's way back.
 //
-// Along y, labels between two rows of logits read both. Along x, where the labels are a whole number R of times finer, the
-// pixels are ordered by their phase: pixel R i + p at p * columns + i. All pixels of a phase lie at the same distance between
-// logits i - 1 and i, or i and i + 1, so interpolating and gathering are loops over neighbouring values with two constant
-// weights. Other ratios look up each pixel's place.
+// Along y, labels between two rows of logits read both. Along x, where the labels are a whole number R of times finer,
+// the pixels are ordered by their phase: pixel R i + p at p * columns + i. All pixels of a phase lie at the same
+// distance between logits i - 1 and i, or i and i + 1, so interpolating and gathering are loops over neighbouring
+// values with two constant weights. Other ratios look up each pixel's place.
 #pragma once
 #include "simd.h"
 
@@ -16,7 +16,9 @@ struct Tap {
   float share, rest;
 };
 
-inline Tap tap(int64_t first, double share) { return {static_cast<int32_t>(first), static_cast<float>(share), static_cast<float>(1 - share)}; }
+inline Tap tap(int64_t first, double share) {
+  return {static_cast<int32_t>(first), static_cast<float>(share), static_cast<float>(1 - share)};
+}
 
 inline Tap tap_of(int64_t place, int64_t from, int64_t to) {
   double at = (static_cast<double>(place) + 0.5) * static_cast<double>(from) / static_cast<double>(to) - 0.5;
@@ -41,11 +43,13 @@ struct Axis {
     }
     return a;
   }
-  int64_t pixels() const { return phases ? phases * columns : whole_vectors(to); }  // whole vectors; some stand for nothing
-  int64_t row() const { return columns + 2 * kWidth; }                              // floats of a row with its margins
+  int64_t pixels() const {
+    return phases ? phases * columns : whole_vectors(to);
+  }                                                     // whole vectors; some stand for nothing
+  int64_t row() const { return columns + 2 * kWidth; }  // floats of a row with its margins
 
   // A row of logits between two others, with margins: the outermost values repeated.
-  void lay(const float* a, const float* b, const Tap& y, float* row) const {
+  void blend_rows(const float* a, const float* b, const Tap& y, float* row) const {
     row += kWidth;
     for (int64_t i = 0; i < from; ++i) row[i] = a[i] * y.rest + b[i] * y.share;
     row[-1] = row[0], row[from] = row[from - 1];
@@ -60,20 +64,21 @@ struct Axis {
     }
     for (int64_t p = 0; p < phases; ++p) {
       const float a = taps[p].rest, b = taps[p].share, *left = row - (p < early);
-      for (int64_t i = 0; i < columns; i += kWidth) store(pixels + p * columns + i, load(left + i) * a + load(left + i + 1) * b);
+      for (int64_t i = 0; i < columns; i += kWidth)
+        store(pixels + p * columns + i, load(left + i) * a + load(left + i + 1) * b);
     }
   }
 
-  void spread(const uint8_t* labels, int32_t* pixels) const {
+  void by_phase(const uint8_t* labels, int32_t* pixels) const {
     if (!phases)
       for (int64_t x = 0; x < to; ++x) pixels[x] = labels[x];
-    for (int64_t p = 0; p + 4 <= phases; p += 4) spread_four(labels + p, pixels + p * columns);
+    for (int64_t p = 0; p + 4 <= phases; p += 4) four_phases(labels + p, pixels + p * columns);
     for (int64_t p = phases / 4 * 4; p < phases; ++p)
       for (int64_t i = 0; i < from; ++i) pixels[p * columns + i] = labels[i * phases + p];
   }
 
-  // Adds the pixels' gradient to the two rows of logits, `upper` and `lower`, that lay() read. A row is three of `columns` values: what
-  // belongs to the logit on the left of its place, to the one there and to the one on the right.
+  // Adds the pixels' gradient to the two rows of logits, `upper` and `lower`, that blend_rows() read. A row is three of
+  // `columns` values: what belongs to the logit on the left of its place, to the one there and to the one on the right.
   void gather(const float* pixels, const Tap& y, float* upper, float* lower, float* buffer) const {
     if (!phases) {
       for (int64_t i = 0; i < 3 * columns; ++i) buffer[i] = 0;
@@ -101,9 +106,10 @@ struct Axis {
   }
 
   // The gradient of a row of logits from its three parts.
-  void settle(const float* parts, float* out) const {
+  void add_parts(const float* parts, float* out) const {
     const float *left = parts, *here = parts + columns, *right = parts + 2 * columns;
-    for (int64_t i = 0; i < from; ++i) out[i] = here[i] + (i + 1 < from ? left[i + 1] : right[i]) + (i ? right[i - 1] : left[0]);
+    for (int64_t i = 0; i < from; ++i)
+      out[i] = here[i] + (i + 1 < from ? left[i + 1] : right[i]) + (i ? right[i - 1] : left[0]);
   }
 
  private:
@@ -113,7 +119,7 @@ struct Axis {
   }
 
   // Four phases by one load of four bytes a logit.
-  void spread_four(const uint8_t* labels, int32_t* pixels) const {
+  void four_phases(const uint8_t* labels, int32_t* pixels) const {
     int32_t* word = pixels + 3 * columns;
     for (int64_t i = 0; i < from; ++i) __builtin_memcpy(word + i, labels + i * phases, 4);
     for (int64_t i = from; i < columns; ++i) word[i] = -1;  // four times the ignored label

@@ -1,7 +1,7 @@
 // 3x3 convolutions by Winograd's F(4x4, 3x3): 36 products where the definition takes 144.
 //
-// Vector lanes are output tiles of 4 x 4 pixels. Interpolation points 0, +-0.6, +-1.4 and infinity: over the whole network their
-// fp32 error equals that of direct convolution, while the usual 0, +-1, +-2 double it.
+// Vector lanes are output tiles of 4 x 4 pixels. Interpolation points 0, +-0.6, +-1.4 and infinity: over the whole
+// network their fp32 error equals that of direct convolution, while the usual 0, +-1, +-2 double it.
 //
 //   y = A^T [ (G w G^T) . (B^T d B) ] A       d: 6 x 6 inputs of a tile, w: 3 x 3, y: 4 x 4
 #pragma once
@@ -13,12 +13,12 @@
 namespace ifan {
 namespace IFAN_ISA {
 
-constexpr int kPoints = 36;                              // products a tile, input and output channel
-constexpr int kOutputs = kRegisters == 32 ? 12 : 6;      // output channels whose sums stay in registers
+constexpr int kPoints = 36;                                    // products a tile, input and output channel
+constexpr int kOutputs = kRegisters == 32 ? 12 : 6;            // output channels whose sums stay in registers
 constexpr float kA = 0.6f, kB = 1.4f, kP = 0.36f, kQ = 1.96f;  // the points and their squares
 
-// One dimension of B^T d, in place over d[0], d[step], ..., d[5 step]. A pixel's bits must not depend on its place, so how
-// it is rounded is not left to the compiler, here and below.
+// One dimension of B^T d, in place over d[0], d[step], ..., d[5 step]. A pixel's bits must not depend on its place, so
+// how it is rounded is not left to the compiler, here and below.
 template <typename V>
 inline void input_transform(V* d, int step) {
   const auto add = [](V z, float k, V x) { return multiply_add(filled<V>(k), x, z); };
@@ -53,9 +53,11 @@ inline void gradient_transform(const V y[4], V m[6]) {
 // G, in double: 6 x 3.
 inline void filter_matrix(double g[6][3]) {
   const double a = 0.6, b = 1.4, p = a * a, q = b * b;
-  const double scale[6] = {1 / (p * q), 1 / (2 * p * (p - q)), 1 / (2 * p * (p - q)), 1 / (2 * q * (q - p)), 1 / (2 * q * (q - p)), 1};
+  const double scale[6] = {1 / (p * q),           1 / (2 * p * (p - q)), 1 / (2 * p * (p - q)),
+                           1 / (2 * q * (q - p)), 1 / (2 * q * (q - p)), 1};
   const double point[6] = {0, a, -a, b, -b, 0};
-  for (int i = 0; i < 6; ++i) g[i][0] = scale[i], g[i][1] = scale[i] * point[i], g[i][2] = scale[i] * point[i] * point[i];
+  for (int i = 0; i < 6; ++i)
+    g[i][0] = scale[i], g[i][1] = scale[i] * point[i], g[i][2] = scale[i] * point[i] * point[i];
   g[5][0] = g[5][1] = 0, g[5][2] = 1;
 }
 
@@ -77,7 +79,8 @@ inline int64_t place(int64_t tile) { return tile / kWidth * kWidth + Quads<kWidt
 
 // Where a vector of a block's pixels lies, if all of it lies in one row of the picture.
 struct Pixels {
-  int64_t run, offset, begin, end;  // its run; from the plane to the first of the six rows; those of them that lie in the picture
+  int64_t run, offset, begin,
+      end;  // its run; from the plane to the first of the six rows; those of them that lie in the picture
 };
 
 // N vectors of tiles that follow each other.
@@ -87,7 +90,7 @@ struct Block {
   const Tiling& tiling;
   Run runs[size];
   int64_t count = 0, tiles;
-  const bool whole;    // every vector of pixels lies in one row; then `pixels` says where
+  const bool whole;  // every vector of pixels lies in one row; then `pixels` says where
   Pixels pixels[4 * N] = {};
   bool before, after;  // whether pixels lie beside the block in the row of its first and of its last tile
   // Whether pixels lie to the left and to the right of a tile, 0 or -1, in the order of Quads.
@@ -111,7 +114,8 @@ struct Block {
     for (int64_t r = 0; whole && r < count; ++r)
       for (int64_t i = 0; i < 4 * runs[r].count; i += kWidth) {
         const int64_t y = 4 * runs[r].y - 1, rest = t.height - y;
-        pixels[(4 * runs[r].at + i) / kWidth] = {r, y * t.width + 4 * runs[r].x + i, y < 0 ? -y : 0, rest < 6 ? rest : 6};
+        pixels[(4 * runs[r].at + i) / kWidth] = {r, y * t.width + 4 * runs[r].x + i, y < 0 ? -y : 0,
+                                                 rest < 6 ? rest : 6};
       }
   }
 };
@@ -150,18 +154,19 @@ inline Vec where(const int32_t* mask, Vec x) {
   return (Vec)((Int)x & m);
 }
 
-// A block's pixels of one channel, transformed downwards: six rows in the order of its tiles, `row` floats apart, each with a
-// vector before and after it that hold the pixels beside the block.
+// A block's pixels of one channel, transformed downwards: six rows in the order of its tiles, `row` floats apart, each
+// with a vector before and after it that hold the pixels beside the block.
 template <int N>
 struct Strip {
   static constexpr int64_t pixels = 4 * N * kWidth, row = pixels + 2 * kWidth, size = 6 * row;
 };
 
-// `count` vectors V of pixels beside each other, in rows `begin` to `end` of six that lie `width` apart, zeros in the others,
-// transformed downwards to the rows of `out`. Lines at `ahead`, if it is given, are asked for on the way, so that requests never queue up.
+// `count` vectors V of pixels beside each other, in rows `begin` to `end` of six that lie `width` apart, zeros in the
+// others, transformed downwards to the rows of `out`. Lines at `ahead`, if it is given, are asked for on the way, so
+// that requests never queue up.
 template <typename V, int64_t row, bool normalise, bool all>
-inline void transform_columns(Plane<normalise> plane, const float* from, const float* ahead, int64_t width, int64_t begin, int64_t end,
-                              int64_t count, float* out) {
+inline void transform_columns(Plane<normalise> plane, const float* from, const float* ahead, int64_t width,
+                              int64_t begin, int64_t end, int64_t count, float* out) {
   constexpr int64_t step = sizeof(V) / sizeof(float), line = 16 / step;
   for (int64_t i = 0; i < count; ++i, from += step, out += step) {
     V d[6] = {};
@@ -179,19 +184,21 @@ inline void transform_columns(Plane<normalise> plane, const float* from, const f
   }
 }
 template <typename V, int64_t row, bool normalise>
-inline void transform_columns(Plane<normalise> plane, const float* from, const float* ahead, int64_t width, int64_t begin, int64_t end,
-                              int64_t count, float* out) {
-  const auto columns = begin == 0 && end == 6 ? transform_columns<V, row, normalise, true> : transform_columns<V, row, normalise, false>;
+inline void transform_columns(Plane<normalise> plane, const float* from, const float* ahead, int64_t width,
+                              int64_t begin, int64_t end, int64_t count, float* out) {
+  const auto columns =
+      begin == 0 && end == 6 ? transform_columns<V, row, normalise, true> : transform_columns<V, row, normalise, false>;
   columns(plane, from, ahead, width, begin, end, count, out);
 }
 
 constexpr int64_t kChannelsAhead = 4;  // memory's answer takes as long as transforming some channels
 
-// Fills the strip of one channel, from the first pixel of its first row on: pixels are transformed while they lie as they do in the
-// picture, a third fewer values than once split into the columns of tiles, which share pixels. `planes`: that of each run; `next`:
-// those that are read later, whose rows lie too far apart for the processor to guess.
+// Fills the strip of one channel, from the first pixel of its first row on: pixels are transformed while they lie as
+// they do in the picture, a third fewer values than once split into the columns of tiles, which share pixels. `planes`:
+// that of each run; `next`: those that are read later, whose rows lie too far apart for the processor to guess.
 template <int N, bool normalise>
-inline void transform_down(const Block<N>& block, const Plane<normalise>* planes, const float* const* next, float* out) {
+inline void transform_down(const Block<N>& block, const Plane<normalise>* planes, const float* const* next,
+                           float* out) {
   constexpr int64_t row = Strip<N>::row;
   const Tiling& tiling = block.tiling;
   const int64_t width = tiling.width;
@@ -234,7 +241,8 @@ inline void transform_tiles(const Block<N>& block, const float* x, int64_t n, Ve
   input_transform(t, 1);
 }
 
-// A row of a strip, transformed along the row: six points, `stride` apart, of the tiles in `some` vectors from the n-th on.
+// A row of a strip, transformed along the row: six points, `stride` apart, of the tiles in `some` vectors from the n-th
+// on.
 template <int some, int N>
 inline void transform_along(const Block<N>& block, const float* x, int64_t n, float* v, int64_t stride) {
   for (int64_t i = 0; i < some; ++i) {
@@ -251,24 +259,29 @@ inline void transform_inputs(const Block<N>& block, const Plane<normalise>* plan
   alignas(64) float strip[Strip<N>::size];
   poison(strip, Strip<N>::size);
   transform_down(block, planes, next, strip + kWidth);
-  for (int64_t k = 0; k < 6; ++k) transform_along<N>(block, strip + kWidth + k * Strip<N>::row, 0, v + 6 * k * stride, stride);
+  for (int64_t k = 0; k < 6; ++k)
+    transform_along<N>(block, strip + kWidth + k * Strip<N>::row, 0, v + 6 * k * stride, stride);
 }
 
-// Filters are asked for a page ahead, since the processor's own prefetching ends where a page does, and wide convolutions read megabytes.
+// Filters are asked for a page ahead, since the processor's own prefetching ends where a page does, and wide
+// convolutions read megabytes.
 constexpr int64_t kFiltersAhead = 1024;
 
-// With 16 registers GCC 12 keeps the sums in memory where it inlines the loop into a large function, which takes twice as long.
+// With 16 registers GCC 12 keeps the sums in memory where it inlines the loop into a large function, which takes twice
+// as long.
 #if defined(__AVX512F__)
 #define IFAN_PRODUCTS inline
 #else
 #define IFAN_PRODUCTS __attribute__((noinline))
 #endif
 
-// m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles], for N vectors of tiles, rows of m `row` apart: the
-// inner loop of everything here. Memory from `next` on is asked for, as much as is read of the filters.
-// Of at least one channel, and unrolled before GCC 12 decides where arrays live: else it copies the sums to the stack and back.
+// m [M][tiles] (+)= sum over channels of u [channel][kOutputs] v [channel][tiles], for N vectors of tiles, rows of m
+// `row` apart: the inner loop of everything here. Memory from `next` on is asked for, as much as is read of the
+// filters. Of at least one channel, and unrolled before GCC 12 decides where arrays live: else it copies the sums to
+// the stack and back.
 template <int M, int N, int row>
-IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels, float* m, bool add, const float* next) {
+IFAN_PRODUCTS void products_of(const float* u, const float* v, int64_t channels, float* m, bool add,
+                               const float* next) {
   const int64_t ahead = next - u;
   Vec sum[M][N];
 #pragma GCC unroll 12

@@ -11,8 +11,8 @@ static_assert(kUnit % kOutputs == 0 && kUnit % 4 == 0, "");
 
 inline int64_t groups(int64_t outputs) { return (outputs + kOutputs - 1) / kOutputs; }
 
-// Both dimensions of the output transform of one channel: m [point][tile], points `stride` apart. Calls write(row, n, columns) with
-// the four columns of the n-th vector of tiles.
+// Both dimensions of the output transform of one channel: m [point][tile], points `stride` apart. Calls write(row, n,
+// columns) with the four columns of the n-th vector of tiles.
 template <int N, typename Write>
 inline void transform_outputs(const float* m, int64_t stride, Write write) {
   for (int n = 0; n < N; ++n) {
@@ -40,9 +40,11 @@ inline void write_row(const float* from, float* out, int64_t n, bool add) {
   for (; i < n; ++i) out[i] = add ? out[i] + from[i] : from[i];
 }
 
-// The same to the planes where they belong, or added to what is there; `planes`: that of each run. With `positive`, through a ReLU.
+// The same to the planes where they belong, or added to what is there; `planes`: that of each run. With `positive`,
+// through a ReLU.
 template <int N>
-inline void write_planes(const Block<N>& block, const float* m, int64_t stride, float* const* planes, bool positive, bool add) {
+inline void write_planes(const Block<N>& block, const float* m, int64_t stride, float* const* planes, bool positive,
+                         bool add) {
   const Tiling& tiling = block.tiling;
   alignas(64) float rows[4][4 * block.size];
   transform_outputs<N>(m, stride, [&](int r, int n, Vec t[4]) {
@@ -63,8 +65,8 @@ inline void write_planes(const Block<N>& block, const float* m, int64_t stride, 
     }
 }
 
-// The four channels 4c + 2i + j, m [point][channel][tile] with points `stride` apart, through a ReLU to rows 2y + j, columns 2x + i
-// of planes of twice the side; `planes`: that of each run; `pixels`: 64 vectors of tiles to work in.
+// The four channels 4c + 2i + j, m [point][channel][tile] with points `stride` apart, through a ReLU to rows 2y + j,
+// columns 2x + i of planes of twice the side; `planes`: that of each run; `pixels`: 64 vectors of tiles to work in.
 template <int N>
 inline void write_shifted(const Block<N>& block, const float* m, int64_t stride, float* const* planes, float* pixels) {
   constexpr int64_t tiles = N * kWidth, channel = 16 * tiles;
@@ -99,19 +101,23 @@ inline void write_shifted(const Block<N>& block, const float* m, int64_t stride,
   }
 }
 
-// The memory where outputs `begin` to `end` of a block belong, counted from the call's first one. It is asked for little by little during
-// their products, since nothing hides how long it takes once these are written.
+// The memory where outputs `begin` to `end` of a block belong, counted from the call's first one. It is asked for
+// little by little during their products, since nothing hides how long it takes once these are written.
 template <int N>
 class Destination {
  public:
   Destination(const ConvolutionForward& call, const Block<N>& block, int64_t begin, int64_t end)
-      : call_(call), block_(block), side_(call.epilogue == Epilogue::relu_phase_shift ? 2 : 1), output_(begin), end_(end) {
+      : call_(call),
+        block_(block),
+        side_(call.epilogue == Epilogue::relu_phase_shift ? 2 : 1),
+        output_(begin),
+        end_(end) {
     find();
   }
 
   int64_t lines() const { return 16 * block_.tiles / kLine * (end_ - output_); }
 
-  void ask(int64_t lines) {
+  void prefetch(int64_t lines) {
     for (; lines > 0 && output_ < end_; --lines) {
       __builtin_prefetch(at_, 1);
       at_ += kLine;
@@ -139,11 +145,11 @@ class Destination {
   const float *at_, *row_end_;
 };
 
-// Outputs `begin` to `end` of a block's sums [point][output][tile], points `stride` apart, through the epilogue to their places,
-// from output `first` on; `pixels`: 64 vectors of tiles to work in.
+// Outputs `begin` to `end` of a block's sums [point][output][tile], points `stride` apart, through the epilogue to
+// their places, from output `first` on; `pixels`: 64 vectors of tiles to work in.
 template <int N>
-inline void write_outputs(const ConvolutionForward& call, const Block<N>& block, int64_t begin, int64_t end, const float* sums,
-                          int64_t stride, int64_t first, float* pixels) {
+inline void write_outputs(const ConvolutionForward& call, const Block<N>& block, int64_t begin, int64_t end,
+                          const float* sums, int64_t stride, int64_t first, float* pixels) {
   constexpr int64_t tiles = N * kWidth;
   const int64_t plane = call.x.height * call.x.width;
   const bool shift = call.epilogue == Epilogue::relu_phase_shift;

@@ -30,7 +30,10 @@ namespace {
 using Address = uintptr_t;
 using Sizes = std::vector<int64_t>;
 
-template <class T> T* pointer(Address address) { return reinterpret_cast<T*>(address); }
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
 
 Dtype dtype_of(const std::string& name) {
   if (name == "float32") return Dtype::float32;
@@ -50,20 +53,24 @@ Segments segments_of(const Sizes& lengths) {
   return found;
 }
 
-template <size_t N> void copy(const Sizes& from, int64_t (&to)[N]) {
-  if (from.size() != N) throw std::invalid_argument("expected " + std::to_string(N) + " sizes; got " + std::to_string(from.size()));
+template <size_t N>
+void copy(const Sizes& from, int64_t (&to)[N]) {
+  if (from.size() != N)
+    throw std::invalid_argument("expected " + std::to_string(N) + " sizes; got " + std::to_string(from.size()));
   std::copy(from.begin(), from.end(), to);
 }
 
 // Runs without the interpreter lock; raises what CUDA reports.
-template <class Run> void checked(Run run) {
+template <class Run>
+void checked(Run run) {
   int error;
   {
     py::gil_scoped_release release;
     error = run();
   }
   if (error)
-    throw std::runtime_error("CUDA error " + std::to_string(error) + ": " + cudaGetErrorString(static_cast<cudaError_t>(error)));
+    throw std::runtime_error("CUDA error " + std::to_string(error) + ": " +
+                             cudaGetErrorString(static_cast<cudaError_t>(error)));
 }
 
 // (address, shape, strides, address of rows or 0)
@@ -71,7 +78,8 @@ using SourceFields = std::tuple<Address, Sizes, Sizes, Address>;
 // addresses of weight, bias, mean and var, then eps
 using NormFields = std::tuple<Address, Address, Address, Address, float>;
 
-template <class Call> void set_norm(Call& call, const NormFields& norm) {
+template <class Call>
+void set_norm(Call& call, const NormFields& norm) {
   call.weight = pointer<float>(std::get<0>(norm));
   call.bias = pointer<float>(std::get<1>(norm));
   call.mean = pointer<float>(std::get<2>(norm));
@@ -80,8 +88,9 @@ template <class Call> void set_norm(Call& call, const NormFields& norm) {
 }
 
 template <int (*RUN)(const Integrate&, Dtype, int, uintptr_t)>
-void integrate(const SourceFields& source, const std::string& dtype, const Sizes& segments, int64_t first, int64_t total,
-               const NormFields& norm, int pool, Address y, Address x_gradient, Address sums, Address stream) {
+void integrate(const SourceFields& source, const std::string& dtype, const Sizes& segments, int64_t first,
+               int64_t total, const NormFields& norm, int pool, Address y, Address x_gradient, Address sums,
+               Address stream) {
   Integrate call = {};
   const auto& [x, shape, strides, rows] = source;
   int64_t sizes[4];
@@ -103,14 +112,21 @@ void integrate(const SourceFields& source, const std::string& dtype, const Sizes
 
 void norm_gradients_of(Address sums, int64_t tiles, int64_t total, const Sizes& segments, const NormFields& norm,
                        Address gradients, Address stream) {
-  NormGradients call = {pointer<float>(sums), pointer<float>(std::get<0>(norm)), pointer<float>(std::get<3>(norm)),
-                        pointer<float>(gradients), tiles, total, std::get<4>(norm), segments_of(segments)};
+  NormGradients call = {pointer<float>(sums),
+                        pointer<float>(std::get<0>(norm)),
+                        pointer<float>(std::get<3>(norm)),
+                        pointer<float>(gradients),
+                        tiles,
+                        total,
+                        std::get<4>(norm),
+                        segments_of(segments)};
   checked([&] { return norm_gradients(call, stream); });
 }
 
-void cross_entropy_of(Address logits, const std::string& dtype, const Sizes& shape, const Sizes& strides, Address labels,
-                      bool byte_labels, const Sizes& fine, const Sizes& label_strides, Address class_weights, float smoothing,
-                      int ignored, Address gradient, const Sizes& gradient_strides, Address powers, Address sums, Address stream) {
+void cross_entropy_of(Address logits, const std::string& dtype, const Sizes& shape, const Sizes& strides,
+                      Address labels, bool byte_labels, const Sizes& fine, const Sizes& label_strides,
+                      Address class_weights, float smoothing, int ignored, Address gradient,
+                      const Sizes& gradient_strides, Address powers, Address sums, Address stream) {
   CrossEntropy call = {};
   int64_t sizes[4], fine_sizes[2];
   copy(shape, sizes);
@@ -131,9 +147,9 @@ void cross_entropy_of(Address logits, const std::string& dtype, const Sizes& sha
   checked([&] { return cross_entropy(call, type, byte_labels, stream); });
 }
 
-void points_of(Address points, const std::string& dtype, const Sizes& strides, int64_t batch, int64_t count, Address targets,
-               const Sizes& target_strides, Address weights, const Sizes& weight_strides, int kind, float width,
-               float curvature, float offset, Address gradient, Address sums, Address stream) {
+void points_of(Address points, const std::string& dtype, const Sizes& strides, int64_t batch, int64_t count,
+               Address targets, const Sizes& target_strides, Address weights, const Sizes& weight_strides, int kind,
+               float width, float curvature, float offset, Address gradient, Address sums, Address stream) {
   Points call = {};
   call.points = pointer<void>(points), call.targets = pointer<float>(targets), call.weights = pointer<float>(weights);
   call.gradient = pointer<void>(gradient), call.sums = pointer<float>(sums);
@@ -146,25 +162,33 @@ void points_of(Address points, const std::string& dtype, const Sizes& strides, i
   checked([&] { return points_loss(call, type, stream); });
 }
 
-void finish_of(Address sums, const Sizes& blocks, Address task_weights, Address denominators, Address total, Address losses,
-               Address counts, Address divisors, Address stream) {
-  const FinishLoss call = {pointer<float>(sums),   pointer<float>(task_weights), pointer<float>(denominators),
-                           pointer<float>(total),  pointer<float>(losses),       pointer<float>(counts),
+void finish_of(Address sums, const Sizes& blocks, Address task_weights, Address denominators, Address total,
+               Address losses, Address counts, Address divisors, Address stream) {
+  const FinishLoss call = {pointer<float>(sums),     pointer<float>(task_weights), pointer<float>(denominators),
+                           pointer<float>(total),    pointer<float>(losses),       pointer<float>(counts),
                            pointer<float>(divisors), segments_of(blocks)};
   checked([&] { return finish_loss(call, stream); });
 }
 
-void scale_of(Address made, Address gradient, const std::string& dtype, int64_t elements, const Sizes& columns, int first_task,
-              Address of_total, Address of_losses, Address task_weights, Address divisors, Address stream) {
-  const ScaleGradient call = {pointer<void>(made),        pointer<void>(gradient),      elements,
-                              pointer<float>(of_total),   pointer<float>(of_losses),    pointer<float>(task_weights),
-                              pointer<float>(divisors),   first_task,                   segments_of(columns)};
+void scale_of(Address made, Address gradient, const std::string& dtype, int64_t elements, const Sizes& columns,
+              int first_task, Address of_total, Address of_losses, Address task_weights, Address divisors,
+              Address stream) {
+  const ScaleGradient call = {pointer<void>(made),
+                              pointer<void>(gradient),
+                              elements,
+                              pointer<float>(of_total),
+                              pointer<float>(of_losses),
+                              pointer<float>(task_weights),
+                              pointer<float>(divisors),
+                              first_task,
+                              segments_of(columns)};
   const Dtype type = dtype_of(dtype);
   checked([&] { return scale_gradient(call, type, stream); });
 }
 
 void dense_layer_of(const std::vector<SourceFields>& sources, const std::string& dtype, const Sizes& segments,
-                    const NormFields& norm, Address filters, int64_t outputs, Address y, const Sizes& y_strides, Address stream) {
+                    const NormFields& norm, Address filters, int64_t outputs, Address y, const Sizes& y_strides,
+                    Address stream) {
   if (sources.empty() || sources.size() > size_t(kMaxSources))
     throw std::invalid_argument("expected 1 to " + std::to_string(kMaxSources) + " sources; got " +
                                 std::to_string(sources.size()) + ". Use backend='reference'.");

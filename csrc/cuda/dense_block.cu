@@ -7,7 +7,6 @@
 // of the filters; then every tap reads the same tile, shifted. Pixels outside the map are 0 after the ReLU, not before.
 // Rows in shared memory are kPitch values long: the 32 lanes of a fragment's load fall into 32 different banks.
 #include "dense_block.h"
-
 #include "launch.h"
 
 namespace ifan::cuda {
@@ -25,23 +24,25 @@ struct Place {
 
 __device__ __forceinline__ Place place_of(const DenseLayer& call) {
   const int across = (int(call.width) + kWidth - 1) / kWidth, down = (int(call.height) + kHeight - 1) / kHeight;
-  const unsigned tiles = across * down, groups = unsigned(call.outputs + kOutputs - 1) / kOutputs, rest = blockIdx.x / tiles;
+  const unsigned tiles = across * down, groups = unsigned(call.outputs + kOutputs - 1) / kOutputs,
+                 rest = blockIdx.x / tiles;
   const int tile = int(blockIdx.x % tiles);
   return {rest / groups, rest % groups * kOutputs, tile / across * kHeight, tile % across * kWidth};
 }
 
 __device__ __forceinline__ uint32_t pair_of(uint16_t low, uint16_t high) { return uint32_t(high) << 16 | low; }
-template <class T> __device__ __forceinline__ uint16_t raw(T value) {
+template <class T>
+__device__ __forceinline__ uint16_t raw(T value) {
   uint16_t bits;
   memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-// Channels start .. start + kDepth of one source, normalised and rectified, pairs of channels by pixel. A thread keeps one
-// pair, whose scale and shift it makes once; kAbreast threads of a pair take neighbouring pixels.
+// Channels start .. start + kDepth of one source, normalised and rectified, pairs of channels by pixel. A thread keeps
+// one pair, whose scale and shift it makes once; kAbreast threads of a pair take neighbouring pixels.
 template <class T>
-__device__ void load_tile(const DenseLayer& call, const LayerSource& source, const Place& place, int task, int64_t first,
-                          int64_t start, uint32_t* tile) {
+__device__ void load_tile(const DenseLayer& call, const LayerSource& source, const Place& place, int task,
+                          int64_t first, int64_t start, uint32_t* tile) {
   const int64_t row = source.rows ? source.rows[place.lane] : place.lane;
   const int pair = threadIdx.x / kAbreast;
   const int64_t channel = start + pair * 2, there = source.channels - channel;  // how many of the pair, or more
@@ -90,7 +91,8 @@ __device__ void load_filters(const DenseLayer& call, const LayerSource& source, 
 using Sums = float[kTilesM][kTilesN][4];
 
 // One kDepth of channels: nine taps, each a product of the shifted tile and its filters.
-template <class T> __device__ __forceinline__ void multiply(const uint32_t* tile, const uint32_t* filters, Sums& sums) {
+template <class T>
+__device__ __forceinline__ void multiply(const uint32_t* tile, const uint32_t* filters, Sums& sums) {
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
 #pragma unroll
   for (int tap = 0; tap < 9; ++tap) {
@@ -111,7 +113,8 @@ template <class T> __device__ __forceinline__ void multiply(const uint32_t* tile
   }
 }
 
-template <class T> __global__ void __launch_bounds__(kThreads) layer_kernel(const __grid_constant__ DenseLayer call) {
+template <class T>
+__global__ void __launch_bounds__(kThreads) layer_kernel(const __grid_constant__ DenseLayer call) {
   SHARED_ARRAY(uint32_t, tile, kRows * kColumns * kPitch / 2);
   SHARED_ARRAY(uint32_t, filters, 9 * kOutputs * kPitch / 2);
   const Place place = place_of(call);

@@ -8,11 +8,10 @@
 // and keeps the log sum exp only; then one thread a logit gathers the pixels that read it, so that nothing is added
 // atomically. A classification is parsing of one image with a pixel a row. Sums: a thread, a block, a task, in order.
 // Kept are the gradients of a task's weighted *sum*; `scale_kernel` multiplies them by what only the device knows.
-#include "hybrid_loss.h"
-
 #include <cfloat>
 #include <cmath>
 
+#include "hybrid_loss.h"
 #include "launch.h"
 
 namespace ifan::cuda {
@@ -20,7 +19,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-struct Tap { int low, high; float share; };  // (1 - share) of logit `low` and share of logit `high`
+struct Tap {
+  int low, high;
+  float share;
+};  // (1 - share) of logit `low` and share of logit `high`
 
 // The logits a fine pixel reads along one axis, corners not aligned; in whole numbers, so that every thread agrees, and
 // in 32 bits, which sizes up to kLongest allow: a division in 64 is some hundred instructions.
@@ -33,7 +35,8 @@ __device__ __forceinline__ Tap tap_of(unsigned at, unsigned size, unsigned fine)
 __device__ __forceinline__ float lerp(float a, float b, float share) { return a + (b - a) * share; }
 
 // One pixel's logits: as they are, or upsampled.
-template <class T, bool FINE> struct Pixel {
+template <class T, bool FINE>
+struct Pixel {
   const T* base;
   int64_t top, bottom, left, right, by_class;
   float down, across;
@@ -132,7 +135,8 @@ __device__ __forceinline__ float seen(const Tap& tap, int index, float before, f
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) gather_kernel(const __grid_constant__ CrossEntropy call) {
-  const int height = int(call.height), width = int(call.width), fine_height = int(call.fine_height), fine_width = int(call.fine_width);
+  const int height = int(call.height), width = int(call.width), fine_height = int(call.fine_height),
+            fine_width = int(call.fine_width);
   const unsigned pixels = height * width, blocks = (pixels + kThreads - 1) / kThreads;
   const unsigned plane = blockIdx.x / blocks, pixel = blockIdx.x % blocks * kThreads + threadIdx.x;
   if (pixel >= pixels) return;
@@ -169,7 +173,9 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const __grid_constant_
                                  i * call.gradient_stride[2] + j * call.gradient_stride[3]] = narrow<T>(total);
 }
 
-struct Slope { float loss, slope; };
+struct Slope {
+  float loss, slope;
+};
 
 __device__ __forceinline__ Slope distance_loss(const Points& call, float d) {
   if (call.kind == 2) return {d * d, 2.f * d};
@@ -188,8 +194,10 @@ __global__ void __launch_bounds__(kThreads) points_kernel(const __grid_constant_
     for (int xy = 0; xy < 2; ++xy) {
       float slope = 0.f;
       if (weight > 0.f) {  // an unlabelled point's target may be NaN: it is not even read
-        const float point = widen(static_cast<const T*>(call.points)[b * call.stride[0] + xy * call.stride[1] + p * call.stride[2]]);
-        const float away = point - call.targets[b * call.target_stride[0] + xy * call.target_stride[1] + p * call.target_stride[2]];
+        const float point =
+            widen(static_cast<const T*>(call.points)[b * call.stride[0] + xy * call.stride[1] + p * call.stride[2]]);
+        const float away =
+            point - call.targets[b * call.target_stride[0] + xy * call.target_stride[1] + p * call.target_stride[2]];
         const Slope found = distance_loss(call, fabsf(away));
         sums.a += weight * found.loss;
         slope = away == 0.f ? 0.f : copysignf(weight * found.slope, away);
@@ -210,7 +218,8 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
   float total = 0.f;
   for (int task = 0; task < call.blocks.count; ++task) {
     Pair sums = {0.f, 0.f};
-    for (int part = (task ? call.blocks.ends[task - 1] : 0) + int(threadIdx.x); part < call.blocks.ends[task]; part += kThreads) {
+    for (int part = (task ? call.blocks.ends[task - 1] : 0) + int(threadIdx.x); part < call.blocks.ends[task];
+         part += kThreads) {
       sums.a += call.sums[int64_t(part) * 2];
       sums.b += call.sums[int64_t(part) * 2 + 1];
     }
@@ -259,15 +268,16 @@ constexpr int64_t kLongest = 16384;  // of an image's sides
 int64_t loss_blocks(int64_t batch, int64_t pixels) { return batch * ceil_div(pixels, kThreads); }
 
 int cross_entropy(const CrossEntropy& call, Dtype dtype, bool byte_labels, uintptr_t stream) {
-  if (call.powers && (!byte_labels || max(max(call.height, call.width), max(call.fine_height, call.fine_width)) > kLongest))
+  if (call.powers &&
+      (!byte_labels || max(max(call.height, call.width), max(call.fine_height, call.fine_width)) > kLongest))
     return cudaErrorInvalidValue;
   if (call.fine_height * call.fine_width > INT_MAX) return cudaErrorInvalidValue;
   return with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t blocks = loss_blocks(call.batch, call.fine_height * call.fine_width);
     if (!call.powers)
-      return launch(byte_labels ? cross_entropy_kernel<T, uint8_t, false> : cross_entropy_kernel<T, int64_t, false>, blocks,
-                    kThreads, stream, call);
+      return launch(byte_labels ? cross_entropy_kernel<T, uint8_t, false> : cross_entropy_kernel<T, int64_t, false>,
+                    blocks, kThreads, stream, call);
     const int error = launch(cross_entropy_kernel<T, uint8_t, true>, blocks, kThreads, stream, call);
     if (error) return error;
     const int64_t planes = call.batch * call.classes;
@@ -291,7 +301,8 @@ int scale_gradient(const ScaleGradient& call, Dtype dtype, uintptr_t stream) {
     const bool wide = call.columns.count == 1 && call.elements % (16 / sizeof(T)) == 0 &&
                       (reinterpret_cast<uintptr_t>(call.made) | reinterpret_cast<uintptr_t>(call.gradient)) % 16 == 0;
     const int64_t items = call.elements / (wide ? 16 / int64_t(sizeof(T)) : 1);
-    return launch(wide ? scale_kernel<T, true> : scale_kernel<T, false>, ceil_div(items, kThreads), kThreads, stream, call);
+    return launch(wide ? scale_kernel<T, true> : scale_kernel<T, false>, ceil_div(items, kThreads), kThreads, stream,
+                  call);
   });
 }
 

@@ -8,7 +8,6 @@
 // in registers: neither atomics nor a gradient a lane. S0 and S1 are written a block and added by `norm_gradients` in
 // double precision.
 #include "integrate.h"
-
 #include "launch.h"
 
 namespace ifan::cuda {
@@ -18,9 +17,12 @@ constexpr int kThreads = 256;
 constexpr int kTile = 4096;
 
 // Columns that a thread takes at once, of POOL rows: 16 bytes where rows are aligned (WIDE), else one output.
-template <class T, int POOL, bool WIDE> constexpr int kColumns = WIDE ? 16 / int(sizeof(T)) : POOL;
+template <class T, int POOL, bool WIDE>
+constexpr int kColumns = WIDE ? 16 / int(sizeof(T)) : POOL;
 
-struct Affine { float scale, shift, mean; };
+struct Affine {
+  float scale, shift, mean;
+};
 
 __device__ __forceinline__ Affine affine_of(const Integrate& call, int64_t lane, int64_t channel) {
   const int64_t at = task_of(call.segments, lane) * call.total + call.first + channel;
@@ -29,7 +31,8 @@ __device__ __forceinline__ Affine affine_of(const Integrate& call, int64_t lane,
 }
 
 // Where a block and its threads are: an item is kColumns columns of POOL rows.
-template <class T, int POOL, bool WIDE> struct Place {
+template <class T, int POOL, bool WIDE>
+struct Place {
   static constexpr int kWide = kColumns<T, POOL, WIDE>, kItems = kTile / (kWide * POOL), kEach = kItems / kThreads;
   unsigned plane, tile, tiles, channel, lane;  // lane: the source's row in backward
   int columns, items;
@@ -56,7 +59,8 @@ __device__ __forceinline__ void load(const T* from, int64_t stride, float (&valu
   }
 }
 
-template <class T, bool WIDE, int N> __device__ __forceinline__ void store(T* to, const float (&values)[N]) {
+template <class T, bool WIDE, int N>
+__device__ __forceinline__ void store(T* to, const float (&values)[N]) {
   if constexpr (WIDE) {
     store_wide<T, N>(to, values);
   } else {
@@ -116,7 +120,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
 #pragma unroll
       for (int i = 0; i < POOL; ++i) {
         float values[N];
-        load<T, WIDE>(x + (int64_t(line) * POOL + i) * call.stride[2] + column * call.stride[3], call.stride[3], values);
+        load<T, WIDE>(x + (int64_t(line) * POOL + i) * call.stride[2] + column * call.stride[3], call.stride[3],
+                      values);
 #pragma unroll
         for (int j = 0; j < N; ++j) {
           const float d = values[j] * by.scale + by.shift > 0.f ? arriving[j / POOL] * (1.f / (POOL * POOL)) : 0.f;
@@ -140,22 +145,27 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const __grid_constan
     if (item >= here.items) break;
     const int line = item / here.columns, column = item % here.columns * N;
 #pragma unroll
-    for (int i = 0; i < POOL; ++i) store<T, WIDE>(to + (int64_t(line) * POOL + i) * call.width + column, gradient[k][i]);
+    for (int i = 0; i < POOL; ++i)
+      store<T, WIDE>(to + (int64_t(line) * POOL + i) * call.width + column, gradient[k][i]);
   }
 }
 
 // kAbreast channels a block; kShares threads share a channel's sums, each every kShares-th, added in the shares' order.
 constexpr int kAbreast = 32, kShares = kThreads / kAbreast;
-struct Wide { double zero, one; };
+struct Wide {
+  double zero, one;
+};
 
 __global__ void __launch_bounds__(kThreads) norm_gradients_kernel(const __grid_constant__ NormGradients call) {
   SHARED_ARRAY(Wide, shares, kThreads);
-  const unsigned index = blockIdx.x * kAbreast + threadIdx.x % kAbreast, size = call.segments.count * unsigned(call.total);
+  const unsigned index = blockIdx.x * kAbreast + threadIdx.x % kAbreast,
+                 size = call.segments.count * unsigned(call.total);
   const unsigned task = index / unsigned(call.total);
   Wide sums = {0, 0};
   if (index < size) {
     const int64_t channel = index % unsigned(call.total), end = call.segments.ends[task] * call.tiles;
-    for (int64_t part = (task ? call.segments.ends[task - 1] : 0) * call.tiles + threadIdx.x / kAbreast; part < end; part += kShares) {
+    for (int64_t part = (task ? call.segments.ends[task - 1] : 0) * call.tiles + threadIdx.x / kAbreast; part < end;
+         part += kShares) {
       sums.zero += call.sums[(part * call.total + channel) * 2];
       sums.one += call.sums[(part * call.total + channel) * 2 + 1];
     }
@@ -183,12 +193,14 @@ bool flatten(Integrate& call, int64_t columns, int pool) {
     call.height = 1;
     call.stride[3] = 1;
   }
-  bool wide = aligned(call.x) && aligned(call.y) && aligned(call.x_gradient) && call.width % columns == 0 && call.stride[3] == 1;
+  bool wide = aligned(call.x) && aligned(call.y) && aligned(call.x_gradient) && call.width % columns == 0 &&
+              call.stride[3] == 1;
   for (int i = 0; i < 3; ++i) wide = wide && (call.stride[i] % columns == 0 || (i == 2 && call.height == 1));
   return wide;
 }
 
-template <class T, int POOL, bool WIDE> int run(const Integrate& call, bool backward, uintptr_t stream) {
+template <class T, int POOL, bool WIDE>
+int run(const Integrate& call, bool backward, uintptr_t stream) {
   using Here = Place<T, POOL, WIDE>;
   const int64_t items = call.height / POOL * (call.width / Here::kWide);
   const int64_t planes = (backward ? call.source_rows : call.lanes) * call.channels;

@@ -8,7 +8,8 @@
 namespace ifan::cuda {
 
 // One-dimensional; nothing to do is no launch, as a GPU refuses an empty grid. `cudaLaunchKernelEx` is plain C++.
-template <class Call> int launch(void (*kernel)(Call), int64_t blocks, int threads, uintptr_t stream, const Call& call) {
+template <class Call>
+int launch(void (*kernel)(Call), int64_t blocks, int threads, uintptr_t stream, const Call& call) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
   cudaLaunchConfig_t config = {};
@@ -19,11 +20,15 @@ template <class Call> int launch(void (*kernel)(Call), int64_t blocks, int threa
 }
 
 // run(T()) with the type of the dtype.
-template <class Run> int with_type(Dtype dtype, Run run) {
+template <class Run>
+int with_type(Dtype dtype, Run run) {
   switch (dtype) {
-    case Dtype::float32: return run(float());
-    case Dtype::float16: return run(__half());
-    case Dtype::bfloat16: return run(__nv_bfloat16());
+    case Dtype::float32:
+      return run(float());
+    case Dtype::float16:
+      return run(__half());
+    case Dtype::bfloat16:
+      return run(__nv_bfloat16());
   }
   return cudaErrorInvalidValue;
 }

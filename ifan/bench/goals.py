@@ -44,7 +44,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a goal: ``state`` is one of the four constants; ``ratio`` and ``memory`` are the figures."""
+    """Verdict on a goal: ``state`` is one of the four constants; ``ratio`` and ``memory`` are the figures."""
 
     goal: Goal
     state: str

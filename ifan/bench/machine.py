@@ -1,4 +1,4 @@
-"""What a figure depends on: processor, threads, versions, commit, and the machine's own limits."""
+"""Conditions of a figure: processor, threads, versions, commit, and the machine's own limits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Peaks:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether bfloat16 arithmetic is native there."""
+    """True if bfloat16 arithmetic is native there."""
     return torch.cuda.is_bf16_supported() if device == "cuda" else bool(BF16 & set(processor()[1]))
 
 

@@ -74,7 +74,7 @@ def unmeasured(case: Case, machine: dict[str, Any], problem: str | None = None) 
 
 
 def entry_of(status: str, note: str) -> Row:
-    """What a row says of a contender that has no time."""
+    """Entry of a contender that has no time."""
     return {"status": status, "note": note, "error": None, "prepare_s": None, "ms": None}
 
 

@@ -205,7 +205,7 @@ def _engine(network: IFAN, images: Sequence[Tensor], dtype: str, setting: Settin
 
 
 class _Parts(NamedTuple):
-    """What runs the image's share, an iteration and the drawing of its planes."""
+    """Functions that run the image's share, an iteration and the drawing of its planes."""
 
     share: Callable[..., Any]
     iterate: Callable[..., Any]

@@ -32,7 +32,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 
 def _bars(rows: Sequence[Row], path: Path) -> Path:
-    """How many times the rival's time is ours, to the right of 1 where ours is less; a bar a rival that ran."""
+    """Bars of the rival's time over ours, to the right of 1 where ours is less; a bar a rival that ran."""
     from matplotlib.figure import Figure
 
     bars = [[(row["ratios"][n], n) for n in RIVALS if n in row["ratios"]] for row in rows]

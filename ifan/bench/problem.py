@@ -1,4 +1,4 @@
-"""What is measured: a case, and its inputs made ready for the contenders."""
+"""Measured things: a case, and its inputs made ready for the contenders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how contenders run. ``folder`` keeps exported graphs; ``compile_seconds`` bounds each torch.compile;
+    """Conditions of all contenders. ``folder`` keeps exported graphs; ``compile_seconds`` bounds each torch.compile;
     ``quick`` = smaller sizes; ``ranges`` = on a GPU ifan's network part by part, without CUDA graphs; ``mallopt``:
     glibc keeps freed memory; ``row_seconds``: longest that the process of a row may take."""
 
@@ -84,7 +84,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What ``--only`` matches and goals name."""
+        """Name that ``--only`` matches and goals use."""
         return f"{self.op} {self.shape} {self.work} {self.dtype}"
 
 

@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 def as_json(rows: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> dict[str, Any]:
-    """What ``--json`` writes: ``format``, ``rows`` and, for goals, ``goals``."""
+    """Content of ``--json``: ``format``, ``rows`` and, for goals, ``goals``."""
     tree: dict[str, Any] = {"format": FORMAT, "rows": list(rows)}
     if verdicts:
         tree["goals"] = [

@@ -1,4 +1,4 @@
-"""How each rival gets to run a function or an exported graph."""
+"""Rivals, and their ways to run a function or an exported graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much time and memory measurement each row of a run gets, and against whom it is measured."""
+"""Time, memory measurement and rivals of each row of a run."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from ifan.faces.pipeline import ordered_map, prefetched
 from ifan.faces.png import encode_label_png
 from ifan.faces.sources import count_frames, frames, is_clip
 from ifan.files import FolderLock, checksum, is_part, remove_parts, write_files
-from ifan.weights import SavedModel, model_of
+from ifan.weights import SavedModel
 
 MANIFEST, COMMITS, MAPS = "_manifest.json", "_commits", "_maps"
 WAITING = 4
@@ -50,7 +50,7 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a folder of results holds; ``failures`` are the inputs that could not be read, with the reasons."""
+    """Contents of a folder of results; ``failures`` are the inputs that could not be read, with the reasons."""
 
     rows: int
     faces: int
@@ -326,7 +326,11 @@ def _checked(note: Any, name: str) -> dict[str, Any]:
 
 def _settings(analyzer: FaceAnalyzer, every: int, maps: bool, shard_rows: int) -> bytes:
     """All that decides a result beside the inputs: weights, configuration, detector, options, version."""
-    model = analyzer.model if isinstance(analyzer.model, SavedModel) else model_of(analyzer.model)
+    model = analyzer.model
+    if not isinstance(model, SavedModel):
+        from ifan.weights.networks import model_of
+
+        model = model_of(model)
     weights = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.tensors.items()):
         weights.update(name.encode())
@@ -344,7 +348,7 @@ def _settings(analyzer: FaceAnalyzer, every: int, maps: bool, shard_rows: int) -
 
 
 def _identity(thing: object) -> str:
-    """What it says of itself; of an object that says nothing its class, as its address differs from run to run."""
+    """Description that an object gives of itself, else its class: an address differs from run to run."""
     kind = type(thing)
     return f"{kind.__module__}.{kind.__qualname__}" if kind.__repr__ is object.__repr__ else repr(thing)
 

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, elsewhere a line a minute."""
+"""Progress of a long command: a bar on a terminal, elsewhere a line a minute."""
 
 from __future__ import annotations
 

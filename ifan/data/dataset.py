@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the package, and what its readers share."""
+"""The dataset as the rest of the package sees it, and the code that readers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How each dataset's own labels map onto our classes: one table a dataset, and what a mirror does to them.
+"""Tables from each dataset's own labels to our classes, and the mirror of each label.
 
 Left and right: MTFL and our point names mean the picture (left = smaller x). CelebAMask-HQ, Helen's maps and LaPa
 mean the person (their left eye has the larger x); our parsing classes have no sides, so those pairs merge.

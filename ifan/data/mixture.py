@@ -133,7 +133,7 @@ class Mixture:
                 )
 
     def _index(self, name: str, number: int) -> int:
-        """Which sample of a dataset the ``number``-th drawn from it since step 0 is: a new order every epoch."""
+        """Index of the ``number``-th sample drawn from a dataset since step 0: a new order every epoch."""
         samples = self.epochs[name]
         epoch, place = divmod(number, len(samples))
         return int(samples[_order(self.training.seed, name, epoch, len(samples))[place]])

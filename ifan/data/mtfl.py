@@ -73,7 +73,7 @@ def offset(points: np.ndarray, shape: tuple[int, int]) -> float:
 
 
 def _on_grid(values: np.ndarray) -> np.ndarray:
-    """Which coordinates are multiples of a step, as far as six decimals of a shrunk picture's tell."""
+    """Mask of coordinates that are multiples of a step, as far as six decimals of a shrunk picture's tell."""
     return np.abs(GRID * values - np.round(GRID * values)) < 1e-4
 
 

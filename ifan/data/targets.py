@@ -116,6 +116,6 @@ def _table(dataset: FaceDataset, task: TaskConfig, key: str, missing: int) -> np
 
 
 def _index(table: np.ndarray, value: int) -> int:
-    """Where ``value`` stands in ``table``, -1 if nowhere."""
+    """Index of ``value`` in ``table``, -1 if it is not there."""
     at = np.flatnonzero(table == value)
     return int(at[0]) if at.size else UNLABELLED

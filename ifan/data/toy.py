@@ -211,7 +211,7 @@ class _Drawing:
             cv2.polylines(self.map, [drawn], closed, IGNORE, width, cv2.LINE_8, FRACTION_BITS)
 
     def _slide(self, x: float, depth: float) -> float:
-        """Where a feature goes when the head turns: forward ones (nose) move further."""
+        """Place of a feature when the head turns: forward ones (nose) move further."""
         return x * float(np.cos(0.9 * self.yaw)) + self.yaw * (0.12 + depth)
 
     def _place(self, shape: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from ifan.engine.recorder import Plan, PlanKey
 from ifan.engine.weights import PackedWeights
 from ifan.native import bf16_refusal, cpu_module, kernels_in_use, thread_count
 from ifan.predictions import FacePredictions, check_inputs, joined, uninitialised
-from ifan.weights import SavedModel, model_of
+from ifan.weights import SavedModel
 
 if TYPE_CHECKING:
     from ifan.network import IFAN
@@ -73,6 +73,8 @@ class Engine:
         weight = network.stem.weight
         if weight.device.type != "cpu" or str(weight.dtype) != "torch.float32":
             raise ValueError(f"Engine: expected a float32 network on the CPU; got {weight.dtype} on {weight.device}")
+        from ifan.weights.networks import model_of
+
         return cls(model_of(network), iterations=iterations, tasks=tasks, precision=precision)
 
     def __call__(self, images: np.ndarray, begun: FacePredictions | None = None) -> FacePredictions:

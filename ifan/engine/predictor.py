@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ifan import weights  # what needs PyTorch there is loaded where it is called
 from ifan.config import NetworkConfig
 from ifan.engine.engine import Engine
 from ifan.native import FIX, cpu_refusal
 from ifan.optional import MissingPackageError
 from ifan.predictions import FacePredictions
-from ifan.weights import SavedModel, model_of, network_of
+from ifan.weights import SavedModel
 
 if TYPE_CHECKING:
     import torch
@@ -49,14 +50,14 @@ def make_runner(
         raise ValueError(f"precision: expected 'fp32' or 'bf16'; got {precision!r}")
     refusal = _native_refusal(model, str(device))
     if refusal is None:
-        saved = model if isinstance(model, SavedModel) else model_of(model)
+        saved = model if isinstance(model, SavedModel) else weights.model_of(model)
         return Engine(saved, iterations=iterations, tasks=tasks, precision=precision)
     try:
         from ifan.torch_runner import TorchRunner
     except ImportError as error:
         fix = f"; or {FIX}" if refusal == cpu_refusal() else ""
         raise MissingPackageError(f"{refusal}: this needs PyTorch: pip install 'ifan[torch]'{fix}") from error
-    network = network_of(model) if isinstance(model, SavedModel) else model
+    network = weights.network_of(model) if isinstance(model, SavedModel) else model
     if precision != "fp32" and not str(device).startswith("cuda"):
         raise ValueError(
             f"precision {precision!r}: expected a float32 network on the CPU with the native engine; got {refusal}. "

@@ -192,7 +192,7 @@ def _first_constants(weights: PackedWeights) -> tuple[StemMaps, np.ndarray]:
         stem.draw(means, planes)
         return stem, stem.later(planes, share, means.points)
 
-    measured = Arena(0)
+    measured = Arena(64)
     record(measured)
     memory = zeros(measured.size + 16)
     stem, found = record(Arena(address(memory)))

@@ -1,4 +1,4 @@
-"""How good is a network: the field's metrics for parsing, landmarks and classification, over whole datasets."""
+"""Metrics of the field for parsing, landmarks and classification, over whole datasets."""
 
 from ifan.evaluation.classification import ClassificationMeter
 from ifan.evaluation.landmarks import LandmarkMeter

@@ -94,7 +94,7 @@ def evaluate(
 
 
 def constant_baseline(model: IFAN, batch: int) -> Predictions:
-    """What the label means of ``model`` predict for ``batch`` images without a look at them.
+    """Predictions of the label means of ``model`` for ``batch`` images.
 
     The likeliest class of each pixel, the mean shape, the most frequent category of the training labels. Shapes as in
     `Predictions`, all tasks for all images.

@@ -171,7 +171,7 @@ def _cropping() -> dict[str, Any]:
 
 
 def _refinement() -> dict[str, Any]:
-    """What iterations after the first see, and how predictions are averaged; see `ifan.refine`."""
+    """Crops of the iterations after the first, and the mean of predictions; see `ifan.refine`."""
     return {
         "wider": refine.WIDER,
         "window": refine.WINDOW,

@@ -161,7 +161,7 @@ class _Source:
 
 
 class _RawReaders:
-    """Which sources the layers that read raw maps read: `wire` walked along with sources that are not there.
+    """Sources of the layers that read raw maps: `wire` walked along with sources that are not there.
 
     A skip holds its block's input twice. A convolution that reads the raw maps needs it once, by the sum of both
     weights.

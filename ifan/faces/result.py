@@ -1,4 +1,4 @@
-"""What an analyzer returns: frozen records that know how to be read, drawn and saved."""
+"""Results of an analyzer: frozen records that know how to be read, drawn and saved."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class PhotoResult:
         return overlay(self.image, self.faces)
 
     def files(self, folder: str | Path, stem: str | None = None) -> dict[Path, bytes]:
-        """What `save` writes, by path: the overlay, the parsing map where there is one, and last the JSON."""
+        """Files that `save` writes, by path: the overlay, the parsing map where there is one, and last the JSON."""
         name = stem or (Path(self.path).stem if self.path else "photo")
         base, parsing = Path(folder), self.parsing
         out = {base / f"{name}_overlay.png": encode_png(self.plot())}

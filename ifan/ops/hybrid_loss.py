@@ -247,7 +247,7 @@ def _differentiate(ctx: Any, total: Tensor | None, of_losses: Tensor | None, *_:
 
 
 def _arriving(total: Tensor | None, of_losses: Tensor | None, losses: Tensor, made: Sequence[Tensor]) -> list[Tensor]:
-    """What the backward operation reads: gradients of total and losses, the losses, and what forward made."""
+    """Inputs of the backward operation: gradients of total and losses, the losses, and what forward made."""
     given = losses.new_zeros(()) if total is None else total
     return [given, torch.zeros_like(losses) if of_losses is None else of_losses, losses, *made]
 

@@ -1,4 +1,4 @@
-"""What a run says while it trains: progress on the terminal, ``log.jsonl``, TensorBoard where it is installed."""
+"""Log of a run: progress on the terminal, ``log.jsonl``, TensorBoard where it is installed."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def planes_before(model: IFAN, batch: Batch) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What `load_fitting` took, and left as it was: names of tensors, and the values of this network they hold.
+    """Tensors that `load_fitting` took, and those it left: names, and the values of this network they hold.
 
     ``heads`` are those whose weights read inputs as they are, while this network normalises them: until
     `ifan.training.calibration.normalise_heads` their statistics change nothing.
@@ -167,7 +167,7 @@ _MEANS = ("mean_parsing", "mean_points", "mean_classes")
 
 
 def _first_iterations(name: str) -> str:
-    """What the first iteration has in the place of a later iteration's tensor."""
+    """First iteration's tensor in the place of a later iteration's."""
     return re.sub(r"\.later_(?=mean|var)", ".running_", name).replace(".later_", ".")
 
 

@@ -57,7 +57,7 @@ _HEAD_BATCHES = 40  # for statistics that follow every batch from then on
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run begins with and how it is watched; nothing that changes what a step computes.
+    """Beginning of a run and how it is watched; nothing that changes what a step computes.
 
     ``init`` is a model folder or safetensors file to begin from, or with ``partial`` weights of another size or variant
     of which what fits is taken (`load_fitting`); ``workers`` processes prepare batches; ``validate`` measures the
@@ -306,7 +306,7 @@ class Trainer:
             self.log.say(f"finished after step {self.done}: {self.out / 'model'}")
 
     def _about(self) -> Training:
-        """What the model's card says of this run."""
+        """Facts of this run for the model's card."""
         samples = {name: len(dataset) for name, dataset in self.mixture.datasets.items()}
         begun = self.out / BEGUN_FROM
         init = Path(begun.read_text(encoding="utf-8").strip()).name if begun.exists() else None

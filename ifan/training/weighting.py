@@ -1,4 +1,4 @@
-"""How the losses of the tasks become the one number that is minimised.
+"""Weighting of the tasks' losses into the one number that is minimised.
 
 A weighting is a small module so that what it learns travels with the checkpoint. `Weighting.combine` gets the losses of
 all tasks ``(T,)`` in config order, those of the whole batch when several processes share it, and says which tasks the

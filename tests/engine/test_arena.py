@@ -23,7 +23,7 @@ def test_kept_lanes_are_those_of_the_tasks_at_these_places() -> None:
     assert second.lanes.tasks == (3,)
     assert second.views[0].address == 4 * 10 * 48
     fields, rows, segments, shape = second.arguments
-    assert fields == [(4 * 480, 3, 48, 16, 0), (8000, 2, 32, 16, 1)]
+    assert fields == [(4 * 480, 3, 48, 16, 0), (8000, 2, 32, 16, 5)]
     assert (rows, segments, shape) == (1000, [5], (5, 5, 4, 4))
 
 

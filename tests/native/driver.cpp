@@ -2,8 +2,9 @@
 //
 //   driver [--threads N] [--callers N] [--only-run] [case ...]
 //
-// Compiled for one instruction set (-DIFAN_ISA): under valgrind for instruction counts, with a sanitizer, or for another
-// processor under an emulator. Prints a line a case; exits 1 if one is wrong. --only-run leaves the comparison out; with
+// Compiled for one instruction set (-DIFAN_ISA): under valgrind for instruction counts, with a sanitizer, or for
+// another processor under an emulator. Prints a line a case; exits 1 if one is wrong. --only-run leaves the comparison
+// out; with
 // --callers, several threads call the kernels at once.
 #include <algorithm>
 #include <atomic>
@@ -53,7 +54,8 @@ double worst(std::initializer_list<double> errors) { return std::max(errors); }
 
 // (5, 37, 19, 33), task by task, by plain loops.
 struct Moments {
-  const int64_t shape[4] = {Sample::lanes, 37, 19, 33}, pixels = shape[2] * shape[3], strides[4] = {37 * pixels, pixels, 33, 1};
+  const int64_t shape[4] = {Sample::lanes, 37, 19, 33}, pixels = shape[2] * shape[3],
+                strides[4] = {37 * pixels, pixels, 33, 1};
   const int64_t segments[3] = {2, 0, 3}, count = 3 * shape[1];
   Values x = draw(shape[0] * strides[0]), mean = unwritten(count), var = unwritten(count);
   Exact exact_mean = Exact(count, 0), exact_var = Exact(count, 1);
@@ -83,13 +85,15 @@ double moments_backward() {
   Moments m;
   const Values mean(m.exact_mean.begin(), m.exact_mean.end()), of_mean = draw(m.count), of_var = draw(m.count);
   Values gradient = unwritten(m.x.size());
-  MomentsBackward call{m.x.data(), Dtype::float32, {}, {}, m.segments, 3, mean.data(), of_mean.data(), of_var.data(),
-                       gradient.data(), {}, {}, threads};
-  std::copy_n(m.shape, 4, call.shape), std::copy_n(m.strides, 4, call.strides), std::copy_n(m.strides, 4, call.gradient_strides);
+  MomentsBackward call{m.x.data(),    Dtype::float32,  {}, {}, m.segments, 3, mean.data(), of_mean.data(),
+                       of_var.data(), gradient.data(), {}, {}, threads};
+  std::copy_n(m.shape, 4, call.shape), std::copy_n(m.strides, 4, call.strides),
+      std::copy_n(m.strides, 4, call.gradient_strides);
   run([&] { return kernels::channel_moments_backward(call); });
   Exact exact;
   for (size_t i = 0; i < m.x.size(); ++i) {
-    const int64_t t = i / m.strides[0] < 2 ? 0 : 2, at = t * m.shape[1] + i / m.pixels % m.shape[1], n = m.segments[t] * m.pixels;
+    const int64_t t = i / m.strides[0] < 2 ? 0 : 2, at = t * m.shape[1] + i / m.pixels % m.shape[1],
+                  n = m.segments[t] * m.pixels;
     exact.push_back((of_mean[at] + 2.0 * of_var[at] * (m.x[i] - m.exact_mean[at])) / n);
   }
   return error(gradient, exact);
@@ -99,13 +103,15 @@ double integrate_forward(int pool) {
   Sample s(9, 14, 18, 38);
   const int64_t h = s.height / pool, w = s.width / pool;
   Values out = unwritten(s.lanes * s.total * h * w);
-  const IntegrateCall call{s.read, pool, s.scale.data(), s.shift.data(), nullptr, out.data(), nullptr, nullptr, threads};
+  const IntegrateCall call{s.read,     pool,    s.scale.data(), s.shift.data(), nullptr,
+                           out.data(), nullptr, nullptr,        threads};
   run([&] { return kernels::integrate_forward(call); });
   if (!compare) return 0;
   Exact exact(out.size(), 0);
   for (int64_t i = 0; i < s.lanes * s.total; ++i)
     for (int64_t p = 0; p < s.pixels(); ++p)
-      exact[i * h * w + p / s.width / pool * w + p % s.width / pool] += s.prologue(i / s.total, i % s.total, p, true) / (pool * pool);
+      exact[i * h * w + p / s.width / pool * w + p % s.width / pool] +=
+          s.prologue(i / s.total, i % s.total, p, true) / (pool * pool);
   return error(out, exact);
 }
 
@@ -114,7 +120,8 @@ double integrate_backward(int pool) {
   const int64_t h = s.height / pool, w = s.width / pool;
   const Values gradient = draw(s.lanes * s.total * h * w);
   Values sums = unwritten(2 * s.lanes * s.total);
-  const IntegrateCall call{s.read, pool, s.scale.data(), s.shift.data(), s.mean.data(), nullptr, gradient.data(), sums.data(), threads};
+  const IntegrateCall call{s.read,          pool,        s.scale.data(), s.shift.data(), s.mean.data(), nullptr,
+                           gradient.data(), sums.data(), threads};
   run([&] { return kernels::integrate_backward(call); });
   if (!compare) return 0;
   Exact d(s.lanes * s.total * s.pixels()), gx[2], exact_sums;
@@ -126,7 +133,8 @@ double integrate_backward(int pool) {
   return worst({error(s.gradient[0], gx[0]), error(s.gradient[1], gx[1]), error(sums, exact_sums)});
 }
 
-// Calls visit(output value, input value, tap): which input pixel each output pixel reads through each tap of a 3x3 convolution.
+// Calls visit(output value, input value, tap): which input pixel each output pixel reads through each tap of a 3x3
+// convolution.
 template <typename Visit>
 void each_tap(int64_t height, int64_t width, Visit visit) {
   for (int64_t y = 0; y < height; ++y)
@@ -157,7 +165,8 @@ double convolution_forward(bool normalise, Epilogue epilogue, bool small = false
   const Values weight = draw(outputs * s.total * 9);
   const Values filters = small ? packed_small(weight, outputs, s.total) : packed(weight, outputs, s.total, false);
   Values out = unwritten(s.lanes * outputs * pixels);
-  ConvolutionForward call{s.read, nullptr, nullptr, filters.data(), outputs, epilogue, out.data(), outputs * pixels, threads};
+  ConvolutionForward call{s.read,   nullptr,    nullptr,          filters.data(), outputs,
+                          epilogue, out.data(), outputs * pixels, threads};
   if (normalise) call.scale = s.scale.data(), call.shift = s.shift.data();
   run([&] { return small ? kernels::small_convolution_forward(call) : kernels::convolution_forward(call); });
   if (!compare) return 0;
@@ -191,9 +200,11 @@ double convolution_backward(bool normalise) {
   const Values gradient = draw(s.lanes * outputs * pixels);
   Values shares = unwritten(parts * weight.size()), of_weight = unwritten(weight.size());
   Exact sums(2 * s.lanes * s.total, NAN);
-  ConvolutionBackward call{s.read, nullptr, nullptr, nullptr, filters.data(), outputs, gradient.data(), outputs * pixels,
-                           shares.data(), parts, of_weight.data(), nullptr, threads};
-  if (normalise) call.scale = s.scale.data(), call.shift = s.shift.data(), call.mean = s.mean.data(), call.sums = sums.data();
+  ConvolutionBackward call{s.read,           nullptr,         nullptr,          nullptr,       filters.data(),
+                           outputs,          gradient.data(), outputs * pixels, shares.data(), parts,
+                           of_weight.data(), nullptr,         threads};
+  if (normalise)
+    call.scale = s.scale.data(), call.shift = s.shift.data(), call.mean = s.mean.data(), call.sums = sums.data();
   run([&] { return kernels::convolution_backward(call); });
   if (!compare) return 0;
   Exact d(s.lanes * s.total * pixels, 0), exact_weight(weight.size(), 0), gx[2], exact_sums, input(pixels);
@@ -224,14 +235,16 @@ double direct_convolution() {
   kernels::pack_taps({weight.data(), outputs, products, filters.data()});
   std::vector<int64_t> offsets;
   for (int64_t k = 0; k < taps; ++k) offsets.push_back(k / 5 * s.width + k % 5);
-  DirectConvolution call{s.read, offsets.data(), taps, s.width, filters.data(), outputs, initial.data(), out.data(), outputs * h * w, true, threads};
+  DirectConvolution call{s.read,     offsets.data(),  taps, s.width, filters.data(), outputs, initial.data(),
+                         out.data(), outputs * h * w, true, threads};
   call.x.height = h, call.x.width = w;
   run([&] { return kernels::direct_convolution(call); });
   if (!compare) return 0;
   Exact exact(initial.begin(), initial.end());
   for (size_t i = 0; i < exact.size(); ++i) {
     const int64_t lane = i / (outputs * h * w), o = i / (h * w) % outputs, at = i % (h * w) / w * s.width + i % w;
-    for (int64_t k = 0; k < products; ++k) exact[i] += weight[o * products + k] * s.at(lane, k / taps, at + offsets[k % taps]);
+    for (int64_t k = 0; k < products; ++k)
+      exact[i] += weight[o * products + k] * s.at(lane, k / taps, at + offsets[k % taps]);
     exact[i] = std::fmax(exact[i], 0);
   }
   return error(out, exact);
@@ -258,7 +271,8 @@ double heat_maps() {
   const int64_t lanes = 3, points = 5, size = 32, levels = 3;
   std::vector<Values> drawn;
   std::vector<const float*> maps;
-  for (int64_t level = 0; level < levels; ++level) drawn.push_back(draw(lanes * points * (size >> level) * (size >> level), -3, 3));
+  for (int64_t level = 0; level < levels; ++level)
+    drawn.push_back(draw(lanes * points * (size >> level) * (size >> level), -3, 3));
   for (const Values& values : drawn) maps.push_back(values.data());
   Values out = unwritten(lanes * 2 * points);
   run([&] { return kernels::heat_maps({maps.data(), levels, lanes, points, size, out.data(), threads}); });
@@ -272,8 +286,11 @@ double heat_maps() {
         finer[i] = drawn[level][map * side * side + i];
         if (level == levels - 1) continue;
         for (int64_t k = 0; k < 4; ++k) {  // the pixel that holds this one, and those beside, above and both
-          const auto place = [half](int64_t at, bool beside) { return std::clamp<int64_t>(at / 2 + (beside ? 2 * (at % 2) - 1 : 0), 0, half - 1); };
-          finer[i] += (k & 1 ? 0.25 : 0.75) * (k & 2 ? 0.25 : 0.75) * sums[place(i / side, k & 2) * half + place(i % side, k & 1)];
+          const auto place = [half](int64_t at, bool beside) {
+            return std::clamp<int64_t>(at / 2 + (beside ? 2 * (at % 2) - 1 : 0), 0, half - 1);
+          };
+          finer[i] += (k & 1 ? 0.25 : 0.75) * (k & 2 ? 0.25 : 0.75) *
+                      sums[place(i / side, k & 2) * half + place(i % side, k & 1)];
         }
       }
       sums = finer;
@@ -291,12 +308,14 @@ double heat_maps() {
 
 // Softmax of nine classes, five discs, two classifications of seven and two classes, at 32 px.
 double encode_planes() {
-  const int64_t lanes = 3, size = 32, pixels = size * size, classes = 9, points = 5, sizes[2] = {7, 2}, planes = 9 + 5 + 9;
+  const int64_t lanes = 3, size = 32, pixels = size * size, classes = 9, points = 5, sizes[2] = {7, 2},
+                planes = 9 + 5 + 9;
   const Values parsing = draw(lanes * classes * pixels, -4, 4), places = draw(lanes * 2 * points, -0.6f, 0.6f);
   const Values logits[2] = {draw(lanes * 7, -3, 3), draw(lanes * 2, -3, 3)};
   const float* heads[2] = {logits[0].data(), logits[1].data()};
   Values out = unwritten(lanes * planes * pixels);
-  const EncodePlanes call{parsing.data(), places.data(), heads, sizes, sizes, lanes, classes, points, 2, size, 5, out.data(), threads};
+  const EncodePlanes call{parsing.data(), places.data(), heads, sizes, sizes, lanes, classes, points, 2, size, 5,
+                          out.data(),     threads};
   run([&] { return kernels::encode_planes(call); });
   Exact exact(out.size());
   const auto softmax = [](const float* from, int64_t step, int64_t count, int64_t k) {
@@ -305,12 +324,14 @@ double encode_planes() {
     return std::exp(static_cast<double>(from[k * step])) / sum;
   };
   for (int64_t i = 0; i < lanes * planes * pixels; ++i) {
-    const int64_t lane = i / (planes * pixels), plane = i / pixels % planes, p = i % pixels, k = plane - classes - points;
+    const int64_t lane = i / (planes * pixels), plane = i / pixels % planes, p = i % pixels,
+                  k = plane - classes - points;
     if (plane < classes) {
       exact[i] = softmax(parsing.data() + lane * classes * pixels + p, pixels, classes, plane);
     } else if (k < 0) {
       const float* place = places.data() + lane * 2 * points + plane - classes;
-      const double dx = p % size - std::nearbyint((place[0] + 0.5f) * size), dy = p / size - std::nearbyint((place[points] + 0.5f) * size);
+      const double dx = p % size - std::nearbyint((place[0] + 0.5f) * size),
+                   dy = p / size - std::nearbyint((place[points] + 0.5f) * size);
       exact[i] = dx * dx + dy * dy < 25;
     } else {
       const int64_t head = k >= 7;
@@ -369,10 +390,14 @@ int main(int count, char** arguments) {
   std::vector<std::string> wanted;
   int callers = 1;
   for (int i = 1; i < count; ++i) {
-    if (!std::strcmp(arguments[i], "--threads") && i + 1 < count) threads = std::atoi(arguments[++i]);
-    else if (!std::strcmp(arguments[i], "--callers") && i + 1 < count) callers = std::atoi(arguments[++i]);
-    else if (!std::strcmp(arguments[i], "--only-run")) compare = false;
-    else wanted.push_back(arguments[i]);
+    if (!std::strcmp(arguments[i], "--threads") && i + 1 < count)
+      threads = std::atoi(arguments[++i]);
+    else if (!std::strcmp(arguments[i], "--callers") && i + 1 < count)
+      callers = std::atoi(arguments[++i]);
+    else if (!std::strcmp(arguments[i], "--only-run"))
+      compare = false;
+    else
+      wanted.push_back(arguments[i]);
   }
   std::atomic<int> wrong{0};
   std::vector<std::thread> others;

@@ -45,10 +45,15 @@ struct Sample {
   ifan::Concatenation read;
 
   Sample(int64_t first, int64_t second, int64_t h, int64_t w)
-      : channels{first, second}, height(h), width(w), total(first + second),
+      : channels{first, second},
+        height(h),
+        width(w),
+        total(first + second),
         x{draw(lanes * first * h * w), draw(samples * second * h * w)},
         gradient{unwritten(lanes * first * h * w), unwritten(lanes * second * h * w)},
-        scale(draw(tasks * total, 0.5f, 1.5f)), shift(draw(tasks * total)), mean(draw(tasks * total)) {
+        scale(draw(tasks * total, 0.5f, 1.5f)),
+        shift(draw(tasks * total)),
+        mean(draw(tasks * total)) {
     for (int s = 0; s < 2; ++s) {
       sources[s] = {x[s].data(), channels[s], channels[s] * h * w, h * w, s == 1};
       targets[s] = {gradient[s].data(), channels[s] * h * w, false};

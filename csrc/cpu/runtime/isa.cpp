@@ -16,9 +16,12 @@ namespace ifan {
 
 const char* name(Isa isa) {
   switch (isa) {
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-    default: return "baseline";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+    default:
+      return "baseline";
   }
 }
 
@@ -56,7 +59,8 @@ bool has_tiles() {
   static const bool found = [] {
     unsigned a, b, c, d;
     const bool tiles = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1);  // AMX-BF16, AMX-TILE
-    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, for all threads: Linux saves tiles of who asks for them
+    constexpr long kRequest = 0x1023,
+                   kTileData = 18;  // ARCH_REQ_XCOMP_PERM, for all threads: Linux saves tiles of who asks for them
     return tiles && has_bf16() && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
   }();
   return found;
@@ -102,7 +106,8 @@ std::string processor() {
 #else
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);)
-    if (line.rfind("model name", 0) == 0 && line.find(": ") != std::string::npos) return line.substr(line.find(": ") + 2);
+    if (line.rfind("model name", 0) == 0 && line.find(": ") != std::string::npos)
+      return line.substr(line.find(": ") + 2);
 #if defined(__aarch64__)
   return "aarch64";
 #else

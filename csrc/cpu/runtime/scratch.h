@@ -1,4 +1,5 @@
-// Working memory of a kernel: buffers of each thread that grow and are kept, so that a shape seen before allocates nothing.
+// Working memory of a kernel: buffers of each thread that grow and are kept, so that a shape seen before allocates
+// nothing.
 #pragma once
 #include <cstdint>
 

@@ -17,7 +17,8 @@
 namespace ifan {
 namespace {
 
-// While this lives, the thread takes subnormal numbers for zeros and makes none: Intel's processors spend over a hundred cycles on each.
+// While this lives, the thread takes subnormal numbers for zeros and makes none: Intel's processors spend over a
+// hundred cycles on each.
 class FlushSubnormals {
  public:
 #if defined(__x86_64__)
@@ -135,8 +136,8 @@ Pool& pool() {
   return *existing;
 }
 
-// The OpenMP threads that PyTorch has loaded and uses itself. They spin for a while after each of its operations: other threads
-// beside them would have to share the cores with them.
+// The OpenMP threads that PyTorch has loaded and uses itself. They spin for a while after each of its operations: other
+// threads beside them would have to share the cores with them.
 using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
 Parallel openmp() {

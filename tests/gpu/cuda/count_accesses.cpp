@@ -1,6 +1,7 @@
 // What g++'s -fsanitize=thread calls at every load and store, without ThreadSanitizer: counts those of given memory.
 #include <stddef.h>
 #include <stdint.h>
+
 #include <vector>
 
 namespace {
@@ -49,13 +50,13 @@ void __tsan_func_exit() {}
 void __tsan_vptr_read(void**) {}
 void __tsan_vptr_update(void**, void*) {}
 int8_t __tsan_atomic8_load(const volatile int8_t* from, int) { return *from; }
-#define ACCESSES(bytes)                                                          \
-  void __tsan_read##bytes(void* at) { touch(at, bytes, 0); }                     \
-  void __tsan_write##bytes(void* at) { touch(at, bytes, 1); }                    \
-  void __tsan_unaligned_read##bytes(void* at) { touch(at, bytes, 0); }           \
+#define ACCESSES(bytes)                                                \
+  void __tsan_read##bytes(void* at) { touch(at, bytes, 0); }           \
+  void __tsan_write##bytes(void* at) { touch(at, bytes, 1); }          \
+  void __tsan_unaligned_read##bytes(void* at) { touch(at, bytes, 0); } \
   void __tsan_unaligned_write##bytes(void* at) { touch(at, bytes, 1); }
-ACCESSES(1) ACCESSES(2) ACCESSES(4) ACCESSES(8) ACCESSES(16)
-void __tsan_read_range(void* at, size_t bytes) { touch(at, bytes, 0); }
+ACCESSES(1) ACCESSES(2) ACCESSES(4) ACCESSES(8) ACCESSES(16) void __tsan_read_range(void* at, size_t bytes) {
+  touch(at, bytes, 0);
+}
 void __tsan_write_range(void* at, size_t bytes) { touch(at, bytes, 1); }
-
 }

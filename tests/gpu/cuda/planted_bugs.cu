@@ -50,7 +50,8 @@ __global__ void global_overrun(float* out) { out[threadIdx.x + 1] = 1; }
 int main(int, char** arguments) {
   const std::string name = arguments[1];
   void (*kernel)(float*) = nullptr;
-#define CASE(x) if (name == #x) kernel = x
+#define CASE(x) \
+  if (name == #x) kernel = x
   CASE(correct);
   CASE(early_exit);
   CASE(missing_barrier);

@@ -2,10 +2,10 @@
 //   fibres (default): deterministic; CUDA_EMU_ORDER=fwd|rev|rand is the order in which they and the blocks are taken;
 //   OS threads (-DCUDA_EMU_THREADS): for -fsanitize=thread, which then names a missing barrier.
 // Found: wrong values; a missing barrier (by the order, or ThreadSanitizer); barriers and shuffles that not all threads
-// reach (a deadlock, reported with file:line); reads of unset shared memory (it starts as NaN in every block); accesses out
-// of bounds (-fsanitize=address: each shared array is heap memory of its exact size).
-// Not modelled: memory order, blocks at the same time, speed. `mma` computes with the fragment layout of the PTX manual
-// as it is written down here, so a misreading of the manual shared by kernel and emulation would not be found.
+// reach (a deadlock, reported with file:line); reads of unset shared memory (it starts as NaN in every block); accesses
+// out of bounds (-fsanitize=address: each shared array is heap memory of its exact size). Not modelled: memory order,
+// blocks at the same time, speed. `mma` computes with the fragment layout of the PTX manual as it is written down here,
+// so a misreading of the manual shared by kernel and emulation would not be found.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -50,7 +50,10 @@ struct Barrier {
   const char* where = nullptr;
   char token[2] = {};  // what the even and the odd generations order, for ThreadSanitizer
 };
-struct Warp { unsigned char slot[32][32]; std::vector<Barrier> barriers; };
+struct Warp {
+  unsigned char slot[32][32];
+  std::vector<Barrier> barriers;
+};
 
 // The running block.
 struct Block {
@@ -59,8 +62,14 @@ struct Block {
   int threads = 0, live = 0, asleep = 0;  // asleep: arrived at a barrier that has not been released
   std::exception_ptr error;
 };
-inline Block& block() { static Block b; return b; }
-inline std::deque<std::vector<unsigned char>>& arrays() { static std::deque<std::vector<unsigned char>> a; return a; }
+inline Block& block() {
+  static Block b;
+  return b;
+}
+inline std::deque<std::vector<unsigned char>>& arrays() {
+  static std::deque<std::vector<unsigned char>> a;
+  return a;
+}
 inline thread_local int linear = 0;  // index of the running thread in its block
 inline int lane() { return linear % 32; }
 inline Warp& warp() { return block().warps[linear / 32]; }
@@ -95,12 +104,20 @@ struct Unseen {
 #else
 inline void publish(const void*) {}
 inline void observe(const void*) {}
-struct Unseen { Unseen() {} };
+struct Unseen {
+  Unseen() {}
+};
 #endif
 
 #ifdef CUDA_EMU_THREADS
-inline std::mutex& mutex() { static std::mutex m; return m; }
-inline std::condition_variable& changed() { static std::condition_variable c; return c; }
+inline std::mutex& mutex() {
+  static std::mutex m;
+  return m;
+}
+inline std::condition_variable& changed() {
+  static std::condition_variable c;
+  return c;
+}
 struct Guard {
   Unseen unseen;
   std::unique_lock<std::mutex> lock{mutex()};
@@ -141,7 +158,8 @@ inline void fail_if_stuck() {
 }
 
 // Expected is asked again after a pause: threads that have exited no longer count at a block's barrier.
-template <class Expected> void wait(Barrier& b, Expected expected, const char* where) {
+template <class Expected>
+void wait(Barrier& b, Expected expected, const char* where) {
   unsigned generation;
   {
     Unseen unseen;
@@ -188,25 +206,31 @@ inline void sync_warp(unsigned mask, const char* where) {
 }
 
 // Every lane of the mask publishes a value; `read` then sees those of all.
-template <class T, class Read> auto exchange(unsigned mask, const T& value, const char* where, Read read) {
+template <class T, class Read>
+auto exchange(unsigned mask, const T& value, const char* where, Read read) {
   static_assert(sizeof(T) <= sizeof(Warp::slot[0]), "");
   std::memcpy(warp().slot[lane()], &value, sizeof value);
   sync_warp(mask, where);
   const auto result = read([mask](int from) {
     T found;
-    if (mask >> from & 1) std::memcpy(&found, warp().slot[from], sizeof found);
-    else std::memset(static_cast<void*>(&found), 0xff, sizeof found);
+    if (mask >> from & 1)
+      std::memcpy(&found, warp().slot[from], sizeof found);
+    else
+      std::memset(static_cast<void*>(&found), 0xff, sizeof found);
     return found;
   });
   sync_warp(mask, where);
   return result;
 }
-template <class T> T shuffle(unsigned mask, T value, int from, const char* where) {
+template <class T>
+T shuffle(unsigned mask, T value, int from, const char* where) {
   return exchange(mask, value, where, [from](auto of_lane) { return of_lane(from); });
 }
 
 // D += A B of m16n8k16: four of D's values are this lane's. The fragment layout is that of the PTX manual, 9.7.14.
-struct Fragments { uint32_t a[4], b[2]; };
+struct Fragments {
+  uint32_t a[4], b[2];
+};
 template <class Widen>
 void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Widen widen, const char* where) {
   Fragments mine;
@@ -215,7 +239,9 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Widen wi
   const auto half = [&](const uint32_t* registers, int index) {
     return widen(static_cast<uint16_t>(registers[index / 2] >> index % 2 * 16));
   };
-  struct Sums { float of[4]; };
+  struct Sums {
+    float of[4];
+  };
   const Sums sums = exchange(0xffffffffu, mine, where, [&](auto of_lane) {
     Fragments lanes[32];
     for (int from = 0; from < 32; ++from) lanes[from] = of_lane(from);
@@ -240,7 +266,8 @@ inline size_t new_array() {
   arrays().emplace_back();
   return arrays().size() - 1;
 }
-template <class T> T* shared_array(size_t site, size_t n) {
+template <class T>
+T* shared_array(size_t site, size_t n) {
   Guard guard;
   std::vector<unsigned char>& memory = arrays()[site];
   if (memory.size() != n * sizeof(T)) memory.assign(n * sizeof(T), 0xff);
@@ -261,7 +288,8 @@ inline void prepare_block() {
 }
 
 // The whole life of one thread of the block.
-template <class Body> void run_thread(int index, Body& body) {
+template <class Body>
+void run_thread(int index, Body& body) {
   linear = index;
   threadIdx = {index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y};
   std::exception_ptr error;
@@ -285,7 +313,8 @@ template <class Body> void run_thread(int index, Body& body) {
 }
 
 #ifdef CUDA_EMU_THREADS
-template <class Body> void run_block(const std::vector<int>& order, Body& body) {
+template <class Body>
+void run_block(const std::vector<int>& order, Body& body) {
   std::vector<std::thread> threads;
   for (int index : order) threads.emplace_back([index, &body] { run_thread(index, body); });
   for (std::thread& thread : threads) thread.join();
@@ -294,7 +323,8 @@ template <class Body> void run_block(const std::vector<int>& order, Body& body) 
 #include "fibres.inc"
 #endif
 
-template <class Body> void launch(dim3 grid, dim3 size, Body body) {
+template <class Body>
+void launch(dim3 grid, dim3 size, Body body) {
   static std::mt19937 random(1);
   const char* chosen = std::getenv("CUDA_EMU_ORDER");
   const std::string order = chosen ? chosen : "fwd";

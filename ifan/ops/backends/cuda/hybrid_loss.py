@@ -72,7 +72,7 @@ def backward(
 
 
 def _blocks(parsing: Tensor, labels: Tensor, points: Tensor, classes: Tensor, sizes: Sequence[int]) -> list[int]:
-    """How many blocks leave a sum for each task, in the tasks' order."""
+    """Numbers of blocks that leave a sum for each task, in the tasks' order."""
     count = native.cuda_module().loss_blocks
     of_parsing = [count(labels.shape[0], labels[:1].numel())] if parsing.shape[1] else []
     of_points = [count(1, points.shape[0] * points.shape[2])] if points.shape[2] else []
