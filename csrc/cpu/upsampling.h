@@ -45,7 +45,7 @@ struct Axis {
   }
   int64_t pixels() const {
     return phases ? phases * columns : whole_vectors(to);
-  }                                                     // whole vectors; some stand for nothing
+  }  // whole vectors; some stand for nothing
   int64_t row() const { return columns + 2 * kWidth; }  // floats of a row with its margins
 
   // A row of logits between two others, with margins: the outermost values repeated.
