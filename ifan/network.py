@@ -326,9 +326,15 @@ class _Layers:
 
 
 def fold_training_extras(model: IFAN) -> IFAN:
-    """The same function in the released graph, in the model's dtype, on the CPU; see `ifan.weights.folding`."""
-    from ifan.weights import SavedModel, network_of
-    from ifan.weights.folding import folded
+    """The same function in the released graph, in the model's dtype, on the CPU; see `ifan.weights.folding`.
 
+    A model on the meta device stays there.
+    """
+    from ifan.weights import SavedModel, network_of
+    from ifan.weights.folding import folded, folded_config
+
+    if model.stem.weight.is_meta:  # there are no values to fold
+        with torch.device("meta"):
+            return IFAN(folded_config(model.config)).train(model.training)
     tensors = {name: value.detach().cpu().numpy() for name, value in model.state_dict().items()}
     return network_of(folded(SavedModel(model.config, tensors))).train(model.training)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ifan.config import EPSILON
+from ifan.config import EPSILON, NetworkConfig
 from ifan.weights import SavedModel
 from ifan.weights.shapes import head_name, tensor_shapes
 
@@ -18,20 +18,24 @@ def folded(model: SavedModel) -> SavedModel:
     normalisation, which then differs between iterations (`folded_head`). So does ``image_fold``. Tensors that do not
     change are those of ``model``.
     """
-    config = model.config
-    heads = config.normalise_heads and config.iteration_norm != "shared"
-    plain = replace(config, image_scale=1.0, normalise_heads=heads, task_norm=True)
+    config, plain = model.config, folded_config(model.config)
     shapes = tensor_shapes(plain)
     tensors = {name: np.broadcast_to(model.tensors[name], shape) for name, shape in shapes.items()}
     stem = np.array(tensors["stem.weight"])
     stem[:, : config.image_channels] *= config.image_scale
     tensors["stem.weight"] = stem
     for name in map(head_name, config.tasks):
-        if config.normalise_heads and not heads and f"{name}.norm.running_mean" in model.tensors:
+        if config.normalise_heads and not plain.normalise_heads and f"{name}.norm.running_mean" in model.tensors:
             weight, bias = folded_head(model, name, later=False)
             tensors[f"{name}.weight"] = weight.astype(stem.dtype)
             tensors[f"{name}.bias"] = bias.astype(stem.dtype)
     return SavedModel(plain, tensors, model.folder)
+
+
+def folded_config(config: NetworkConfig) -> NetworkConfig:
+    """Configuration of what `folded` makes of a model of ``config``."""
+    heads = config.normalise_heads and config.iteration_norm != "shared"
+    return replace(config, image_scale=1.0, normalise_heads=heads, task_norm=True)
 
 
 def folded_head(model: SavedModel, name: str, later: bool) -> tuple[np.ndarray, np.ndarray]:
