@@ -32,6 +32,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model folder."""
+    pytest.importorskip("torch", reason="the fixture's network is made by PyTorch")
     from ifan.network import IFAN
 
     tasks = (

@@ -44,6 +44,7 @@ def test_version(run) -> None:
 
 
 def test_info_as_json(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="the figures of PyTorch are looked at")
     monkeypatch.setenv("IFAN_DEBUG", "0")
     code, text, _ = run("info", "--json")
     facts = json.loads(text)
@@ -64,6 +65,7 @@ def test_info_as_json(run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_info_tables_hold_what_the_json_holds(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="the figures of PyTorch are looked at")
     monkeypatch.setenv("COLUMNS", "200")
     code, text, _ = run("info")
     assert code == 0

@@ -7,7 +7,6 @@ import pytest
 
 from ifan.config import EMOTIONS, PARSING_CLASSES, POINT_NAMES, NetworkConfig, TaskConfig
 from ifan.faces import FaceAnalyzer
-from ifan.network import IFAN
 
 TINY = NetworkConfig(
     size=32,
@@ -28,6 +27,9 @@ TINY = NetworkConfig(
 @pytest.fixture
 def analyzer() -> FaceAnalyzer:
     """Of an untrained network whose points stay near the crop's centre; photos without boxes are crops."""
+    pytest.importorskip("torch", reason="the fixture's network is made by PyTorch")
+    from ifan.network import IFAN
+
     network = IFAN(TINY)
     network.landmark_head.weight.data.mul_(1e-3)
     network.landmark_head.bias.data.uniform_(-0.3, 0.3)
