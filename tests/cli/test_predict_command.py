@@ -279,7 +279,7 @@ def test_too_little_memory_is_one_line(run, photo: Path, weights: Path, tmp_path
     code, _, errors = run("predict", photo, "--out", tmp_path / "out", "--weights", weights)
     assert (code, len(errors.splitlines())) == (1, 2)
     assert "not enough memory" in errors
-    monkeypatch.setattr("ifan.weights.load_network", full)
+    monkeypatch.setattr("ifan.weights.load_model", full)
     code, _, errors = run("predict", photo, "--out", tmp_path / "out", "--weights", weights)
     assert (code, errors) == (1, "error: not enough memory; close other programs or take smaller inputs\n")
 

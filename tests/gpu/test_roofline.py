@@ -32,7 +32,7 @@ def test_the_fusion_moves_what_its_benchmark_counts(backend: str) -> None:
     work = moved(name, backend)
     assert work.moved == pytest.approx(CASES[name].bytes, rel=1e-3)
     assert moved(name, backend, torch.bfloat16).moved == pytest.approx(CASES[name].bytes / 2, rel=1e-3)
-    assert work.launches == (4 if backend == "cuda" else 11)
+    assert work.launches == (5 if backend == "cuda" else 12)  # one of them numbers the lanes
 
 
 def test_convolutions_multiply_what_their_benchmark_counts() -> None:

@@ -112,7 +112,7 @@ MUTANTS = [
     ),
     ("dense_block", "upstream[0].float().clone()", "torch.zeros_like(upstream[0]).float()", "block"),
     ("dense_block", "arriving[:, new] += channel_moments", "_ = channel_moments", "block"),
-    ("dense_block", "of_moments[:, :, : growth * layer] +=", "_ =", "block"),
+    ("dense_block", "of_moments[:, :, : growth * index] +=", "_ =", "block"),
     (
         "integrate",
         "passed = tl.where(value * s + t > 0, d, 0.0)",
