@@ -167,6 +167,7 @@ class RecordedPlan {
 
   void border(Address x, int64_t lanes, int64_t lane_stride, int64_t planes, int64_t size, Address out,
               const std::array<int64_t, 6>& border) {
+    expect_range("size", size, 0, kMostSide);
     expect_strides("strides of the planes", std::array{lane_stride, size * size}, std::array{lanes, planes});
     expect_addresses("planes", {x, out}, count_of("planes", {lanes, planes, size, size}));
     count_of("border", {lanes, planes, border[0]});
