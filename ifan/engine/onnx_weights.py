@@ -62,7 +62,7 @@ def _tensor(data: memoryview) -> dict[str, np.ndarray]:
         elif field in (4, 9) and isinstance(value, memoryview):  # packed floats and raw bytes are the same
             raw = value
     assert len(raw) == 4 * math.prod(shape)
-    return {name: np.frombuffer(raw, np.float32).reshape(shape)}
+    return {name: np.frombuffer(raw, np.float32).reshape(shape).copy()}  # the file does not align them
 
 
 def _packed(data: memoryview) -> list[int]:
