@@ -79,6 +79,7 @@ format: $(STAMP)
 instruction-counts: $(STAMP)
 	$(BIN)/python -m tests.native.instructions --write
 
+# Left out: a test that compares bits with a child process, which loads the ordinary build.
 sanitize: $(STAMP)
 	tests/native/sanitize.sh tests/ops tests/engine --deselect tests/engine/test_engine.py::test_without_pytorch_the_engine_finds_the_same
 
