@@ -116,7 +116,7 @@ def _problem(operation: Operation, setting: Setting) -> Problem:
 
 
 def _ours(run: Callable[[str | None], Run]) -> Ready:
-    native = next((row for row in ops.backends() if row.name == "cpu"), None)
+    native = next((row for row in ops.backend_status() if row.name == "cpu"), None)
     note = "" if native is None or native.available else f"native kernels missing: {native.reason}"
     return Ready(run(None), note)
 

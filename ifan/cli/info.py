@@ -66,7 +66,7 @@ def _torch() -> dict[str, Any]:
     return {
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda_graphs": _checked(gpu.checked_on("graphs")),
-        "backends": [asdict(status) for status in dispatch.status()],
+        "backends": [asdict(status) for status in dispatch.backend_status()],
     }
 
 

@@ -2,8 +2,7 @@
 
 from ifan.ops.channel_moments import by_task, channel_moments, with_channel_moments
 from ifan.ops.dense_block import dense_block
-from ifan.ops.dispatch import BackendError, BackendStatus, current_backend, set_backend, use_backend
-from ifan.ops.dispatch import status as backends
+from ifan.ops.dispatch import BackendError, BackendStatus, backend_status, current_backend, set_backend, use_backend
 from ifan.ops.encode_predictions import encode_predictions
 from ifan.ops.hybrid_loss import HybridLoss, LossOptions, LossPredictions, LossTargets, hybrid_loss
 from ifan.ops.integrate import integrate
@@ -16,7 +15,7 @@ __all__ = [
     "LossOptions",
     "LossPredictions",
     "LossTargets",
-    "backends",
+    "backend_status",
     "by_task",
     "channel_moments",
     "current_backend",

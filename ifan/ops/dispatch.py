@@ -140,7 +140,7 @@ def _warn_once(message: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=6)
 
 
-def status() -> list[BackendStatus]:
+def backend_status() -> list[BackendStatus]:
     """One row a backend, as printed by ``ifan info``."""
     reasons = {name: _missing(name) for name in BACKENDS}
     return [BackendStatus(n, r is None, r or "", _FIXES[n] if r else "", _note(n, r)) for n, r in reasons.items()]

@@ -22,12 +22,12 @@ from ifan.engine.predictor import make_runner
 from ifan.engine.stem import _first_constants
 from ifan.engine.weights import PackedWeights
 from ifan.network import IFAN, fold_training_extras
-from ifan.ops import backends
+from ifan.ops import backend_status
 from ifan.torch_runner import TorchRunner, face_predictions
 from ifan.weights import model_of
 from tests.support.networks import CONFIGS, SMALL, TOLERANCE, assert_equal, faces, network, outputs, reference
 
-_MISSING = next(row for row in backends() if row.name == "cpu")
+_MISSING = next(row for row in backend_status() if row.name == "cpu")
 pytestmark = pytest.mark.skipif(not _MISSING.available, reason=f"native module: {_MISSING.reason}")
 
 

@@ -17,12 +17,12 @@ from ifan import ops
 from ifan.config import NetworkConfig
 from ifan.engine.engine import Engine
 from ifan.network import IFAN
-from ifan.ops import backends
+from ifan.ops import backend_status
 from tests.support import flat
 
 pytestmark = [
     pytest.mark.skipif(
-        not any(row.available for row in backends() if row.name == "cpu"), reason="the native module is missing"
+        not any(row.available for row in backend_status() if row.name == "cpu"), reason="the native module is missing"
     ),
     pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="times under a sanitizer say nothing"),
 ]

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ifan import ops
-from ifan.ops import backends, encode_predictions, native
+from ifan.ops import backend_status, encode_predictions, native
 from ifan.ops.encode_predictions import MOST_RADIUS
 from tests.support import flat
 from tests.support.cases import compiled, needs_cpu
 from tests.support.losses import PREDICTIONS, TARGETS, batch, eager, kernel, registered
 from tests.support.native_calls import BAD_READS, ENTRIES, FAR, FILTERS, ISA, READ, STEPS, TO, VALUES, each
 
-BUILT = [row.name for row in backends() if row.available and row.name in ("reference", "cpu")]
+BUILT = [row.name for row in backend_status() if row.available and row.name in ("reference", "cpu")]
 
 
 def planes(sizes: list[int], radius: int = 5, backend: str | None = None) -> Tensor:

@@ -26,7 +26,7 @@ def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_table_names_every_backend_with_reason_and_fix() -> None:
-    table = {row.name: row for row in ops.backends()}
+    table = {row.name: row for row in ops.backend_status()}
     assert tuple(table) == dispatch.BACKENDS
     assert table["reference"].available
     for row in table.values():
@@ -56,7 +56,7 @@ def test_missing_backend_asked_for_by_name_raises_with_reason_and_fix(
 
 
 def test_missing_native_module_raises_by_name_and_warns_once_on_auto(no_native: None) -> None:
-    assert not next(row for row in ops.backends() if row.name == "cpu").available
+    assert not next(row for row in ops.backend_status() if row.name == "cpu").available
     with pytest.raises(BackendError, match=r"no C\+\+ compiler found\. To fix: install"):
         channel_moments(X, [2], backend="cpu")
     with pytest.raises(ImportError, match="no C\\+\\+ compiler found"):
@@ -103,10 +103,10 @@ def test_gpu_kernels_are_chosen_by_themselves_only_after_a_check_on_a_gpu(
             record.write_text(text)
         with pytest.warns(RuntimeWarning, match="'triton': its kernels have not run on a GPU yet"):
             assert dispatch._automatic("integrate", (on_gpu,)) == "reference"
-        assert "not run on a GPU" in {row.name: row.note for row in ops.backends()}["triton"]
+        assert "not run on a GPU" in {row.name: row.note for row in ops.backend_status()}["triton"]
     record.write_text('{"triton": "NVIDIA H100"}')
     assert dispatch._automatic("integrate", (on_gpu,)) == "triton"
-    assert {row.name: row.note for row in ops.backends()}["triton"] == "checked on NVIDIA H100"
+    assert {row.name: row.note for row in ops.backend_status()}["triton"] == "checked on NVIDIA H100"
 
 
 def test_unknown_backend_is_refused() -> None:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from ifan.ops import backends, encode_predictions
+from ifan.ops import backend_status, encode_predictions
 from ifan.ops.encode_predictions import _forward
 from tests.support.cases import NATIVE, arrange, assert_compiles, assert_same_gradients, gradients, leaf, needs_cpu
 from tests.support.tolerances import assert_close, assert_no_worse
 
-BUILT = [row.name for row in backends() if row.available and row.name in ("reference", "cpu")]
+BUILT = [row.name for row in backend_status() if row.available and row.name in ("reference", "cpu")]
 BACKENDS = pytest.mark.parametrize("backend", NATIVE)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from ifan.config import IGNORE, UNLABELLED
-from ifan.ops import backends
+from ifan.ops import backend_status
 from ifan.ops.hybrid_loss import _forward
 from tests.support.cases import arrange, assert_compiles, assert_same_gradients, leaf
 from tests.support.losses import (
@@ -243,7 +243,7 @@ def test_opcheck_and_one_graph() -> None:
     predictions = [data[name] for name in PREDICTIONS]
     settings = {"parsing_smoothing": 0.1, "class_smoothing": 0.1}
     optional = {"parsing_class_weights": torch.ones(5), "denominators": torch.ones(4)}
-    for backend in ("reference", *(row.name for row in backends() if row.available and row.name == "cpu")):
+    for backend in ("reference", *(row.name for row in backend_status() if row.available and row.name == "cpu")):
         for given in (optional, {}):
             opcheck(_forward.registered, registered(backend, **data, **settings, **given))
     for call in (automatic, op, eager):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ifan.ops import backends
+from ifan.ops import backend_status
 from tests.support.samples import VECTOR_ERROR, arrange, leaf, outputs_of  # noqa: F401 (tests take them from here)
 from tests.support.tolerances import assert_close
 
 LAYOUTS = ("contiguous", "channels_last", "slice", "transposed")
 SEGMENTS = ([5], [2, 0, 3], [1, 4, 0])
 
-_MISSING = next(row for row in backends() if row.name == "cpu")
+_MISSING = next(row for row in backend_status() if row.name == "cpu")
 needs_cpu = pytest.mark.skipif(not _MISSING.available, reason=f"native module: {_MISSING.reason}")
 NATIVE = ("reference", pytest.param("cpu", marks=needs_cpu))
 

@@ -47,7 +47,7 @@ def test_missing_module_names_the_reason_and_the_fix(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("ifan.native._load", lambda name: (None, "skipped: nvcc is not there"))
     with pytest.raises(ImportError, match="nvcc is not there; it takes an NVIDIA driver"):
         native.cuda_module()
-    row = next(row for row in ops.backends() if row.name == "cuda")
+    row = next(row for row in ops.backend_status() if row.name == "cuda")
     assert (row.available, row.reason, row.fix) == (False, "skipped: nvcc is not there", native.CUDA_FIX)
 
 
@@ -62,7 +62,7 @@ def test_auto_takes_the_kernels_only_after_a_check_on_a_gpu(tmp_path: Path, monk
     monkeypatch.setattr(dispatch, "_warned", set())
     with pytest.warns(RuntimeWarning, match="'cuda': its kernels have not run on a GPU yet"):
         assert dispatch._automatic("integrate", (on_gpu,)) == "reference"
-    assert "not run on a GPU" in {row.name: row.note for row in ops.backends()}["cuda"]
+    assert "not run on a GPU" in {row.name: row.note for row in ops.backend_status()}["cuda"]
     gpu.RECORD.write_text('{"triton": "NVIDIA H100"}')
     assert dispatch._automatic("integrate", (on_gpu,)) == "triton"
     gpu.RECORD.write_text('{"triton": "NVIDIA H100", "cuda": "NVIDIA H100"}')

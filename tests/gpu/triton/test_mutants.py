@@ -127,7 +127,7 @@ MUTANTS = [
     ),
     ("hybrid_loss", "(value * tl.load(factor))", "(value)", "hybrid_loss-weighted"),
     ("integrate", "* (1.0 / (POOL * POOL))", "", "integrate-pooled"),
-    ("dense_block", "arriving[:, : growth * layer] += found[len(sources)]", "pass", "block"),
+    ("dense_block", "arriving[:, : growth * index] += found[len(of_sources)]", "pass", "block"),
     # A wrong denominator, a lost normalisation, a swapped phase.
     ("hybrid_loss", "tl.sum(sums, 0) / by", "tl.sum(sums, 0) / labelled", "hybrid_loss-weighted"),
     ("convolution", "(2 * y + o % 2)", "(2 * y + o // 2 % 2)", "transition"),
