@@ -69,11 +69,6 @@ WITHOUT_FRAMEWORK = {"config", "wiring", "crop", "predictions", "engine", "faces
 
 NOT_YET = {
     "ifan.bulk.run.predict_bulk: more than 7 parameters",
-    "ifan.cli.train._run: more than 7 parameters",
-    "ifan.evaluation.runner.evaluate: more than 7 parameters",
-    "ifan.faces.analyzer.__init__: more than 7 parameters",
-    "ifan.faces.analyzer.load: more than 7 parameters",
-    "ifan.ops.backends.cuda.hybrid_loss._points: more than 7 parameters",
 }
 """What does not hold yet: it may only become shorter."""
 

@@ -13,8 +13,10 @@ from ifan.config import Config, from_dict, load_config, parse_yaml, to_dict
 from ifan.optional import TORCH, require
 
 if TYPE_CHECKING:
-    from ifan.config import Config
+    from ifan.data.dataset import FaceDataset
     from ifan.network import IFAN
+    from ifan.training.log import Figures
+    from ifan.training.trainer import Validate
 
 
 def train(
@@ -60,55 +62,43 @@ def train(
     settings = override(given, changes)
     if mallopt:
         keep_freed_memory()
-    signal = _run(
-        settings, data, splits, out, device, resume, init, partial or bool(add_task), threads, workers, time_limit
-    )
+    torch = require("ifan train", *TORCH)  # only when the options are sound
+
+    from ifan.training import RunOptions, Trainer
+
+    if threads:
+        torch.set_num_threads(threads)
+    training = _open(data, "train", splits)
+    options = RunOptions(init, partial or bool(add_task), workers, _validation(_open(data, "val", splits), out))
+    trainer = Trainer(settings, training, out, device, resume, options)
+    gc.freeze()  # what lives as long as the run is not searched again at every collection
+    try:
+        signal = trainer.run(time_limit)
+    finally:
+        gc.unfreeze()  # or nothing would free it at the end, and libraries that count their objects would say so
     if signal is not None:
         raise typer.Exit(128 + signal)
 
 
-def _run(
-    config: Config,
-    data: list[str],
-    splits: Path | None,
-    out: Path,
-    device: str,
-    resume: bool,
-    init: Path | None,
-    partial: bool,
-    threads: int | None,
-    workers: int,
-    time_limit: float | None,
-) -> int | None:
-    """Open the datasets, build the trainer, run it; imports torch only when the options are sound."""
-    torch = require("ifan train", *TORCH)
-
+def _open(data: list[str], split: str, splits: Path | None) -> dict[str, FaceDataset]:
+    """The datasets of ``--data`` by name."""
     from ifan.data import open_dataset
+
+    return {name: open_dataset(name, path, split, splits) for name, path in by_name(data).items()}
+
+
+def _validation(datasets: dict[str, FaceDataset], out: Path) -> Validate:
+    """Measure of a network after its last pass, which also leaves the whole report in ``out``."""
     from ifan.evaluation import evaluate
     from ifan.evaluation.report import write_json
-    from ifan.training import RunOptions, Trainer
-    from ifan.training.log import Figures
-
-    if threads:
-        torch.set_num_threads(threads)
-    named = by_name(data)
-    train_sets, val_sets = (
-        {name: open_dataset(name, path, split, splits) for name, path in named.items()} for split in ("train", "val")
-    )
 
     def validate(model: IFAN, passes: int) -> Figures:
-        report = evaluate(model, val_sets, iterations=passes)
+        report = evaluate(model, datasets, iterations=passes)
         write_json(report, out / "validation.json")
         results = {f"{name}/{task}": r for name, d in report["datasets"].items() for task, r in d["tasks"].items()}
         return {name: result["iterations"][-1] for name, result in results.items()}
 
-    options = RunOptions(init, partial, workers, validate)
-    trainer = Trainer(config, train_sets, out, device, resume, options)
-    gc.freeze()  # what lives as long as the run is not searched again at every collection
-    try:
-        return trainer.run(time_limit)
-    finally:
-        gc.unfreeze()  # or nothing would free it at the end, and libraries that count their objects would say so
+    return validate
 
 
 def _with_tasks(config: Config, init: Path | None, added: list[str], data: list[str], freeze: bool) -> Config:

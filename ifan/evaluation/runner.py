@@ -41,7 +41,6 @@ def evaluate(
     datasets: Mapping[str, FaceDataset],
     batch_size: int = 32,
     iterations: int | None = None,
-    device: torch.device | str | None = None,
     progress: Progress | None = None,
     *,
     every_iteration: bool = False,
@@ -54,11 +53,10 @@ def evaluate(
     own pixels, the probabilities warped (bilinear).
 
     Args:
-        model: the network; measured in eval mode, its mode is restored afterwards.
+        model: the network, measured where it is, in eval mode; its mode is restored afterwards.
         datasets: by the name they have in the report.
         iterations: passes; the configuration's if ``None``. Closer crops (`ifan.refine`) are framed by what the passes
             before predict, never by labels, and see the pixels of the dataset's own picture.
-        device: where to run; moves the model. Where it is now if ``None``.
         every_iteration: measure after each pass, not only the last.
 
     Returns:
@@ -72,8 +70,6 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1; got {batch_size}")
     tasks = {name: _common_tasks(model.config, name, dataset) for name, dataset in datasets.items()}
-    if device is not None:
-        model.to(device)
     was_training, measured = model.training, {}
     model.eval()
     try:

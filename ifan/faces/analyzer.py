@@ -17,27 +17,28 @@ from ifan.faces.detect import Box, CenterFace, Detection, Detector
 from ifan.faces.face import Face
 from ifan.faces.framing import FACE_MARGIN, crop_of
 from ifan.faces.photo import as_rgb
-from ifan.faces.predictor import NetworkPredictor, Predictor
+from ifan.faces.predictor import NetworkOptions, NetworkPredictor, Predictor
 from ifan.faces.result import PhotoResult
 from ifan.refine import WIDER, source_window
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
     from ifan.network import IFAN
     from ifan.weights import SavedModel
 
 
+class AnalyzerOptions(NetworkOptions, total=False):
+    """Options of a `FaceAnalyzer`, each given by its name."""
+
+    detector: Detector | Literal["centerface"] | None
+    batch_size: int
+    margin: float
+
+
 def load(
-    name_or_path: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    *,
-    detector: Detector | Literal["centerface"] | None = "centerface",
-    iterations: int | None = None,
-    batch_size: int = 32,
-    margin: float = FACE_MARGIN,
-    tasks: str | Sequence[str] | None = None,
-    precision: str = "fp32",
+    name_or_path: str | Path | None = None, device: str | torch.device = "cpu", **options: Unpack[AnalyzerOptions]
 ) -> FaceAnalyzer:
     """An analyzer with trained weights.
 
@@ -45,24 +46,16 @@ def load(
         name_or_path: weights that ship with the package by name, or a folder with ``config.json`` and
             ``model.safetensors``; ``None`` = the default weights.
         device: where the network runs: the CPU, or with PyTorch a GPU, there also with ``precision="bf16"``.
-        detector, iterations, batch_size, margin, tasks, precision: see `FaceAnalyzer`.
+        options: ``detector``, ``iterations``, ``batch_size``, ``margin``, ``tasks``, ``precision``: see `FaceAnalyzer`.
 
     Raises:
+        TypeError: an option that there is not.
         ValueError: unknown name, damaged or missing weights (the message says what there is), and as `FaceAnalyzer`.
         ImportError: a device that needs PyTorch, which is not installed.
     """
     from ifan.weights import DEFAULT, load_model
 
-    return FaceAnalyzer(
-        load_model(DEFAULT if name_or_path is None else name_or_path),
-        device,
-        detector=detector,
-        iterations=iterations,
-        batch_size=batch_size,
-        margin=margin,
-        tasks=tasks,
-        precision=precision,
-    )
+    return FaceAnalyzer(load_model(DEFAULT if name_or_path is None else name_or_path), device, **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +81,13 @@ class FaceAnalyzer:
         device: where it runs: the CPU, or with PyTorch a GPU.
         detector: finds the faces of photos that come without boxes: the one in the package, any object with its method
             (`ifan.faces.detect.Detector`), or ``None``: each photo is the crop of one face.
-        iterations: passes of the network, each begun with what those before it found; ``None`` = as its configuration
-            says. Where ``network.reframe`` is set, those after the first see closer crops, and the first one more hair.
         batch_size: most faces that run at once.
         margin: how much wider than a face's box its crop is, see `FACE_MARGIN`; faces with points scale with it.
-        tasks: names of the tasks that are wanted, or one name; ``None`` = all. All feed the iterations before the last.
-        precision: ``"fp32"``, or on a CPU with AVX512_BF16 ``"bf16"``: faster, errors in docs/kernels/engine.md.
+        network: ``iterations``, ``tasks``, ``precision``: see `NetworkPredictor`.
 
     Raises:
-        ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.
+        TypeError: an option that there is not.
+        ValueError: a number out of range, and as `NetworkPredictor`.
         ImportError: a device that needs PyTorch, which is not installed.
     """
 
@@ -106,33 +97,25 @@ class FaceAnalyzer:
         device: str | torch.device = "cpu",
         *,
         detector: Detector | Literal["centerface"] | None = "centerface",
-        iterations: int | None = None,
         batch_size: int = 32,
         margin: float = FACE_MARGIN,
-        tasks: str | Sequence[str] | None = None,
-        precision: str = "fp32",
+        **network: Unpack[NetworkOptions],
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         if not 0.5 <= margin <= 4:
             raise ValueError(f"margin: expected crop side / face side between 0.5 and 4; got {margin}")
-        predictor = NetworkPredictor(model, device, iterations=iterations, tasks=tasks, precision=precision)
+        predictor = NetworkPredictor(model, device, **network)
         self.predictor: Predictor = predictor
         self.model, self.batch_size, self.margin, self.iterations = model, batch_size, margin, predictor.iterations
         self.detector = _detector(detector)
         self._reframes = self.config.reframe and self.iterations > 1
-        self._device, self._tasks, self._precision = device, tasks, precision
+        self._device, self._network = device, network
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies, and those that other processes get, make an engine of their own."""
-        options: dict[str, Any] = {
-            "detector": self.detector,
-            "iterations": self.iterations,
-            "batch_size": self.batch_size,
-            "margin": self.margin,
-            "tasks": self._tasks,
-            "precision": self._precision,
-        }
+        options: dict[str, Any] = {"detector": self.detector, "batch_size": self.batch_size, "margin": self.margin}
+        options |= self._network
         return partial(type(self), **options), (self.model, self._device)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
 
@@ -32,15 +32,24 @@ class Predictor(Protocol):
         ...
 
 
+class NetworkOptions(TypedDict, total=False):
+    """Options of a `NetworkPredictor`, each given by its name."""
+
+    iterations: int | None
+    tasks: str | Sequence[str] | None
+    precision: str
+
+
 class NetworkPredictor:
     """A network's predictions by the fastest runner, over all iterations.
 
     Args:
         model: a saved model, or a PyTorch network, which is put into evaluation mode.
         device: where it runs.
-        iterations: passes; ``None`` = as its configuration says.
+        iterations: passes of the network, each begun with what those before it found; ``None`` = as its configuration
+            says. Where ``network.reframe`` is set, those after the first see closer crops, and the first one more hair.
         tasks: names of the tasks that are wanted, or one name; ``None`` = all. All feed the iterations before the last.
-        precision: ``"fp32"``, or ``"bf16"``: of the native engine (see `Engine`), on a GPU of the convolutions.
+        precision: ``"fp32"``; ``"bf16"`` on a GPU or with AVX512_BF16: faster, errors in docs/kernels/engine.md.
 
     Raises:
         ValueError: unknown task or precision, unusable device, a number out of range, no bf16 here.

@@ -38,7 +38,7 @@ def forward(
         _cross_entropy(parsing, labels, weights, parsing_smoothing, IGNORE, made[0], next(parts))
     if points.shape[2]:
         target, weight = points_target.float(), points_weight.float()
-        _points(points, target, weight, KINDS[point_loss], width, curvature, made[1], next(parts))
+        _points(points, target, weight, (KINDS[point_loss], width, curvature), made[1], next(parts))
     for (start, end), label in zip(groups, class_targets.unbind(1), strict=True):
         images = [value[:, start:end].t()[None, :, None, :] for value in (classes, made[2])]
         _cross_entropy(images[0], label[None, None], None, class_smoothing, UNLABELLED, images[1], next(parts))
@@ -118,12 +118,12 @@ def _points(
     points: Tensor,
     target: Tensor,
     weight: Tensor,
-    kind: int,
-    width: float,
-    curvature: float,
+    loss: tuple[int, float, float],
     gradient: Tensor,
     sums: Tensor,
 ) -> None:
+    """Fill the gradient of the weighted sum, and each block's sums; ``loss``: kind, width and curvature."""
+    kind, width, curvature = loss
     call(
         "points",
         points,
