@@ -31,8 +31,10 @@ $(TOOLKIT)/.installed:
 demo: $(STAMP)
 	$(BIN)/ifan demo --out out/demo
 
+# A process a processor, each with one thread; tests of threads ask for theirs.
+test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 # The same without PyTorch: what analysing photos, clips and tables needs, in an environment of its own.
 ANALYSIS_VENV := .venv-analysis
