@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ifan.data.images import read_image
+from ifan.data.limited import read_limited
 from ifan.faces.analyzer import FaceAnalyzer
+from ifan.faces.guard import guarded
 from ifan.faces.result import PhotoResult
 from ifan.optional import require
 
@@ -47,7 +48,7 @@ class Comparison:
     def __call__(self, photo: Any, iterations: Sequence[int]) -> list[PhotoResult]:
         """A result for each of ``iterations``. Raises ``ValueError`` for what cannot be read."""
         name = Path(photo).name
-        image = read_image(photo, name)
+        image = read_limited(photo, name)
         found = self.finder.detect([image], [None], [name])
         results = []
         for count in iterations:
@@ -133,6 +134,7 @@ def serve(analyzer: FaceAnalyzer, port: int = PORT, max_mb: int = 20, block: boo
         server_port=port,
         share=False,
         max_file_size=f"{max_mb}mb",
+        app_kwargs=guarded(),
         prevent_thread_lock=not block,
         show_error=True,
         footer_links=[],
