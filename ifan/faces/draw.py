@@ -29,16 +29,21 @@ SMALLEST_SIDE, SMALLEST_FACE, LARGEST_SIDE = 640, 150, 2000
 
 
 def overlay(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
-    """The picture of `PhotoResult.plot`, (H, W, 3) uint8 RGB: the photo, enlarged if small, and a strip below it."""
-    scale = _enlargement(image, faces)
+    """The picture of `PhotoResult.plot`, (H, W, 3) uint8 RGB: `labelled`, and a strip of names and numbers below it."""
+    picture = labelled(image, faces)
+    below = strip(picture.shape[1], _legend(faces) if faces else [], _text(picture))
+    return np.concatenate([picture, below])
+
+
+def labelled(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
+    """The photo, enlarged if small, with all of ``faces``, a label beside each; (H, W, 3) uint8 RGB."""
+    scale = enlargement(image, faces)
     picture = draw_faces(image, faces, scale)
-    text = max(SMALLEST, round(max(picture.shape[:2]) / 100))
     numbered = len(faces) > 1
     texts = [label_of(face, number if numbered else 0) for number, face in enumerate(faces, 1)]
-    heights = [min(text, max(SMALLEST, 0.12 * scale * (face.box[2] - face.box[0]))) for face in faces]
+    heights = [min(_text(picture), max(SMALLEST, 0.12 * scale * (face.box[2] - face.box[0]))) for face in faces]
     label_faces(picture, [[v * scale for v in face.box] for face in faces], texts, heights)
-    below = strip(picture.shape[1], [] if not faces else _legend(faces), text)
-    return np.concatenate([picture, below])
+    return picture
 
 
 def annotate(image: np.ndarray, faces: Sequence[Face], names: Sequence[str] = ()) -> np.ndarray:
@@ -175,7 +180,13 @@ def _legend(faces: Sequence[Face]) -> list[list[Item]]:
     return lines
 
 
-def _enlargement(image: np.ndarray, faces: Sequence[Face]) -> float:
+def _text(picture: np.ndarray) -> int:
+    """Height of the capitals beside and below a picture."""
+    return max(SMALLEST, round(max(picture.shape[:2]) / 100))
+
+
+def enlargement(image: np.ndarray, faces: Sequence[Face]) -> float:
+    """How many pixels of `labelled` a pixel of the photo takes across, at least 1."""
     longest = max(image.shape[:2])
     smallest = min((f.crop.side for f in faces), default=longest)
     wanted = max(SMALLEST_SIDE / longest, SMALLEST_FACE / smallest)
