@@ -18,6 +18,9 @@ from ifan.config import IGNORE
 SHRINK_ABOVE = 1.2
 """Source pixels a drawn pixel above which areas are averaged."""
 
+PIXELS_AT_ONCE = 1 << 22
+"""Pixels of a picture whose classes are drawn together: a face may fill 100 million, and each takes 30 bytes here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Crop:
@@ -139,30 +142,37 @@ def map_to_image(probabilities: np.ndarray, crop: Crop, shape: tuple[int, int]) 
 
     Probabilities are interpolated, then the largest wins; pixels outside the crop are 0.
     """
-    size = probabilities.shape[-1]
     ids = np.zeros(shape, np.uint8)
     x0, y0, x1, y1 = covered(crop, shape)
-    matrix = crop.matrix(size)
-    matrix[:, 2] += matrix[:, :2] @ (x0, y0)
-    warp = _centres_on_integers(matrix)
-    best = np.full((y1 - y0, x1 - x0), -np.inf, np.float32)
-    region = ids[y0:y1, x0:x1]
+    matrix = crop.matrix(probabilities.shape[-1])
+    rows = max(1, PIXELS_AT_ONCE // (x1 - x0))
+    for top in range(y0, y1, rows):
+        shifted = matrix.copy()
+        shifted[:, 2] += matrix[:, :2] @ (x0, top)
+        _draw_ids(ids[top : min(top + rows, y1), x0:x1], probabilities, shifted)
+    return ids
+
+
+def _draw_ids(ids: np.ndarray, probabilities: np.ndarray, matrix: np.ndarray) -> None:
+    """Write the most probable classes under ``matrix``, pixels of ``ids`` to those of the crop."""
+    height, width = ids.shape
+    size, warp = probabilities.shape[-1], _centres_on_integers(matrix)
+    best = np.full(ids.shape, -np.inf, np.float32)
     for k, plane in enumerate(probabilities):
         drawn = cv2.warpAffine(
             np.ascontiguousarray(plane, np.float32),
             warp,
-            (x1 - x0, y1 - y0),
+            (width, height),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REPLICATE,
         )
         better = drawn > best
-        region[better] = k
+        ids[better] = k
         best[better] = drawn[better]
-    x, y = np.arange(x1 - x0) + 0.5, np.arange(y1 - y0) + 0.5
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
     for row in matrix:
         position = row[0] * x[None, :] + row[1] * y[:, None] + row[2]
-        region[(position < 0) | (position > size)] = 0
-    return ids
+        ids[(position < 0) | (position > size)] = 0
 
 
 def covered(crop: Crop, shape: Sequence[int], pad: float = 0.0) -> tuple[int, int, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -166,3 +168,18 @@ def test_resize_and_crop_share_the_half_pixel() -> None:
     ours = crop_image(image, Crop(32, 32, 64), 128)
     theirs = cv2.resize(image, (128, 128), interpolation=cv2.INTER_LINEAR)
     assert np.abs(ours.astype(int) - theirs).max() <= 2
+
+
+def test_large_maps_are_drawn_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ids, and no more memory than theirs and that of a strip."""
+    probabilities = np.random.default_rng(0).random((9, 16, 16), np.float32)
+    crop, shape = Crop(300, 250, 420, 20), (500, 600)
+    whole = map_to_image(probabilities, crop, shape)
+    monkeypatch.setattr("ifan.crop.PIXELS_AT_ONCE", 10_000)
+    tracemalloc.start()
+    strips = map_to_image(probabilities, crop, shape)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(np.unique(whole)) == 9
+    assert np.array_equal(strips, whole)
+    assert peak < 3 * strips.size

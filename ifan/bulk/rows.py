@@ -23,6 +23,11 @@ def prepare(analyzer: FaceAnalyzer, photo: Any, name: str) -> tuple[Prepared | N
         return None, " ".join(str(error).split()) or type(error).__name__
 
 
+def spelled(name: str) -> str:
+    """``name`` of a file as text: bytes that are none are spelled out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def as_row(
     name: str,
     found: Prepared | None,
@@ -31,11 +36,10 @@ def as_row(
     frame: int | None = None,
     time: float | None = None,
 ) -> Row:
-    """The row of a photo or frame, see `ifan.bulk.tables.COLUMNS`; bytes of its name that are no text are
-    spelled out."""
+    """The row of a photo or frame, see `ifan.bulk.tables.COLUMNS`."""
     width, height = found.size if found else (None, None)
     return {
-        "input": os.fsencode(name).decode("utf-8", "backslashreplace"),
+        "input": spelled(name),
         "frame": frame,
         "time": time,
         "width": width,

@@ -7,37 +7,35 @@ Results are a folder of shards in the order of the inputs::
     results.parquet/_maps/...png                         class maps, if asked for
     results.parquet/_manifest.json                       written last: the results are complete
 
-Readers of Parquet folders ignore names that start with ``_`` or a dot. A shard's digest is that of its inputs (path,
-size, time), the weights and the settings, so a second run keeps what is finished and refuses what is not its own.
+Readers of Parquet folders ignore names that start with ``_`` or a dot. A second run keeps what is finished. Inputs that
+are new or changed since are analysed, rows of inputs that are gone go; other weights or settings are refused
+(`ifan.bulk.folder`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, tee
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice, tee
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ifan import __version__
-from ifan.bulk.rows import as_row, prepare
+from ifan.bulk.folder import COMMITS, MANIFEST, MAPS, Job, ResultFolder, plan, settings_digest
+from ifan.bulk.rows import as_row, prepare, spelled
 from ifan.bulk.tables import Row, Writer, writer
 from ifan.faces.analyzer import FaceAnalyzer, Prepared
 from ifan.faces.face import compose
 from ifan.faces.pipeline import ordered_map, prefetched
 from ifan.faces.png import encode_label_png
 from ifan.faces.sources import count_frames, frames, is_clip
-from ifan.files import FolderLock, checksum, is_part, remove_parts, write_files
-from ifan.weights import SavedModel
+from ifan.files import FolderLock, checksum, write_files
 
-MANIFEST, COMMITS, MAPS = "_manifest.json", "_commits", "_maps"
 WAITING = 4
 """Photos, in batches of faces, that may wait for their batch to fill."""
 
@@ -50,34 +48,31 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Contents of a folder of results; ``failures`` are the inputs that could not be read, with the reasons."""
+    """Contents of a folder of results.
+
+    ``failures`` are the inputs that could not be read, with the reasons; ``removed`` those whose rows an earlier call
+    had left and this one was not asked for.
+    """
 
     rows: int
     faces: int
     shards: int
     failures: list[dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Some photos, or a clip; ``digest`` stands for all that decides their results."""
-
-    number: int
-    paths: tuple[str, ...]
-    digest: str
+    removed: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A photo or frame on its way to a row; without ``path`` the end of the job."""
+    """A photo or frame on its way to a row, or with the ``row`` that it had; without ``path`` the end of the job."""
 
-    job: _Job
+    job: Job
     path: str | None = None
     frame: int | None = None
     time: float | None = None
     image: np.ndarray | None = None
     found: Prepared | None = None
     error: str | None = None
+    row: Row | None = None
 
 
 @dataclass(slots=True)
@@ -101,6 +96,9 @@ def predict_bulk(
 ) -> Summary:
     """Analyse pictures and clips into the folder ``out``, or go on where an earlier call was stopped.
 
+    Inputs may have changed since: rows of unchanged ones stay, others are made anew, and those of inputs that are not
+    given any more go when the rest is done.
+
     Args:
         analyzer: what analyses; its ``batch_size`` is the number of faces that run at once.
         inputs: paths of pictures and clips, see `ifan.faces.sources.expand`.
@@ -112,18 +110,19 @@ def predict_bulk(
         progress: see `Progress`.
 
     Raises:
-        ValueError: a folder with other things or results of other inputs or settings, or that another process writes
-            to; a format that cannot be written.
+        ValueError: a folder with other things, with results of other settings or of other inputs alone, or that
+            another process writes to; a format that cannot be written.
         OSError: the results cannot be written, as on a full disk; what is finished stays and counts.
     """
     if every < 1 or shard_rows < 1 or (threads is not None and threads < 1):
         raise ValueError(f"every, shard_rows and threads must be at least 1; got {every}, {shard_rows}, {threads}")
     run = _Run(analyzer, Path(out), every, maps, shard_rows, threads or min(8, max(2, os.cpu_count() or 2)))
-    jobs = run.plan(inputs)
+    settings = settings_digest(analyzer, [every, maps, shard_rows])
+    jobs = plan(inputs, settings, shard_rows)
     if run.out.exists() and not run.out.is_dir():
         raise ValueError(f"{out}: results become a folder of shards; got a file; choose another name")
     with FolderLock(run.out):
-        run.check_folder(jobs)
+        run.folder = ResultFolder(run.out, jobs, settings)
         if progress:
             run.report = progress
             run.expected = sum(count_frames(path, every) if is_clip(path) else 1 for path in inputs)
@@ -143,66 +142,29 @@ class _Run:
         self.analyzer, self.out, self.every, self.maps = analyzer, out, every, maps
         self.shard_rows, self.threads = shard_rows, threads
         self.write_rows: Writer = writer(out.suffix.lower(), analyzer.predictor.tasks)
+        self.folder: ResultFolder
         self.report: Progress | None = None
         self.expected = self.done = self.failed = 0
 
-    def plan(self, inputs: Sequence[str]) -> list[_Job]:
-        """Runs of photos of at most a shard's rows, and clips, each a job, in order."""
-        settings = _settings(self.analyzer, self.every, self.maps, self.shard_rows)
-        groups: list[list[str]] = []
-        for path in inputs:
-            if groups and not is_clip(path) and not is_clip(groups[-1][0]) and len(groups[-1]) < self.shard_rows:
-                groups[-1].append(path)
-            else:
-                groups.append([path])
-        return [_Job(i, tuple(group), _digest(settings, group)) for i, group in enumerate(groups)]
-
-    def check_folder(self, jobs: Sequence[_Job]) -> None:
-        """Refuse a folder that holds anything else than these jobs' shards; remove what a kill left half-written."""
-        own = {f"part-{job.number:06}-{job.digest}" for job in jobs}
-        for path in self.out.iterdir():
-            if path.name.startswith("part-") and path.suffix == self.out.suffix:
-                if path.stem.rpartition("-")[0] not in own:
-                    raise ValueError(
-                        f"{self.out}: holds results of other inputs, weights or settings; "
-                        "repeat the command they are from, or choose another name"
-                    )
-            elif path.name not in (MANIFEST, COMMITS, MAPS) and not is_part(path):
-                raise ValueError(f"{self.out}: holds {path.name}, not only results; choose another name")
-        remove_parts(self.out, self.out / COMMITS, self.out / MAPS)
-
-    def run(self, jobs: Sequence[_Job]) -> Summary:
+    def run(self, jobs: Sequence[Job]) -> Summary:
         commits: list[dict[str, Any]] = []
-        todo: list[tuple[_Job, int]] = []
+        todo: list[tuple[Job, int]] = []
         for job in jobs:
-            finished = self.finished(job)
+            finished = self.folder.finished(job.name)
             commits += finished
             if not (finished and finished[-1]["last"]):
                 todo.append((job, len(finished)))
         self.count(sum(commit["rows"] for commit in commits), sum(len(commit["failures"]) for commit in commits))
-        if todo:
+        if todo or self.folder.superseded:
             (self.out / MANIFEST).unlink(missing_ok=True)  # until all is there again
         with ThreadPoolExecutor(self.threads, "ifan-prepare") as pool:
             prepared = ordered_map(pool, self.prepare, self.groups(todo), 2 * self.threads)
             with prefetched(prepared, 2 * self.analyzer.batch_size) as stream:
                 commits += self.write(chain.from_iterable(stream), dict(todo))
+        self.folder.remove_superseded()
         return self.finish(sorted(commits, key=lambda commit: commit["file"]))
 
-    def finished(self, job: _Job) -> list[dict[str, Any]]:
-        """The commits of the job's first shards that are whole."""
-        found: list[dict[str, Any]] = []
-        while not (found and found[-1]["last"]):
-            name = self.name(job, len(found))
-            try:
-                commit = _checked(json.loads((self.out / COMMITS / f"{name}.json").read_bytes()), name)
-                if any(checksum((self.out / file).read_bytes()) != sum_ for file, sum_ in commit["sha256"].items()):
-                    break
-            except (OSError, ValueError, RecursionError):
-                break
-            found.append(commit)
-        return found
-
-    def groups(self, todo: Sequence[tuple[_Job, int]]) -> Iterator[list[_Item]]:
+    def groups(self, todo: Sequence[tuple[Job, int]]) -> Iterator[list[_Item]]:
         """`items` in the portions in which they are prepared: handing one to a thread costs as much as a ready crop, so
         these go together; what takes long, or holds a picture, goes alone."""
         group: list[_Item] = []
@@ -214,20 +176,25 @@ class _Run:
         if group:
             yield group
 
-    def items(self, todo: Sequence[tuple[_Job, int]]) -> Iterator[_Item]:
+    def items(self, todo: Sequence[tuple[Job, int]]) -> Iterator[_Item]:
         """Photos by path, frames decoded, after each job its end."""
         for job, shards in todo:
-            for path in job.paths:
+            for path, key in zip(job.paths, job.keys, strict=True):
                 if is_clip(path):
                     yield from self.clip(job, path, shards * self.shard_rows)
                 else:
-                    yield _Item(job, path)
+                    yield _Item(job, path, row=next(self.folder.kept(key), None))
             yield _Item(job)
 
-    def clip(self, job: _Job, path: str, skip: int) -> Iterator[_Item]:
-        count = skip
+    def clip(self, job: Job, path: str, skip: int) -> Iterator[_Item]:
+        count, (key,) = skip, job.keys
+        for row in islice(self.folder.kept(key), skip, None):
+            count += 1
+            yield _Item(job, path, row=row)
+        if self.folder.is_kept_whole(key):
+            return
         try:
-            for number, time, image in frames(path, self.every, skip):
+            for number, time, image in frames(path, self.every, count):
                 count += 1
                 yield _Item(job, path, number, time, image)
             if count == 0:
@@ -239,21 +206,22 @@ class _Run:
         """Decode, find and crop; a failure becomes a reason. The pictures themselves are let go."""
         done = []
         for item in items:
-            if item.path is not None and not item.error:
+            if item.path is not None and not item.error and not item.row:
                 found, reason = prepare(self.analyzer, item.path if item.image is None else item.image, item.path)
                 item = replace(item, image=None, found=found, error=reason)
             done.append(item)
         return done
 
-    def write(self, stream: Iterator[_Item], shards: dict[_Job, int]) -> Iterator[dict[str, Any]]:
+    def write(self, stream: Iterator[_Item], shards: dict[Job, int]) -> Iterator[dict[str, Any]]:
         """Rows into shards, shards onto the disk; ``shards`` says how many of a job are there already."""
         shard = _Shard()
         for item, row, ids in self.rows(stream):
             number = shards[item.job]
             if item.path is not None:
-                if ids is not None:
-                    row["map"] = f"{MAPS}/{item.job.number:06}-{number:04}-{len(shard.rows):06}.png"
-                    shard.maps[row["map"]] = encode_label_png(ids)
+                if ids is not None or row["map"]:
+                    picture = (self.out / row["map"]).read_bytes() if ids is None else encode_label_png(ids)
+                    row["map"] = f"{MAPS}/{item.job.shard(number)}-{len(shard.rows):06}.png"
+                    shard.maps[row["map"]] = picture
                 shard.rows.append(row)
                 self.count(1, row["error"] is not None)
             full = len(shard.rows) == self.shard_rows and is_clip(item.job.paths[0])
@@ -268,15 +236,12 @@ class _Run:
         predictions = self.analyzer.predict((item.found for item in ahead), WAITING * self.analyzer.batch_size)
         for item in items:
             faces = self.analyzer.faces(item.found, predictions) if item.found else ()
-            row = as_row(item.path or "", item.found, faces, item.error, item.frame, item.time)
+            row = item.row or as_row(item.path or "", item.found, faces, item.error, item.frame, item.time)
             yield item, row, compose(item.found.size, faces) if self.maps and item.found else None
 
-    def name(self, job: _Job, shard: int) -> str:
-        return f"part-{job.number:06}-{job.digest}-{shard:04}{self.out.suffix}"
-
-    def commit(self, job: _Job, number: int, shard: _Shard, last: bool) -> dict[str, Any]:
+    def commit(self, job: Job, number: int, shard: _Shard, last: bool) -> dict[str, Any]:
         """Write maps and rows, and then the note that makes them count."""
-        name, data = self.name(job, number), self.write_rows(shard.rows)
+        name, data = job.shard(number) + self.out.suffix, self.write_rows(shard.rows)
         failures = [{key: row[key] for key in ("input", "error")} for row in shard.rows if row["error"] is not None]
         note = {
             "file": name,
@@ -285,6 +250,7 @@ class _Run:
             "faces": sum(len(row["faces"]) for row in shard.rows),
             "failures": failures,
             "last": last,
+            "inputs": [[spelled(path), key] for path, key in zip(job.paths, job.keys, strict=True)],
             "sha256": {name: checksum(data), **{place: checksum(map_) for place, map_ in shard.maps.items()}},
         }
         write_files({self.out / place: picture for place, picture in shard.maps.items()})
@@ -294,7 +260,8 @@ class _Run:
 
     def finish(self, commits: Sequence[dict[str, Any]]) -> Summary:
         failures = [failure for commit in commits for failure in commit["failures"]]
-        summary = Summary(sum(c["rows"] for c in commits), sum(c["faces"] for c in commits), len(commits), failures)
+        rows, faces = (sum(commit[count] for commit in commits) for count in ("rows", "faces"))
+        summary = Summary(rows, faces, len(commits), failures, self.folder.removed)
         manifest = {
             "ifan": __version__,
             "rows": summary.rows,
@@ -309,57 +276,3 @@ class _Run:
         self.done, self.failed = self.done + rows, self.failed + failed
         if self.report:
             self.report(self.done, max(self.expected, self.done), self.failed)
-
-
-def _checked(note: Any, name: str) -> dict[str, Any]:
-    """``note`` if it is one that `_Run.commit` wrote of the shard ``name``; else raises ``ValueError``."""
-    kinds = {"bytes": int, "rows": int, "faces": int, "failures": list, "last": bool, "sha256": dict}
-    sound = isinstance(note, dict) and all(isinstance(note.get(key), kind) for key, kind in kinds.items())
-    if not sound or note.get("file") != name or name not in note["sha256"]:
-        raise ValueError("not a shard's note")
-    failures = all(isinstance(f, dict) and f.keys() == {"input", "error"} for f in note["failures"])
-    # Names of maps begin with their folder; nothing else is looked at.
-    if not failures or any(file != name and not re.fullmatch(rf"{MAPS}/[\d-]+\.png", file) for file in note["sha256"]):
-        raise ValueError("not a shard's note")
-    return note
-
-
-def _settings(analyzer: FaceAnalyzer, every: int, maps: bool, shard_rows: int) -> bytes:
-    """All that decides a result beside the inputs: weights, configuration, detector, options, version."""
-    model = analyzer.model
-    if not isinstance(model, SavedModel):
-        from ifan.weights.networks import model_of
-
-        model = model_of(model)
-    weights = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.tensors.items()):
-        weights.update(name.encode())
-        weights.update(tensor.tobytes())
-    settings = {
-        "version": __version__,
-        "weights": weights.hexdigest(),
-        "config": asdict(analyzer.config),
-        "tasks": [task.name for task in analyzer.predictor.tasks],
-        "iterations": analyzer.iterations,
-        "detector": _identity(analyzer.detector),
-        "options": [analyzer.margin, every, maps, shard_rows],
-    }
-    return json.dumps(settings, sort_keys=True).encode()
-
-
-def _identity(thing: object) -> str:
-    """Description that an object gives of itself, else its class: an address differs from run to run."""
-    kind = type(thing)
-    return f"{kind.__module__}.{kind.__qualname__}" if kind.__repr__ is object.__repr__ else repr(thing)
-
-
-def _digest(settings: bytes, paths: Sequence[str]) -> str:
-    digest = hashlib.blake2b(settings, digest_size=8)
-    for path in paths:
-        try:
-            facts = os.stat(path)
-            state = f"{facts.st_size} {facts.st_mtime_ns}"
-        except (OSError, ValueError):
-            state = "missing"
-        digest.update(os.fsencode(path) + b"\0" + state.encode() + b"\0")
-    return digest.hexdigest()

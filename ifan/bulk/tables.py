@@ -79,3 +79,24 @@ def _parquet(tasks: Sequence[TaskConfig]) -> Writer:
         return buffer.getvalue()
 
     return write
+
+
+def read_rows(data: bytes, suffix: str) -> list[Row]:
+    """Rows of a file that a `writer` for ``suffix`` has made."""
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return list(pq.read_table(io.BytesIO(data)).to_pylist())
+    if suffix == ".jsonl":
+        return [json.loads(line) for line in data.splitlines()]
+    kinds: dict[str, Callable[[str], Any]] = {
+        "frame": int,
+        "time": float,
+        "width": int,
+        "height": int,
+        "faces": json.loads,
+    }
+    return [
+        {name: kinds.get(name, str)(text) if text else None for name, text in row.items()}
+        for row in csv.DictReader(io.StringIO(data.decode(), newline=""))
+    ]

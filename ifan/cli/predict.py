@@ -103,6 +103,9 @@ def _predict_table(analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, ever
     with progress() as report:
         summary = predict_bulk(analyzer, paths, out, every=every, maps=maps, shard_rows=shard, progress=report)
     typer.echo(one_line(f"{out}: {summary.rows} rows, {summary.faces} faces, {summary.shards} shards"))
+    if gone := summary.removed:
+        named = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+        typer.echo(one_line(f"{out}: rows of {len(gone)} inputs that are not given any more are gone: {named}"))
     if summary.failures:
         typer.echo(f"{len(summary.failures)} of {summary.rows} rows failed:", err=True)
         for failure in summary.failures[:REPORTED]:

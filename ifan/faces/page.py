@@ -22,10 +22,11 @@ import cv2
 import numpy as np
 
 from ifan.crop import Crop, covered
-from ifan.data.images import read_image
+from ifan.data.limited import read_limited
 from ifan.faces.analyzer import FaceAnalyzer, load
 from ifan.faces.clip import save_clip
 from ifan.faces.draw import enlargement, label_of, labelled
+from ifan.faces.guard import LocalOnly
 from ifan.faces.palette import palette
 from ifan.faces.result import PhotoResult
 from ifan.faces.service import AT_ONCE, service
@@ -68,7 +69,7 @@ class Comparison:
     def __call__(self, photo: str | Path, iterations: Sequence[int]) -> list[PhotoResult]:
         """A result for each of ``iterations``. Raises ``ValueError`` for what cannot be read."""
         name = Path(photo).name
-        image = read_image(photo, name)
+        image = read_limited(photo, name)
         found = self.finder.detect([image], [None], [name])
         results = []
         for count in iterations:
@@ -225,7 +226,7 @@ def serve(models: Models, port: int = PORT, max_mb: int = 20, at_once: int = AT_
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
         css=CSS,
     )
-    server = Server(app, port)
+    server = Server(LocalOnly(app), port)
     if block:
         server.wait()
     return server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from ifan.data.limited import read_limited
 from ifan.faces.analyzer import FaceAnalyzer
 from ifan.optional import require
 
@@ -13,6 +14,9 @@ AT_ONCE = 64
 
 READ_SECONDS = 30
 """A photo that has not arrived after so long is given up."""
+
+DECODED_AT_ONCE = 2
+"""Processes that decode photos, each within the limits of `ifan.data.limited`."""
 
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 _COUNTS = {"type": "object", "additionalProperties": {"type": "integer"}}
@@ -76,11 +80,11 @@ class _Refusal(Exception):
 
 
 class _Desk:
-    """Requests that are here: all are read at once, one is at work."""
+    """Requests that are here: all are received at once, two decoded, one analysed."""
 
     def __init__(self, analyzer: FaceAnalyzer, max_bytes: int, at_once: int) -> None:
         self.analyzer, self.max_bytes, self.at_once = analyzer, max_bytes, at_once
-        self.here, self.work = 0, asyncio.Lock()
+        self.here, self.work, self.decoding = 0, asyncio.Lock(), asyncio.Semaphore(DECODED_AT_ONCE)
 
     async def analyze(self, request: Any) -> Any:
         from starlette.responses import JSONResponse
@@ -109,13 +113,16 @@ class _Desk:
         except ClientDisconnect:
             raise _Refusal(400, "the connection was closed before the photo was there") from None
         runs = request.query_params.get("runs") == "1"
-        async with self.work:
-            try:
-                return await run_in_threadpool(lambda: self.analyzer(data).to_dict(runs))
-            except ValueError as error:
-                raise _Refusal(400, " ".join(str(error).split())) from error
-            except MemoryError as error:
-                raise _Refusal(400, "photo: not enough memory; shrink the picture") from error
+        try:
+            async with self.decoding:
+                image = await run_in_threadpool(read_limited, data, "photo")
+            async with self.work:
+                result = await run_in_threadpool(self.analyzer, image)
+        except ValueError as error:
+            raise _Refusal(400, " ".join(str(error).split())) from error
+        except MemoryError as error:
+            raise _Refusal(400, "photo: not enough memory; shrink the picture") from error
+        return result.to_dict(runs)  # type: ignore[no-any-return]
 
     async def _read(self, request: Any) -> bytes:
         data = bytearray()

@@ -13,6 +13,7 @@ import numpy as np
 
 from ifan.data.dataset import DataError
 from ifan.data.images import MAX_PIXELS
+from ifan.faces.matroska import is_torn
 from ifan.optional import require
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -85,9 +86,10 @@ def frames(path: str, every: int = 1, skip: int = 0) -> Iterator[tuple[int, floa
         if stream.width * stream.height > MAX_PIXELS:
             raise DataError(f"{path}: frames beyond the limit of {MAX_PIXELS // 10**6} megapixels; shrink the clip")
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of frames larger than the header says
-        number, damaged = -1, False
+        number, damaged, end = -1, False, 0.0
         for number, frame in enumerate(clip.decode(stream)):
             damaged |= frame.is_corrupt
+            end = max(end, _end_of(frame, stream))
             if number % every == 0 and number // every >= skip:
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 yield number, frame.time, np.ascontiguousarray(upright)
@@ -96,6 +98,31 @@ def frames(path: str, every: int = 1, skip: int = 0) -> Iterator[tuple[int, floa
                 f"{path}: the clip is damaged: expected {stream.frames or 'whole'} frames; got {number + 1}"
                 f"{', some of them with errors' if damaged else ''}; copy or convert it again"
             )
+        length = 0.0 if stream.frames else _length(clip, stream)
+        if end < length - 0.9 / float(stream.average_rate or 25):  # a frame is missing
+            raise DataError(
+                f"{path}: the clip is damaged: expected {length:.2f} s; got {end:.2f} s; copy or convert it again"
+            )
+        if not stream.frames and is_torn(path):
+            raise DataError(f"{path}: the clip is damaged: its parts do not fit together; copy or convert it again")
+
+
+def _end_of(frame: Any, stream: Any) -> float:
+    """Seconds at which a frame has been shown."""
+    lasts = float(frame.duration * frame.time_base) if frame.duration else 1 / float(stream.average_rate or 25)
+    return (frame.time or 0.0) + lasts
+
+
+def _length(clip: Any, stream: Any) -> float:
+    """Seconds at which the last frame has been shown, from the header; 0 where it does not say.
+
+    Matroska has no count of frames. It says how long a stream is in a tag, and how long the longest one is.
+    """
+    parts = stream.metadata.get("DURATION", "").split(":")
+    try:
+        return sum(float(part) * unit for part, unit in zip(parts, (3600, 60, 1), strict=True))
+    except ValueError:
+        return clip.duration / 1e6 if clip.duration and len(clip.streams) == 1 else 0.0
 
 
 def count_frames(path: str, every: int = 1) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from ifan.faces import FaceAnalyzer
 from ifan.faces.clip import analyse_clip, save_clip
+from ifan.faces.matroska import is_torn
 from ifan.faces.sources import count_frames, expand, frames
 from tests.support.clips import turn_clip, write_clip
 
@@ -116,3 +117,50 @@ def test_frames_beyond_the_limit_are_refused_before_decoding(clip: Path, monkeyp
     monkeypatch.setattr("ifan.faces.sources.MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(ValueError, match="frames beyond the limit"):
         next(frames(str(clip)))
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) * 4 // 5]
+
+
+def cut_by_a_frame(data: bytes) -> bytes:
+    return data[: data.rindex(b"\xa3") - 1]
+
+
+def torn(data: bytes) -> bytes:
+    """Without the size of a block in the middle."""
+    at = data.index(b"\xa3", len(data) // 2)
+    return data[: at + 1] + data[at + 3 :]
+
+
+def read(path: Path) -> int:
+    return len(list(frames(str(path))))
+
+
+@pytest.mark.parametrize("options", [{}, {"live": "1"}], ids=["sized", "unsized"])
+def test_whole_clips_without_a_count_are_read(tmp_path: Path, options: dict[str, str]) -> None:
+    assert read(write_clip(tmp_path / "a.mkv", 12, options=options)) == 12
+
+
+@pytest.mark.parametrize("damage", [cut, cut_by_a_frame, torn])
+def test_clips_without_a_count_that_lack_frames_are_an_error(tmp_path: Path, damage) -> None:
+    path = write_clip(tmp_path / "a.mkv", 12)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a\.mkv: the clip (is damaged|cannot be read).+; (copy|check) .+"):
+        read(path)
+
+
+def test_a_clip_that_ends_early_says_when(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", 12)
+    path.write_bytes(cut(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"the clip is damaged: expected 1\.20 s; got (1\.[01]|0\.\d)0 s; copy"):
+        read(path)
+
+
+def test_torn_files_are_told_from_whole_ones(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", 12)
+    whole = path.read_bytes()
+    for data, expected in ((whole, False), (whole + b"more", False), (torn(whole), True), (cut(whole), True)):
+        path.write_bytes(data)
+        assert is_torn(str(path)) == expected
+    assert not is_torn(str(write_clip(tmp_path / "b.mp4", 2)))

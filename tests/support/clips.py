@@ -9,9 +9,12 @@ import av
 import numpy as np
 
 
-def write_clip(path: Path, count: int, rate: int = 10, size: tuple[int, int] = (64, 48)) -> Path:
-    """A clip whose frame ``i`` is grey of brightness ``8 i``, but for a white upper left quarter."""
-    with av.open(str(path), "w") as container:
+def write_clip(
+    path: Path, count: int, rate: int = 10, size: tuple[int, int] = (64, 48), options: dict[str, str] | None = None
+) -> Path:
+    """A clip whose frame ``i`` is grey of brightness ``8 i``, but for a white upper left quarter; ``options`` of the
+    container."""
+    with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream("libx264", rate)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for i in range(count):
