@@ -16,8 +16,9 @@ def serve(
 ) -> None:
     """Serve a page for photos, clips and the camera; POST /analyze takes a photo's file and answers in JSON."""
     from ifan.faces import load
-    from ifan.faces.page import HOST, Models
-    from ifan.faces.page import serve as serve_page
+    from ifan.faces.page import Models
+    from ifan.faces.server import HOST
+    from ifan.faces.server import serve as serve_page
     from ifan.weights import DEFAULT
 
     models = Models(load(weights, device), weights or DEFAULT)
