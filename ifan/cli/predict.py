@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TABLES = (".parquet", ".jsonl", ".csv")
 """Names of ``--out`` that ask for a table."""
 
-ENDINGS = (".json", "_overlay.png", "_parsing.png", ".jsonl", "_overlay.mp4")
+ENDINGS = (".json", "_overlay.jpg", "_parsing.png", ".jsonl", "_overlay.mp4")
 """Of the files that a photo or clip may leave in a folder."""
 
 REPORTED = 20
@@ -52,7 +52,7 @@ def predict(
     maps: Annotated[bool, typer.Option("--maps", help="Tables: also write class maps as PNG.")] = False,
     shard: Annotated[int, typer.Option(help="Tables: rows a file; what a kill can cost.", min=1)] = 1000,
 ) -> None:
-    """Analyse faces: for each photo <name>.json, <name>_overlay.png and <name>_parsing.png (class ids), or one table.
+    """Analyse faces: for each photo <name>.json, <name>_overlay.jpg and <name>_parsing.png (class ids), or one table.
 
     Tables are folders of shards; the same command goes on where it was stopped. Exit code 1: some photo failed.
     """

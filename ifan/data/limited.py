@@ -22,18 +22,18 @@ SECONDS = 20
 _HEAD = struct.Struct("<?II")
 
 
-def read_limited(path: str | Path, name: str) -> np.ndarray:
-    """`ifan.data.images.read_image` of a file, within `MEMORY` and `SECONDS`; ``name`` stands for it in messages.
+def read_limited(source: str | Path | bytes, name: str) -> np.ndarray:
+    """`ifan.data.images.read_image` within `MEMORY` and `SECONDS`; ``name`` stands for the file in messages.
 
     Systems without limits for a process (Windows) limit the time alone. Raises `ImageError`.
     """
     command = [sys.executable, "-m", __name__, name, str(MEMORY), str(SECONDS)]
     try:
-        with open(path, "rb") as file:
-            environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each takes addresses
-            done = subprocess.run(
-                command, stdin=file, capture_output=True, timeout=3 * SECONDS, check=False, env=environment
-            )
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # each takes addresses
+        done = subprocess.run(
+            command, input=data, capture_output=True, timeout=3 * SECONDS, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise _beyond(name) from None
     except OSError as error:

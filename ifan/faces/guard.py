@@ -36,13 +36,6 @@ class LocalOnly:
             await send({"type": "http.response.body", "body": f"{why}\n".encode()})
 
 
-def guarded() -> dict[str, Any]:
-    """Options of a FastAPI application that is `LocalOnly`."""
-    from starlette.middleware import Middleware
-
-    return {"middleware": [Middleware(LocalOnly)]}
-
-
 def refusal(headers: list[tuple[bytes, bytes]]) -> str | None:
     """Line that says why a request with these ``headers`` is refused; ``None`` if it is not."""
     named = {

@@ -1,27 +1,27 @@
-"""A page to try the network: a photo or the camera, one to three iterations (``pip install 'ifan[serve]'``).
-
-Everything stays on this machine: the server listens to it alone, and neither the server nor the page calls anyone.
-"""
+"""A page to try the network: photos, clips or the camera, all packaged weights (``pip install 'ifan[serve]'``)."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ifan.data.limited import read_limited
-from ifan.faces.analyzer import FaceAnalyzer
-from ifan.faces.guard import guarded
+from ifan.faces.analyzer import FaceAnalyzer, load
+from ifan.faces.outputs import Outputs, Shelf
 from ifan.faces.result import PhotoResult
+from ifan.faces.sources import is_clip
 from ifan.optional import require
-
-HOST, PORT = "127.0.0.1", 7860
-MOST = 3
-"""Iterations that the page offers at most."""
+from ifan.weights import DEFAULT, available
 
 KEPT_SECONDS = 3600
-"""Uploads and pictures that the page has shown are deleted when they are older."""
+"""Uploads and what the page has made of them are deleted when they are older."""
+
+PHOTO = "photo"
+"""Name of the untouched photo beside a result."""
 
 
 class Comparison:
@@ -34,18 +34,13 @@ class Comparison:
     def __init__(self, analyzer: FaceAnalyzer) -> None:
         self.finder = analyzer
         self.analyzers = {
-            count: FaceAnalyzer(analyzer.model, detector=None, iterations=count, margin=analyzer.margin)
-            for count in range(1, min(MOST, analyzer.config.iterations) + 1)
+            count: FaceAnalyzer(
+                analyzer.model, analyzer._device, detector=analyzer.detector, iterations=count, margin=analyzer.margin
+            )
+            for count in range(1, analyzer.config.iterations + 1)
         }
 
-    @property
-    def choices(self) -> dict[str, tuple[int, ...]]:
-        """Numbers of iterations by the name of a choice: each alone, then all side by side."""
-        counts = tuple(self.analyzers)
-        alone: dict[str, tuple[int, ...]] = {_iterations(count): (count,) for count in counts}
-        return {**alone, f"1 to {counts[-1]}, side by side": counts} if len(counts) > 1 else alone
-
-    def __call__(self, photo: Any, iterations: Sequence[int]) -> list[PhotoResult]:
+    def __call__(self, photo: str | Path, iterations: Sequence[int]) -> list[PhotoResult]:
         """A result for each of ``iterations``. Raises ``ValueError`` for what cannot be read."""
         name = Path(photo).name
         image = read_limited(photo, name)
@@ -55,100 +50,121 @@ class Comparison:
             analyzer = self.analyzers[count]
             (prepared,) = analyzer.crop([image], found)
             faces = analyzer.faces(prepared, analyzer.predict([prepared]))
-            results.append(PhotoResult(None, prepared.size, faces, image))
+            results.append(PhotoResult(name, prepared.size, faces, image))
         return results
 
 
-def build(analyzer: FaceAnalyzer) -> Any:
-    """The page as ``gradio.Blocks``. Raises ``ImportError`` without Gradio."""
-    gr = _gradio()
-    compare = Comparison(analyzer)
-    choices = compare.choices
+class Models:
+    """Weights that the page offers, read when they are first asked for: the analyzer's, and the packaged ones."""
 
-    def show(photo: str | None, choice: str) -> list[Any]:
-        if photo is None:
-            return [gr.Image(None), *[gr.Image(None, visible=False)] * (MOST - 1), ""]
-        try:
-            results = compare(photo, choices[choice])
-        except ValueError as error:
-            raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
-        pictures: list[Any] = [
-            gr.Image(result.plot(), label=_iterations(n), visible=True)
-            for n, result in zip(choices[choice], results, strict=True)
+    def __init__(self, analyzer: FaceAnalyzer, name: str = DEFAULT) -> None:
+        self.first, self.names = analyzer, [name, *(other for other in available() if other != name)]
+        self._read: dict[str, Comparison] = {name: Comparison(analyzer)}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, name: str) -> Comparison:
+        with self._lock:
+            if name not in self._read:
+                self._read[name] = Comparison(load(name, self.first._device, detector=self.first.detector))
+            return self._read[name]
+
+
+def build(models: Models) -> Any:
+    """The page as ``gradio.Blocks``. Raises ``ImportError`` without Gradio."""
+    gr = gradio()
+    first, outputs = models.names[0], Outputs(gr, Shelf(KEPT_SECONDS))
+
+    def offer(name: str) -> list[Any]:
+        counts = [_iterations(count) for count in models[name].analyzers]
+        return [
+            gr.Radio(counts, value=counts[-1], visible=len(counts) > 1),
+            gr.Radio([PHOTO, *counts[:-1]], value=PHOTO, visible=len(counts) > 1),
         ]
-        pictures += [gr.Image(None, visible=False)] * (MOST - len(pictures))
-        return [*pictures, f"{len(results[0])} faces" if len(results[0]) != 1 else "1 face"]
+
+    def show(path: str | None, name: str, counted: str, beside: str) -> list[Any]:
+        if path is None:
+            return outputs.nothing()
+        try:
+            compare, count = models[name], int(counted.split()[0])
+            if is_clip(path):
+                return outputs.clip(compare.analyzers[count], path)
+            counts = [count] if beside == PHOTO else [count, int(beside.split()[0])]
+            return outputs.photo(compare(path, counts), compare.finder.config.tasks)
+        except (ValueError, MemoryError) as error:
+            said = str(error) or f"{path}: not enough memory; shrink it"
+            line = " ".join(said.replace(path, Path(path).name).split())
+            gr.Warning(line, title="Cannot be analysed")
+            return outputs.nothing(line)
 
     with gr.Blocks(title="ifan", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
-        gr.Markdown("# ifan\nBoxes, parsing, points and emotion of every face. Photos do not leave this machine.")
+        gr.Markdown("# ifan\nRegions, points and emotion of every face. Photos and clips do not leave this machine.")
         with gr.Row():
-            with gr.Column(scale=1):
-                photo = gr.Image(
-                    label="photo",
-                    sources=["upload", "webcam", "clipboard"],
-                    type="filepath",  # as it was sent: the library reads it, with its own limits
-                    image_mode=None,
-                    webcam_options=gr.WebcamOptions(mirror=False),  # left stays left
-                    height=360,
-                    elem_id="photo",
+            with gr.Column(scale=1, min_width=280):
+                with gr.Tab("File"):
+                    # A component for pictures would decode the file itself, with messages and limits of its own.
+                    file = gr.File(label="photo or clip", height=150, elem_id="file")
+                    example = gr.Button("Example photo", size="sm", elem_id="example")
+                with gr.Tab("Camera"):
+                    camera = gr.Image(
+                        label="camera",
+                        sources=["webcam"],
+                        type="filepath",
+                        webcam_options=gr.WebcamOptions(mirror=False),  # left stays left
+                        elem_id="camera",
+                    )
+                weights = gr.Dropdown(models.names, value=first, label="weights", elem_id="weights")
+                counts = [_iterations(count) for count in models[first].analyzers]
+                several = len(counts) > 1
+                count = gr.Radio(counts, value=counts[-1], label="right", visible=several, elem_id="right")
+                beside = gr.Radio([PHOTO, *counts[:-1]], value=PHOTO, label="left", visible=several, elem_id="left")
+                said = gr.Markdown(elem_id="count")
+                with gr.Row():
+                    downloads = [
+                        gr.DownloadButton(kind, size="sm", visible=False, min_width=60, elem_id=f"download-{kind}")
+                        for kind in ("overlay", "JSON", "CSV")
+                    ]
+            with gr.Column(scale=3):
+                slider = gr.ImageSlider(
+                    label="the wheel zooms, the line compares",
+                    interactive=False,
+                    format="png",
+                    buttons=["fullscreen"],
+                    max_height=760,
+                    slider_position=6,  # most of the result is seen
+                    elem_id="result",
                 )
-                choice = gr.Radio(list(choices), value=next(iter(choices)), label="iterations", elem_id="iterations")
-                count = gr.Markdown(elem_id="count")
-            with gr.Column(scale=3), gr.Row():
-                shown = [
-                    gr.Image(interactive=False, format="png", visible=i == 1, buttons=[], elem_id=f"result-{i}")
-                    for i in range(1, MOST + 1)
-                ]
-        gr.on(
-            [photo.change, choice.change],
-            show,
-            [photo, choice],
-            [*shown, count],
-            api_visibility="private",
-            concurrency_limit=1,
-            trigger_mode="always_last",
-        )
+                clip = gr.Video(label="clip", visible=False, interactive=False, elem_id="clip")
+                legend = gr.HTML(elem_id="legend")
+                faces = gr.Gallery(
+                    label="faces", columns=6, object_fit="contain", height="auto", format="png", visible=False,
+                    interactive=False, elem_id="faces",
+                )  # fmt: skip
+        chosen = gr.State(None)
+        file.change(lambda path: path, file, chosen, api_visibility="private")
+        camera.change(lambda path: path, camera, chosen, api_visibility="private")
+        example.click(_example, None, chosen, api_visibility="private")
+        asked = {
+            "fn": show,
+            "inputs": [chosen, weights, count, beside],
+            "outputs": [slider, clip, legend, faces, said, *downloads],
+            "api_visibility": "private",
+            "concurrency_limit": 1,
+            "concurrency_id": "network",
+        }
+        gr.on([chosen.change, count.change, beside.change], **asked, trigger_mode="always_last")
+        weights.change(offer, weights, [count, beside], api_visibility="private").then(**asked)
     return page
 
 
-def serve(analyzer: FaceAnalyzer, port: int = PORT, max_mb: int = 20, block: bool = True) -> Any:
-    """Serve the page on this machine only, until interrupted.
-
-    Args:
-        analyzer: see `Comparison`.
-        port: of 127.0.0.1.
-        max_mb: uploads above so many megabytes are refused.
-        block: wait until interrupted; else returns at once, the page with its ``close()``.
-
-    Raises:
-        ValueError: a number out of range.
-        ImportError: Gradio is missing.
-        OSError: the port is taken.
-    """
-    if not (1 <= port <= 65535 and max_mb >= 1):
-        raise ValueError(f"expected a port between 1 and 65535 and max_mb of at least 1; got {port} and {max_mb}")
-    gr = _gradio()
-    page = build(analyzer)
-    page.launch(
-        server_name=HOST,
-        server_port=port,
-        share=False,
-        max_file_size=f"{max_mb}mb",
-        app_kwargs=guarded(),
-        prevent_thread_lock=not block,
-        show_error=True,
-        footer_links=[],
-        ssr_mode=False,
-        enable_monitoring=False,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # no fonts from elsewhere
-    )
-    return page
+def _example() -> str:
+    return str(resources.files("ifan") / "assets" / "astronaut.png")
 
 
 def _iterations(count: int) -> str:
     return f"{count} iteration{'s' if count > 1 else ''}"
 
 
-def _gradio() -> Any:
+def gradio() -> Any:
+    """The module ``gradio``, told to call nobody. Raises ``ImportError`` without it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else it reports to its makers
     return require("the page", "gradio", "Gradio", "ifan[serve]")

@@ -12,7 +12,8 @@ import numpy as np
 
 from ifan.faces.draw import overlay
 from ifan.faces.face import Face, compose
-from ifan.faces.png import encode_label_png, encode_png
+from ifan.faces.jpeg import encode_jpeg
+from ifan.faces.png import encode_label_png
 from ifan.files import write_files
 from ifan.optional import require
 
@@ -65,22 +66,25 @@ class PhotoResult:
         )
 
     def plot(self) -> np.ndarray:
-        """The overlay, (H, W, 3) uint8 RGB: the photo (enlarged if small) with parsing colours, points and boxes, and
-        at its right a panel with the probabilities of each face and the colours' names."""
+        """The overlay, (H, W, 3) uint8 RGB: the photo, enlarged if small, with regions, points and boxes.
+
+        Beside each face stands its number and its strongest emotion. A strip below has the names of the colours, and of
+        a single face all probabilities.
+        """
         return overlay(self.image, self.faces)
 
     def files(self, folder: str | Path, stem: str | None = None) -> dict[Path, bytes]:
         """Files that `save` writes, by path: the overlay, the parsing map where there is one, and last the JSON."""
         name = stem or (Path(self.path).stem if self.path else "photo")
         base, parsing = Path(folder), self.parsing
-        out = {base / f"{name}_overlay.png": encode_png(self.plot())}
+        out = {base / f"{name}_overlay.jpg": encode_jpeg(self.plot())}
         if parsing is not None:
             out[base / f"{name}_parsing.png"] = encode_label_png(parsing)
         out[base / f"{name}.json"] = json.dumps(self.to_dict(), indent=1).encode()
         return out
 
     def save(self, folder: str | Path, stem: str | None = None) -> list[Path]:
-        """Write ``<stem>_overlay.png``, ``<stem>_parsing.png`` (a palette picture of class ids) and ``<stem>.json``.
+        """Write ``<stem>_overlay.jpg``, ``<stem>_parsing.png`` (a palette picture of class ids) and ``<stem>.json``.
 
         ``stem`` is the photo's own by default. Files are whole or not there. Returns the paths; raises ``OSError``.
         """

@@ -9,6 +9,10 @@ from pathlib import Path
 import cv2
 import pytest
 
+import ifan
+from ifan.cli.demo import PORTRAIT, TILE, nine_of
+from ifan.data.images import read_image
+
 
 def test_demo_says_where_the_pictures_are(run, weights: Path, tmp_path: Path) -> None:
     code, text, errors = run("demo", "--out", tmp_path / "out", "--weights", weights)
@@ -16,14 +20,14 @@ def test_demo_says_where_the_pictures_are(run, weights: Path, tmp_path: Path) ->
     named = [Path(line.rpartition(": ")[2]) for line in text.splitlines()]
     assert sorted(named) == sorted((tmp_path / "out").iterdir())
     assert [p.name for p in named] == [
-        "astronaut_overlay.png",
+        "astronaut_overlay.jpg",
         "astronaut_parsing.png",
         "astronaut.json",
-        "drawn_faces.png",
+        "nine_overlay.jpg",
     ]
-    overlay, sheet = cv2.imread(str(named[0])), cv2.imread(str(named[3]))
+    overlay, nine = cv2.imread(str(named[0])), cv2.imread(str(named[3]))
     assert overlay.shape[0] >= 512
-    assert sheet.shape[0] > 4 * 192
+    assert nine.shape[0] > 3 * TILE
     (face,) = json.loads(named[2].read_text())["faces"]
     assert face["box"] == pytest.approx([181, 58, 269, 177], abs=6)
 
@@ -36,6 +40,15 @@ def test_demo_runs_on_the_packaged_weights(run, tmp_path: Path) -> None:
     for name, (x, y) in {"left_eye": (202, 102), "right_eye": (250, 102), "nose": (227, 128)}.items():
         assert abs(face["landmarks"][name][0] - x) < 10
         assert abs(face["landmarks"][name][1] - y) < 10
+
+
+def test_all_nine_faces_are_found_and_happy() -> None:
+    analyzer = ifan.load(iterations=1, tasks="emotion")
+    result = analyzer(nine_of(read_image((resources.files("ifan") / "assets" / PORTRAIT).read_bytes())))
+    assert {(int(x0 // TILE), int(y0 // TILE)) for x0, y0, _, _ in (face.box for face in result)} == {
+        (x, y) for x in range(3) for y in range(3)
+    }
+    assert {face.best("emotion")[0] for face in result} == {"happy"}
 
 
 def test_portrait_is_credited() -> None:

@@ -34,14 +34,14 @@ def test_writes_three_files_at_the_photos_resolution(run, photo: Path, weights: 
     out = tmp_path / "new" / "out"
     code, text, errors = run("predict", photo, "--out", out, "--weights", weights, "--box", "10,5,30,25")
     assert (code, errors) == (0, "")
-    assert str(out / "alpha_overlay.png") in text
-    assert sorted(p.name for p in out.iterdir()) == ["alpha.json", "alpha_overlay.png", "alpha_parsing.png"]
+    assert str(out / "alpha_overlay.jpg") in text
+    assert sorted(p.name for p in out.iterdir()) == ["alpha.json", "alpha_overlay.jpg", "alpha_parsing.png"]
     with Image.open(out / "alpha_parsing.png") as parsing:
         assert parsing.mode == "P"
         ids = np.array(parsing)
     assert ids.shape == (30, 40)
     assert ids.max() < 9
-    overlay = cv2.imread(str(out / "alpha_overlay.png"))
+    overlay = cv2.imread(str(out / "alpha_overlay.jpg"))
     assert overlay.shape[1] > overlay.shape[0] >= 300
     tree = json.loads((out / "alpha.json").read_text())
     assert (tree["photo"], tree["width"], tree["height"]) == (str(photo), 40, 30)
@@ -162,7 +162,7 @@ def test_same_names_do_not_overwrite_each_other(run, photo: Path, weights: Path,
 
 
 def test_photos_are_never_overwritten(run, photos: Path, weights: Path) -> None:
-    victim = photos / "grey_overlay.png"
+    victim = photos / "grey_overlay.jpg"
     victim.write_bytes((photos / "grey.png").read_bytes())
     before = victim.read_bytes()
     code, _, errors = run("predict", photos / "grey.png", victim, "--out", photos, "--weights", weights)
@@ -186,7 +186,7 @@ def test_full_disk_stops_with_one_line(
     monkeypatch.setattr("os.fsync", full)
     code, _, errors = run("predict", photo, "--out", tmp_path / "out", "--weights", weights)
     assert code == 1
-    assert errors == f"error: [Errno 28] No space left on device: '{tmp_path / 'out' / 'alpha_overlay.png'}'\n"
+    assert errors == f"error: [Errno 28] No space left on device: '{tmp_path / 'out' / 'alpha_overlay.jpg'}'\n"
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -213,7 +213,7 @@ def test_load_without_packaged_weights_says_what_there_is(monkeypatch: pytest.Mo
 
 def test_save_writes_what_it_returns(analyzer: FaceAnalyzer, photo: np.ndarray, tmp_path: Path) -> None:
     files = analyzer(photo, BOX).save(tmp_path / "deep" / "er")
-    assert [f.name for f in files] == ["photo_overlay.png", "photo_parsing.png", "photo.json"]
+    assert [f.name for f in files] == ["photo_overlay.jpg", "photo_parsing.png", "photo.json"]
     assert sorted(files) == sorted((tmp_path / "deep" / "er").iterdir())
     assert cv2.imread(str(files[0])).ndim == 3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,9 @@ from PIL import Image
 from ifan.config import EMOTIONS, PARSING_CLASSES
 from ifan.crop import Crop
 from ifan.faces import Face, PhotoResult
-from ifan.faces.draw import contact_sheet, paint
+from ifan.faces.draw import FILL, annotate, draw_faces, label_of
+from ifan.faces.jpeg import encode_jpeg
+from ifan.faces.lettering import label_faces
 from ifan.faces.palette import palette
 from ifan.faces.png import encode_label_png, encode_png
 from ifan.files import write_files
@@ -37,38 +40,95 @@ def result(width: int, height: int, faces: int = 1, side: float | None = None) -
     return PhotoResult("in/p.jpg", (width, height), tuple(made), np.full((height, width, 3), 90, np.uint8))
 
 
-@pytest.mark.parametrize("size", [(600, 500), (1000, 3000)])
+@pytest.mark.parametrize("size", [(700, 500), (1000, 3000)])
 def test_overlay_keeps_the_size_of_a_large_photo(size: tuple[int, int]) -> None:
     picture = result(*size).plot()
-    assert picture.shape[0] == size[1]
-    assert size[0] + 100 < picture.shape[1] < 2 * size[0]
+    assert picture.shape[1] == size[0]
+    assert size[1] + 20 < picture.shape[0] < 1.25 * size[1]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (48, 48), (64, 20)])
 def test_small_photos_are_enlarged(size: tuple[int, int]) -> None:
     picture = result(*size).plot()
-    assert picture.shape[1] >= 420
-    assert picture.shape[0] >= 150
+    assert picture.shape[1] >= 640
+    assert picture.shape[0] >= 200
 
 
 def test_small_faces_enlarge_the_photo_within_bounds() -> None:
-    assert result(900, 600, side=100).plot().shape[0] == 900
-    assert 1195 < result(1200, 800, side=20).plot().shape[0] < 1205
-    assert result(4000, 100, side=10).plot().shape[0] < 700
+    assert result(900, 600, side=100).plot().shape[1] == 1350
+    assert result(1200, 800, side=20).plot().shape[1] == 2000
+    assert result(4000, 100, side=10).plot().shape[1] == 4000
 
 
-def test_many_faces_stay_legible() -> None:
-    picture = result(640, 280, faces=23, side=40).plot()
-    assert picture.shape[1] < 3200
-    assert (picture == 250).all(-1).mean() > 0.2
+def test_a_strip_names_colours_and_for_one_face_all_probabilities() -> None:
+    one, two = (result(800, 500, faces=n, side=200).plot()[500:] for n in (1, 2))
+    for strip in (one, two):
+        found = {tuple(pixel) for pixel in strip.reshape(-1, 3).tolist()}
+        assert {tuple(colour) for colour in palette(9)[1:].tolist()} <= found
+    assert len(one) > 2 * len(two)
 
 
-def test_overlay_colours_classes_and_leaves_the_rest() -> None:
-    shown = result(600, 500, side=200).plot()
-    skin = (0.5 * 90 + 0.5 * palette(9)[1]).round()
-    assert np.abs(shown[200, 290].astype(int) - skin).max() <= 1
+def test_overlay_fills_lightly_and_leaves_the_rest() -> None:
+    shown = result(700, 500, side=200).plot()
+    skin = ((1 - FILL) * 90 + FILL * palette(9)[1]).round()
+    assert np.abs(shown[200, 320].astype(int) - skin).max() <= 1
     assert (shown[20, 20] == 90).all()
-    assert not (shown[:500, :600] == 90).all()
+
+
+def test_regions_have_smooth_outlines_in_their_colours() -> None:
+    photo = result(64, 64)
+    ids = photo.faces[0].parsing
+    y, x = np.mgrid[0:64, 0:64]
+    ids[:] = np.where((x - 31.5) ** 2 + (y - 31.5) ** 2 < 20**2, 4, 0)
+    face = replace(photo.faces[0], landmarks={})
+    shown = draw_faces(photo.image, [face], 10).astype(float)
+    distance = np.hypot(*(np.mgrid[0:640, 0:640] + 0.5 - 320))
+    assert (shown[(distance > 235) & (distance < 310)] == 90).all()
+    on_line = np.abs(shown - palette(9)[4]).max(-1) < 40
+    assert on_line.sum() > 2 * np.pi * 200
+    assert np.abs(distance[on_line] - 200).max() < 6
+
+
+def test_the_smaller_crop_hides_what_lies_below() -> None:
+    wide, small = result(700, 700).faces[0], result(700, 700, side=300).faces[0]
+    small.parsing[:] = 4
+    picture = draw_faces(np.full((700, 700, 3), 90, np.uint8), [small, wide], 1)
+    assert np.abs(picture[300, 300] - ((1 - FILL) * 90 + FILL * palette(9)[4]).round()).max() <= 1
+
+
+@pytest.mark.parametrize("side", [600, 100])
+def test_points_stay_where_they_are_and_large_ones_are_open(side: int) -> None:
+    face = replace(result(1000, 800, side=side).faces[0], parsing=None, landmarks={"nose": (500.5, 300.5)})
+    picture = draw_faces(np.full((800, 1000, 3), 90, np.uint8), [face], 1)[280:321, 480:521]
+    y, x = np.nonzero((picture != 90).any(-1))
+    assert (y.mean(), x.mean()) == pytest.approx((20, 20), abs=0.1)
+    assert (picture[20, 20] == 90).all() == (side == 600)
+
+
+def test_labels_stay_inside_and_apart() -> None:
+    picture = np.full((300, 400, 3), 200, np.uint8)
+    boxes = [(0, 0, 60, 60), (70, 0, 130, 60), (340, 240, 400, 300), (150, 250, 200, 300), (20, 70, 80, 130)]
+    alone = []
+    for box in boxes:
+        blank = picture.copy()
+        label_faces(blank, [box], ["1 neutral 100%"], [11])
+        alone.append(int((blank != 200).any(-1).sum()))
+    label_faces(picture, boxes, ["1 neutral 100%"] * 5, [11] * 5)
+    assert int((picture != 200).any(-1).sum()) == sum(alone)
+
+
+def test_a_label_has_name_and_strongest_emotion() -> None:
+    face = result(600, 500).faces[0]
+    assert label_of(face, 3) == "3 neutral 25%"
+    assert label_of(replace(face, classes={"pose": {"left_profile": 0.7, "frontal": 0.3}})) == "left profile 70%"
+    assert label_of(replace(face, classes={}), "a") == "a"
+
+
+def test_a_frame_keeps_its_size_and_says_names() -> None:
+    photo = result(300, 200, faces=2, side=80)
+    plain, named = (annotate(photo.image, photo.faces, names) for names in ((), ("7", "8")))
+    assert plain.shape == named.shape == photo.image.shape
+    assert (plain != named).any()
 
 
 def test_overlay_does_not_touch_the_photo() -> None:
@@ -78,7 +138,7 @@ def test_overlay_does_not_touch_the_photo() -> None:
 
 
 def test_nothing_predicted_is_just_the_photo() -> None:
-    empty = PhotoResult(None, (600, 500), (), np.full((500, 600, 3), 7, np.uint8))
+    empty = PhotoResult(None, (700, 500), (), np.full((500, 700, 3), 7, np.uint8))
     assert (empty.plot() == empty.image).all()
     assert empty.parsing is None
 
@@ -119,16 +179,13 @@ def test_png_is_lossless_rgb() -> None:
     assert (cv2.imdecode(np.frombuffer(encode_png(image), np.uint8), cv2.IMREAD_COLOR)[..., ::-1] == image).all()
 
 
-def test_paint_and_sheet() -> None:
-    photo, ids = np.full((40, 40, 3), 100, np.uint8), np.zeros((40, 40), np.uint8)
-    ids[:, 20:] = 2
-    ids[:, 10:20] = 255
-    painted = paint(photo, ids)
-    assert (painted[:, :20] == 100).all()
-    assert (painted[:, 20:] != 100).any()
-    sheet = contact_sheet([[photo, painted], [painted, photo]], ["photo", "labels"])
-    assert sheet.shape[1] == 2 * 40 + 3 * 8
-    assert (sheet[-48:-8, 8:48] == painted).all()
+def test_jpeg_is_close_and_small() -> None:
+    y, x = np.mgrid[0:200, 0:300]
+    image = np.stack([x % 256, y, 255 - y], -1).astype(np.uint8)
+    data = encode_jpeg(image)
+    read = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.abs(read.astype(int) - image).mean() < 2
+    assert len(data) < len(encode_png(np.random.default_rng(0).permutation(image))) / 3
 
 
 def test_to_dict_is_json_with_named_numbers() -> None:

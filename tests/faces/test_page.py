@@ -1,4 +1,4 @@
-"""The page in a real browser: a photo, the camera, one to three iterations, limits, and nobody else is called."""
+"""The page in a real browser: a photo, the camera, a clip, weights, limits, and nobody else is called."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ pytest.importorskip("selenium", reason="the browser is driven by selenium: pip i
 from selenium import webdriver
 
 import ifan
-from ifan.faces.page import HOST, Comparison, serve
+from ifan.cli.demo import nine_of
+from ifan.data.images import read_image
+from ifan.faces.page import Comparison, Models
+from ifan.faces.server import HOST, serve
+from tests.support.clips import write_clip
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on the PATH")
@@ -35,9 +39,9 @@ def address() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    page = serve(ifan.load(), port, max_mb=1, block=False)
+    server = serve(Models(ifan.load()), port, max_mb=1, block=False)
     yield f"http://{HOST}:{port}"
-    page.close()
+    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
-def eventually(found: Callable[[], Any], seconds: float = 40) -> Any:
+def eventually(found: Callable[[], Any], seconds: float = 60) -> Any:
     """What ``found`` gives as soon as it gives something."""
     end = time.monotonic() + seconds
     while not (value := found()):
@@ -70,11 +74,17 @@ def eventually(found: Callable[[], Any], seconds: float = 40) -> Any:
     return value
 
 
-def shown(browser: Any) -> list[tuple[str, int]]:
-    """Address and width of each result that is on the page and loaded."""
-    script = """return [...document.querySelectorAll('[id^=result-] img')]
+def shown(browser: Any, selector: str = "#result img") -> list[tuple[str, int]]:
+    """Address and width of each picture of ``selector`` that is on the page and loaded."""
+    script = """return [...document.querySelectorAll(arguments[0])]
         .filter(i => i.complete && i.naturalWidth && i.offsetWidth).map(i => [i.src, i.naturalWidth])"""
-    return [tuple(pair) for pair in browser.execute_script(script)]
+    return [tuple(pair) for pair in browser.execute_script(script, selector)]
+
+
+def sources(browser: Any) -> list[str]:
+    """Addresses of the left and the right picture, once both are there."""
+    eventually(lambda: len(shown(browser)) == 2)
+    return [src for src, _ in shown(browser)]
 
 
 def text(browser: Any, selector: str) -> str:
@@ -83,7 +93,20 @@ def text(browser: Any, selector: str) -> str:
 
 def upload(browser: Any, path: Path) -> None:
     """Into an empty page."""
-    eventually(lambda: browser.find_elements("css selector", "#photo input[type=file]"))[0].send_keys(str(path))
+    eventually(lambda: browser.find_elements("css selector", "#file input[type=file]"))[0].send_keys(str(path))
+
+
+def fetch(browser: Any, src: str) -> bytes:
+    """The bytes at an address, as the browser gets them."""
+    script = """const done = arguments[1]; fetch(arguments[0]).then(r => r.arrayBuffer())
+        .then(b => done([...new Uint8Array(b)]))"""
+    return bytes(browser.execute_async_script(script, src))
+
+
+def downloads(browser: Any) -> list[bytes]:
+    """What stands behind the three buttons."""
+    script = "return [...document.querySelectorAll('[id^=download-]')].map(e => (e.closest('a') ?? e).href)"
+    return [fetch(browser, href) for href in browser.execute_script(script)]
 
 
 @pytest.fixture
@@ -91,63 +114,93 @@ def page(browser: Any, address: str) -> Any:
     """A fresh page."""
     browser.get_log("performance")
     browser.get(address)
-    eventually(lambda: browser.find_elements("css selector", "#photo input[type=file]"))
+    eventually(lambda: browser.find_elements("css selector", "#file input[type=file]"))
     return browser
 
 
-def test_a_photo_one_iteration_and_all_side_by_side(page: Any, address: str, tmp_path: Path) -> None:
-    upload(page, Path(str(PORTRAIT)))
-    ((_, width),) = eventually(lambda: shown(page))
-    assert text(page, "#count") == "1 face"
-    assert width == ifan.load()(PORTRAIT.read_bytes()).plot().shape[1]
-    page.find_elements("css selector", "#iterations input")[3].click()
-    results = eventually(lambda: len(found := shown(page)) == 3 and found)
-    assert page.save_screenshot(str(tmp_path / "page.png"))
-    assert "1 iteration" in text(page, "#result-1")
-    assert "3 iterations" in text(page, "#result-3")
-    tops = page.execute_script("return [...document.querySelectorAll('[id^=result-]')].map(e => e.offsetTop)")
-    assert len(set(tops)) == 1
-    once, _, often = (cv2.imdecode(np.frombuffer(fetch(page, src), np.uint8), 1) for src, _ in results)
-    assert once.shape == often.shape
-    assert not np.array_equal(once, often)
+def test_the_example_beside_its_first_iteration(page: Any, address: str) -> None:
+    eventually(lambda: page.find_elements("css selector", "#example"))[0].click()
+    eventually(lambda: text(page, "#count") == "1 face")
+    photo, drawn = sources(page)
+    assert len(shown(page, "#faces img")) == 1
+    assert "inside mouth" in text(page, "#legend")
+    page.find_elements("css selector", "#left input")[1].click()
+    eventually(lambda: [src for src, _ in shown(page)][:1] not in ([], [photo]))
+    once, again = sources(page)
+    pictures = [cv2.imdecode(np.frombuffer(fetch(page, src), np.uint8), 1) for src in (drawn, once, again)]
+    assert pictures[0].shape == pictures[1].shape
+    assert np.array_equal(pictures[0], pictures[2])
+    assert not np.array_equal(pictures[1], pictures[2])
     called = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     urls = {m["params"]["request"]["url"] for m in called if m["method"] == "Network.requestWillBeSent"}
     assert len(urls) > 5
     assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
 
 
-def fetch(browser: Any, src: str) -> bytes:
-    """The bytes of a picture, as the browser gets them."""
-    script = """const done = arguments[1]; fetch(arguments[0]).then(r => r.arrayBuffer())
-        .then(b => done([...new Uint8Array(b)]))"""
-    return bytes(browser.execute_async_script(script, src))
+def test_nine_faces_and_three_downloads(page: Any, tmp_path: Path) -> None:
+    photo = nine_of(read_image(PORTRAIT.read_bytes()))
+    cv2.imwrite(str(tmp_path / "nine.jpg"), photo[..., ::-1])
+    upload(page, tmp_path / "nine.jpg")
+    eventually(lambda: text(page, "#count") == "9 faces")
+    eventually(lambda: len(shown(page, "#faces img")) >= 9)
+    assert "9 happy" in text(page, "#faces")
+    overlay, numbers, table = downloads(page)
+    assert overlay.startswith(b"\xff\xd8")
+    assert len(json.loads(numbers)["faces"]) == 9
+    lines = table.decode().splitlines()
+    assert len(lines) == 10
+    assert "left_eye_x" in lines[0]
 
 
-def test_the_camera(page: Any, tmp_path: Path) -> None:
-    eventually(lambda: page.find_elements("css selector", "#photo button[aria-label*=camera]"))[0].click()
-    eventually(lambda: [b for b in page.find_elements("css selector", "#photo button") if "access" in b.text.lower()])[
+def test_other_weights_offer_the_iterations_they_were_trained_for(page: Any) -> None:
+    assert "3 iterations" in text(page, "#right")
+    field = page.find_element("css selector", "#weights input")
+    field.click()
+    eventually(lambda: page.find_elements("css selector", "[role=option][data-value=paper-64], [aria-label=paper-64]"))[
         0
     ].click()
-    eventually(lambda: page.execute_script("return document.querySelector('#photo video')?.videoWidth"))
-    eventually(lambda: page.find_elements("css selector", "#photo button[aria-label*=apture]"))[0].click()
-    eventually(lambda: shown(page))
-    assert text(page, "#count") == "1 face"
-    assert page.save_screenshot(str(tmp_path / "page.png"))
+    eventually(lambda: not text(page, "#right"))
 
 
-def test_what_is_no_photo_is_one_line(page: Any, tmp_path: Path) -> None:
-    (tmp_path / "cut.png").write_bytes(PORTRAIT.read_bytes()[:20_000])
-    upload(page, tmp_path / "cut.png")
+def test_the_camera(page: Any) -> None:
+    eventually(lambda: [b for b in page.find_elements("css selector", "button[role=tab]") if b.text == "Camera"])[
+        0
+    ].click()
+    eventually(lambda: [b for b in page.find_elements("css selector", "#camera button") if "access" in b.text.lower()])[
+        0
+    ].click()
+    eventually(lambda: page.execute_script("return document.querySelector('#camera video')?.videoWidth"))
+    eventually(lambda: page.find_elements("css selector", "#camera button[aria-label*=apture]"))[0].click()
+    eventually(lambda: text(page, "#count") == "1 face")
+
+
+def test_a_clip(page: Any, tmp_path: Path) -> None:
+    upload(page, write_clip(tmp_path / "a.mp4", 2))
+    assert "in 2 frames" in eventually(lambda: text(page, "#count"))
+    assert page.find_elements("css selector", "#clip video")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "line"),
+    [
+        ("cut.png", PORTRAIT.read_bytes()[:20_000], "cut.png: the picture is cut short or damaged; replace it"),
+        ("text.jpg", b"hello", "text.jpg: not a picture this program reads"),
+        ("bad.mp4", b"hello", "bad.mp4: the clip cannot be read"),
+    ],
+)
+def test_what_is_no_photo_is_one_line(page: Any, tmp_path: Path, name: str, data: bytes, line: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    upload(page, tmp_path / name)
     said = eventually(lambda: text(page, ".toast-wrap"))
-    assert "cut.png: the picture is cut short or damaged; replace it" in said
+    assert line in said
+    assert "/" not in said
     assert shown(page) == []
 
 
 def test_large_uploads_are_refused(page: Any, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(PORTRAIT.read_bytes() + bytes(1 << 20))
     upload(page, tmp_path / "large.png")
-    said = eventually(lambda: text(page, ".toast-wrap"))
-    assert "exceed the maximum" in said
+    assert "exceed the maximum" in eventually(lambda: text(page, ".toast-wrap"))
     assert shown(page) == []
 
 
@@ -167,10 +220,8 @@ def test_only_this_machine_is_served(address: str) -> None:
 
 
 def test_comparison_finds_faces_once_and_runs_them_as_often_as_asked() -> None:
-    analyzer = ifan.load()
-    compare = Comparison(analyzer)
-    assert list(compare.choices) == ["1 iteration", "2 iterations", "3 iterations", "1 to 3, side by side"]
-    results = compare(PORTRAIT, (1, 2, 3))
+    compare = Comparison(ifan.load())
+    results = compare(str(PORTRAIT), (1, 2, 3))
     assert len({result[0].box for result in results}) == 1
     for count, result in enumerate(results, 1):
         alone = ifan.load(iterations=count)(PORTRAIT.read_bytes())
@@ -179,10 +230,11 @@ def test_comparison_finds_faces_once_and_runs_them_as_often_as_asked() -> None:
 
 
 def test_only_trained_iterations_are_offered() -> None:
-    assert Comparison(ifan.load("paper-64")).choices == {"1 iteration": (1,)}
+    models = Models(ifan.load())
+    assert [len(models[name].analyzers) for name in ("ifan-128", "paper-64")] == [3, 1]
 
 
 def test_options_out_of_range() -> None:
-    for options in ({"port": 0}, {"max_mb": 0}):
+    for options in ({"port": 0}, {"max_mb": 0}, {"at_once": 0}):
         with pytest.raises(ValueError, match="expected a port between"):
-            serve(ifan.load(), **options)
+            serve(Models(ifan.load()), **options)
