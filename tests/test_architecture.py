@@ -27,6 +27,7 @@ HELPERS = {
     "optional",
     "processor",
     "profiling",
+    "progress",
     "safetensors_io",
 }
 """Small modules that every room above may use; among themselves they know one another."""
@@ -69,7 +70,6 @@ WITHOUT_FRAMEWORK = {"config", "wiring", "crop", "predictions", "engine", "faces
 
 NOT_YET = {
     "ifan.bulk.run.predict_bulk: more than 7 parameters",
-    "ifan.cli.train._run: more than 7 parameters",
     "ifan.evaluation.runner.evaluate: more than 7 parameters",
     "ifan.faces.analyzer.__init__: more than 7 parameters",
     "ifan.faces.analyzer.load: more than 7 parameters",

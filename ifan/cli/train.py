@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ifan.cli.options import Datasets, Splits, by_name
+from ifan.cli.options import Datasets, Quiet, Splits, Verbose, by_name, over_all, sizes
 from ifan.config import Config, from_dict, load_config, parse_yaml, to_dict
 from ifan.optional import TORCH, require
+from ifan.progress import progress
 
 if TYPE_CHECKING:
-    from ifan.config import Config
+    from ifan.data import FaceDataset
     from ifan.network import IFAN
+    from ifan.training.log import Figures
 
 
 def train(
@@ -48,6 +52,8 @@ def train(
     workers: Annotated[int, typer.Option(help="Processes that prepare batches.", min=0)] = 0,
     time_limit: Annotated[float | None, typer.Option(help="Stop with a checkpoint after so many minutes.")] = None,
     mallopt: Annotated[bool, typer.Option(help="Let glibc keep freed memory (faster on the CPU).")] = True,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train one network on datasets that each label some of its tasks."""
     from ifan.allocator import keep_freed_memory
@@ -60,55 +66,63 @@ def train(
     settings = override(given, changes)
     if mallopt:
         keep_freed_memory()
-    signal = _run(
-        settings, data, splits, out, device, resume, init, partial or bool(add_task), threads, workers, time_limit
-    )
+    begin = {"init": init, "partial": partial or bool(add_task), "workers": workers, "quiet": quiet}
+    run = _Run(settings, by_name(data), splits, out, device, resume, threads, begin, verbose)
+    signal = run(time_limit)
     if signal is not None:
         raise typer.Exit(128 + signal)
 
 
-def _run(
-    config: Config,
-    data: list[str],
-    splits: Path | None,
-    out: Path,
-    device: str,
-    resume: bool,
-    init: Path | None,
-    partial: bool,
-    threads: int | None,
-    workers: int,
-    time_limit: float | None,
-) -> int | None:
-    """Open the datasets, build the trainer, run it; imports torch only when the options are sound."""
-    torch = require("ifan train", *TORCH)
+@dataclass(frozen=True)
+class _Run:
+    """A training run; ``options`` are those of `ifan.training.RunOptions`, ``data`` paths of datasets by name."""
 
-    from ifan.data import open_dataset
-    from ifan.evaluation import evaluate
-    from ifan.evaluation.report import write_json
-    from ifan.training import RunOptions, Trainer
-    from ifan.training.log import Figures
+    config: Config
+    data: dict[str, str]
+    splits: Path | None
+    out: Path
+    device: str
+    resume: bool
+    threads: int | None
+    options: dict[str, Any]
+    verbose: bool
 
-    if threads:
-        torch.set_num_threads(threads)
-    named = by_name(data)
-    train_sets, val_sets = (
-        {name: open_dataset(name, path, split, splits) for name, path in named.items()} for split in ("train", "val")
-    )
+    def __call__(self, time_limit: float | None) -> int | None:
+        """Open the datasets, build the trainer, run it; imports torch only when the options are sound.
 
-    def validate(model: IFAN, passes: int) -> Figures:
-        report = evaluate(model, val_sets, iterations=passes)
-        write_json(report, out / "validation.json")
+        Returns the signal that stopped it.
+        """
+        torch = require("ifan train", *TORCH)
+
+        from ifan.data import open_dataset
+        from ifan.training import RunOptions, Trainer
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        train_sets, val_sets = (
+            {name: open_dataset(name, path, split, self.splits) for name, path in self.data.items()}
+            for split in ("train", "val")
+        )
+        if self.verbose:
+            where = f"{self.device}, {torch.get_num_threads()} threads"
+            typer.echo(f"{where}; train: {sizes(train_sets)}; val: {sizes(val_sets)}", err=True)
+        options = RunOptions(**self.options, validate=functools.partial(self._validate, val_sets))
+        trainer = Trainer(self.config, train_sets, self.out, self.device, self.resume, options)
+        gc.freeze()  # what lives as long as the run is not searched again at every collection
+        try:
+            return trainer.run(time_limit)
+        finally:
+            gc.unfreeze()  # or nothing would free it at the end, and libraries that count their objects would say so
+
+    def _validate(self, datasets: dict[str, FaceDataset], model: IFAN, passes: int) -> Figures:
+        from ifan.evaluation import evaluate
+        from ifan.evaluation.report import write_json
+
+        with progress("validation", quiet=self.options["quiet"]) as shown:
+            report = evaluate(model, datasets, iterations=passes, progress=over_all(datasets, shown))
+        write_json(report, self.out / "validation.json")
         results = {f"{name}/{task}": r for name, d in report["datasets"].items() for task, r in d["tasks"].items()}
         return {name: result["iterations"][-1] for name, result in results.items()}
-
-    options = RunOptions(init, partial, workers, validate)
-    trainer = Trainer(config, train_sets, out, device, resume, options)
-    gc.freeze()  # what lives as long as the run is not searched again at every collection
-    try:
-        return trainer.run(time_limit)
-    finally:
-        gc.unfreeze()  # or nothing would free it at the end, and libraries that count their objects would say so
 
 
 def _with_tasks(config: Config, init: Path | None, added: list[str], data: list[str], freeze: bool) -> Config:
@@ -122,9 +136,6 @@ def _with_tasks(config: Config, init: Path | None, added: list[str], data: list[
 
 def override(config: Config, changes: list[str]) -> Config:
     """``config`` with ``section.key=value`` changes, values in YAML; ``ValueError`` names a wrong key or type."""
-
-    from ifan.config import Config
-
     tree = to_dict(config)
     for change in changes:
         key, equals, value = change.partition("=")
