@@ -41,7 +41,7 @@ def draw(folder: Path, count: int, side: int) -> list[str]:
             cv2.imwrite(str(folder / f"{i:06}.png"), faces[i].image[..., ::-1])
         else:
             os.link(folder / f"{i % len(faces):06}.png", folder / f"{i:06}.png")
-    return expand([str(folder)])
+    return expand([str(folder)])[0]
 
 
 def table_tasks(analyzer: FaceAnalyzer) -> list[str]:
@@ -110,7 +110,7 @@ def processes(options: argparse.Namespace, folder: Path) -> None:
     """`ifan predict` in 1 and 2 processes, each on its part of the inputs; time from the start of the first image."""
     network = load_network(options.weights)
     paths = (
-        expand([options.photos]) if options.photos else draw(folder / "in", options.count, network.config.image_size)
+        expand([options.photos])[0] if options.photos else draw(folder / "in", options.count, network.config.image_size)
     )
     paths = paths[: options.count]
     print("| processes | batch | photos/s | read, bytes a photo | written, bytes a photo |\n|---|---|---|---|---|")

@@ -7,7 +7,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 try:
@@ -50,6 +51,22 @@ def write_files(files: Mapping[Path, bytes]) -> None:
     finally:
         for temporary in waiting.values():
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Name beside ``path`` for a file that is too large for `write_files`: it takes its place at the end of the block.
+
+    Where the block raises nothing changes. Folders are made as needed. Raises ``OSError``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = part_beside(path)
+    try:
+        yield part
+        _sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
@@ -144,11 +161,11 @@ def _fill(handle: int, content: bytes) -> None:
         os.close(handle)
 
 
-def _sync(folder: Path) -> None:
-    """Make the names in ``folder`` durable; systems that cannot open folders do it on their own."""
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable; systems that cannot open folders do it on their own."""
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

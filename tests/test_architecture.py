@@ -27,6 +27,7 @@ HELPERS = {
     "optional",
     "processor",
     "profiling",
+    "progress",
     "safetensors_io",
 }
 """Small modules that every room above may use; among themselves they know one another."""

@@ -44,7 +44,7 @@ def as_row(
         "time": time,
         "width": width,
         "height": height,
-        "faces": [face.to_dict() for face in faces],
+        "faces": [{"id": None, **face.to_dict()} for face in faces],
         "map": None,
         "error": reason and reason.encode("utf-8", "backslashreplace").decode(),
     }

@@ -52,6 +52,7 @@ def schema(tasks: Sequence[TaskConfig]) -> Any:
 
     real, whole = pa.float64(), pa.int64()
     face: list[tuple[str, Any]] = [
+        ("id", whole),
         ("box", pa.list_(real)),
         ("score", real),
         ("crop", named(("cx", "cy", "side", "angle_deg"), real)),

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ifan.cli.options import Datasets, Splits, by_name
+from ifan.cli.options import Datasets, Quiet, Splits, Verbose, by_name, over_all, sizes
 from ifan.optional import TORCH, require, require_matplotlib
+from ifan.progress import progress
 
 
 def evaluate(
@@ -30,12 +31,13 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Write the report here.", metavar="FILE")] = None,
     plots: Annotated[Path | None, typer.Option(help="Draw PNGs into this folder.", metavar="DIR")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure weights on datasets: parsing F, landmark error, accuracy, beside a constant predictor."""
     require("ifan evaluate", *TORCH)
 
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from ifan.data import open_dataset
     from ifan.evaluation import Shifted, Subset
@@ -52,15 +54,15 @@ def evaluate(
         datasets = {name: Subset(dataset, limit) for name, dataset in datasets.items()}
     if shifted:
         datasets = {name: Shifted(dataset) for name, dataset in datasets.items()}
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = {name: bars.add_task(name, total=len(dataset)) for name, dataset in datasets.items()}
+    if verbose:
+        typer.echo(f"{weights} on {device}; {sizes(datasets)}", err=True)
+    with progress("evaluate", quiet=quiet) as shown:
         report = measure(
             model,
             datasets,
             batch,
             iterations,
-            progress=lambda name, done, _: bars.update(bar[name], completed=done),
+            progress=over_all(datasets, shown),
             every_iteration=every_iteration,
             full_resolution=full_resolution,
         )
@@ -72,7 +74,7 @@ def evaluate(
         "limit": limit,
         **report,
     }
-    console = Console()
+    console = Console(quiet=quiet)
     reporting.print_report(report, console)
     if json:
         reporting.write_json(report, json)

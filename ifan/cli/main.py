@@ -13,8 +13,18 @@ import typer
 from ifan import __version__
 from ifan.cli import one_line
 
-COMMANDS = ("info", "demo", "predict", "serve", "train", "evaluate", "pack", "export", "bench")
-"""Names of the commands, each a function in a module of that name, in the order of the help."""
+COMMANDS = {
+    "info": "Show versions, processor, backends, settings and weights.",
+    "demo": "Analyse the portrait in the package.",
+    "predict": "Analyse photos and clips: files for each, or one table.",
+    "serve": "Serve a page to try the network, on this machine only.",
+    "train": "Train one network on datasets that each label some of its tasks.",
+    "evaluate": "Measure weights on datasets, beside a constant predictor.",
+    "pack": "Pack datasets into files that load fast.",
+    "export": "Write the network for other runtimes.",
+    "bench": "Measure speed against other ways to run the same network.",
+}
+"""The commands, each a function in a module of that name, in the order of the help; the help imports none of them."""
 
 
 def application(command: str | None = None) -> typer.Typer:
@@ -25,15 +35,16 @@ def application(command: str | None = None) -> typer.Typer:
     app = typer.Typer(
         help="Face parsing, landmarks and emotion from one network.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # rich takes longer to import than all else that the help needs
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    for name in [command] if command else COMMANDS:
-        function = getattr(import_module(f"ifan.cli.{name}"), name)
-        app.command(name, help=function.__doc__)(function if command else _listed)
+    if command:
+        app.command(command)(getattr(import_module(f"ifan.cli.{command}"), command))
+    else:
+        for name, summary in COMMANDS.items():
+            app.command(name, help=summary)(_listed)
     return app
 
 
@@ -63,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         given = sys.argv[1:] if arguments is None else list(arguments)
-        first = next((word for word in given if not word.startswith("-")), None)
+        first = next((word for word in _completed() or given if not word.startswith("-")), None)
         application(first if first in COMMANDS else None)(args=given, prog_name="ifan")
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("IFAN_DEBUG", "0") not in ("", "0"):
@@ -72,6 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"error: {one_line(error) or 'not enough memory; close other programs or take smaller inputs'}", err=True
         )
         sys.exit(1)
+
+
+def _completed() -> list[str]:
+    """The words after ``ifan`` on the line that a shell asks to complete; none in an ordinary call."""
+    if "_IFAN_COMPLETE" not in os.environ:
+        return []
+    line = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS", "")
+    return line.split()[1:]
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ifan.progress import Report
 
 Datasets = Annotated[
     list[str],
@@ -17,6 +19,8 @@ Datasets = Annotated[
     ),
 ]
 Splits = Annotated[Path | None, typer.Option(help="Folder of lists NAME_SPLIT.txt that overrule the official splits.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print what runs where, and how long it takes.")]
 
 
 def by_name(data: Sequence[str]) -> dict[str, str]:
@@ -30,3 +34,19 @@ def by_name(data: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--data: expected each dataset once; got {name!r} twice; leave one out")
         found[name] = path
     return found
+
+
+def sizes(datasets: Mapping[str, Sized]) -> str:
+    """Names of datasets and their numbers of samples, for a line of text."""
+    return ", ".join(f"{name}: {len(dataset)} samples" for name, dataset in datasets.items())
+
+
+def over_all(datasets: Mapping[str, Sized], report: Report) -> Callable[[str, int, int], None]:
+    """Progress of an evaluation, which is told each dataset's, as one over all of them."""
+    done, total = dict.fromkeys(datasets, 0), sum(map(len, datasets.values()))
+
+    def note(name: str, images: int, _: int) -> None:
+        done[name] = images
+        report(sum(done.values()), total)
+
+    return note

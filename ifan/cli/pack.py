@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from ifan.cli.options import Datasets, Splits, by_name
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+from ifan.cli.options import Datasets, Quiet, Splits, by_name
+from ifan.progress import later, progress
 
 
 def pack(
@@ -20,25 +17,20 @@ def pack(
     split: Annotated[list[str], typer.Option(help="train, val or test; repeat for several.")] = ["train"],  # noqa: B006
     splits: Splits = None,
     max_side: Annotated[int, typer.Option(min=16, help="Longer side of a face's box in pixels.")] = 160,
+    quiet: Quiet = False,
 ) -> None:
     """Pack datasets into OUT/NAME/SPLIT; train and evaluate then take --data NAME=OUT/NAME."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ifan.data import open_dataset
     from ifan.data.packing import pack as pack_dataset
 
     opened = [
         (name, part, open_dataset(name, path, part, splits)) for name, path in by_name(data).items() for part in split
     ]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    total, before = sum(len(dataset) for _, _, dataset in opened), 0
+    with progress("pack", "samples", quiet) as report:
         for name, part, dataset in opened:
-            bar = progress.add_task(f"{name} {part}", total=len(dataset))
-            advance = functools.partial(_advance, progress, bar)
-            folder = pack_dataset(dataset, out / name, part, max_side, advance)
+            folder = pack_dataset(dataset, out / name, part, max_side, later(report, before, total))
             size = sum(file.stat().st_size for file in folder.iterdir())
-            progress.console.print(f"{folder}: {len(dataset)} samples, {size / 1e6:.1f} MB")
-
-
-def _advance(progress: Progress, bar: TaskID, done: int) -> None:
-    progress.update(bar, completed=done)
+            if not quiet:
+                typer.echo(f"{folder}: {len(dataset)} samples, {size / 1e6:.1f} MB")
+            before += len(dataset)

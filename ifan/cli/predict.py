@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ifan.cli import one_line
-from ifan.cli.progress import progress
+from ifan.cli.options import Quiet, Verbose
+from ifan.progress import Report, later, progress
 
 if TYPE_CHECKING:
     from ifan.faces import FaceAnalyzer, PhotoResult
@@ -25,12 +28,16 @@ ENDINGS = (".json", "_overlay.jpg", "_parsing.png", ".jsonl", "_overlay.mp4")
 REPORTED = 20
 """Failures of a table that are printed."""
 
+Say = Callable[[str], None]
+
+NAMED = 5
+"""Skipped files that are named unless --verbose asks for all."""
+
 
 def predict(
     photos: Annotated[list[str], typer.Argument(help="Pictures, clips, folders, or patterns such as 'in/*.jpg'.")],
     out: Annotated[
-        Path,
-        typer.Option(help="Folder for overlays and JSON; named .parquet, .jsonl or .csv: for tables of any length."),
+        Path, typer.Option(help="Folder for overlays and JSON; or a table: NAME.csv, NAME.parquet or NAME.jsonl.")
     ],
     box: Annotated[
         list[str] | None,
@@ -49,70 +56,172 @@ def predict(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad photo.")] = False,
     batch: Annotated[int, typer.Option(help="Faces the network sees at once.", min=1)] = 32,
     every: Annotated[int, typer.Option(help="Of a clip, each this many frames.", min=1)] = 1,
-    maps: Annotated[bool, typer.Option("--maps", help="Tables: also write class maps as PNG.")] = False,
-    shard: Annotated[int, typer.Option(help="Tables: rows a file; what a kill can cost.", min=1)] = 1000,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search the folders in folders too.")] = False,
+    shards: Annotated[
+        int | None, typer.Option(help="Tables: a folder of files of at most so many photos each.", min=1)
+    ] = None,
+    maps: Annotated[bool, typer.Option("--maps", help="With --shards: also write class maps as PNG.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Analyse faces: for each photo <name>.json, <name>_overlay.jpg and <name>_parsing.png (class ids), or one table.
 
-    Tables are folders of shards; the same command goes on where it was stopped. Exit code 1: some photo failed.
+    A table has a row a face; the same command goes on where it was stopped. Exit code 1: some photo failed.
     """
     from ifan.faces.sources import expand, unique_stems
 
     table = out.suffix.lower() in TABLES
     if table and (box or json_file or strict):
         raise ValueError(f"--out {out}: tables go without --box, --json and --strict; leave them out or name a folder")
-    boxes = [parse_box(text) for text in box or []]
-    paths = expand(photos)
+    if (shards or maps) and not (table and shards):
+        raise ValueError("--shards, --maps: expected a table as --out, and --maps only with --shards; leave them out")
+    began, boxes = time.monotonic(), [parse_box(text) for text in box or []]
+    paths, skipped = expand(photos, recursive=recursive)
     stems = unique_stems(paths)
     if not table:
         _refuse_to_overwrite(paths, stems, out, json_file)
+    if skipped and not quiet:
+        typer.echo(_skipped(skipped, verbose), err=True)
 
     from ifan.faces import CenterFace, FaceAnalyzer
     from ifan.weights import DEFAULT, load_model
 
     model = load_model(weights or DEFAULT)
     wanted = [name.strip() for name in tasks.split(",")] if tasks else None
-    if table and not (wanted or maps):  # nobody would see the parsing
+    if shards and not (wanted or maps):  # nobody would see the parsing
         wanted = [task.name for task in model.config.tasks if task.kind != "parsing"]
-    detector = None if crops else CenterFace(max_side)
     analyzer = FaceAnalyzer(
         model,
         device,
-        detector=detector,
+        detector=None if crops else CenterFace(max_side),
         iterations=iterations,
         tasks=wanted,
         batch_size=batch,
         precision=precision,
     )
-    if table:
-        _predict_table(analyzer, paths, out, every, maps, shard)
-        return
-    done, failed = _analyse(analyzer, dict(zip(paths, stems, strict=True)), boxes, out, strict, every)
-    if json_file is not None:
-        _write_json(json_file, {"photos": done, "failed": failed})
-    if failed:
-        typer.echo(f"{len(failed)} of {len(paths)} photos failed:", err=True)
-        for failure in failed:
-            typer.echo(f"error: {failure['reason']}", err=True)
+    if verbose:
+        typer.echo(f"{weights or DEFAULT}: {_described(analyzer)}, {precision} on {device}", err=True)
+    say: Say = (lambda _: None) if quiet else lambda text: typer.echo(one_line(text))
+    with progress("predict", quiet=quiet) as report:
+        if table:
+            failures = _table(analyzer, paths, out, every, shards, maps, _Ear(say, report))
+        else:
+            work = _Folder(analyzer, out, boxes, every, strict, _Ear(say, report))
+            failures = work.run(dict(zip(paths, stems, strict=True)), json_file)
+    if verbose:
+        typer.echo(f"{time.monotonic() - began:.1f} s", err=True)
+    if failures:
+        typer.echo("\n".join(failures), err=True)
         raise typer.Exit(1)
 
 
-def _predict_table(analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, every: int, maps: bool, shard: int) -> None:
+@dataclass(frozen=True)
+class _Ear:
+    """Whoever is told what is done: in lines on stdout, and how far it is."""
+
+    say: Say
+    report: Report
+
+
+def _table(
+    analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, every: int, shards: int | None, maps: bool, ear: _Ear
+) -> list[str]:
+    """Write one table, or a folder of shards; returns lines about what failed."""
+    from ifan.bulk.flat import predict_table
     from ifan.bulk.run import predict_bulk
 
-    with progress() as report:
-        summary = predict_bulk(analyzer, paths, out, every=every, maps=maps, shard_rows=shard, progress=report)
-    typer.echo(one_line(f"{out}: {summary.rows} rows, {summary.faces} faces, {summary.shards} shards"))
-    if gone := summary.removed:
-        named = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
-        typer.echo(one_line(f"{out}: rows of {len(gone)} inputs that are not given any more are gone: {named}"))
-    if summary.failures:
-        typer.echo(f"{len(summary.failures)} of {summary.rows} rows failed:", err=True)
-        for failure in summary.failures[:REPORTED]:
-            typer.echo(f"error: {one_line(failure['error'])}", err=True)
-        if len(summary.failures) > REPORTED:
-            typer.echo(f"and {len(summary.failures) - REPORTED} more; see the column error", err=True)
-        raise typer.Exit(1)
+    if shards:
+        summary = predict_bulk(analyzer, paths, out, every=every, maps=maps, shard_rows=shards, progress=ear.report)
+        ear.say(f"{out}: {summary.rows} rows, {summary.faces} faces, {summary.shards} shards")
+        if gone := summary.removed:
+            named = ", ".join(gone[:NAMED]) + (", ..." if len(gone) > NAMED else "")
+            ear.say(f"{out}: rows of {len(gone)} inputs that are not given any more are gone: {named}")
+    else:
+        summary = predict_table(analyzer, paths, out, every=every, progress=ear.report)
+        ear.say(f"{out}: {summary.faces} faces in {summary.rows} photos and frames")
+    lines = [f"error: {one_line(failure['error'])}" for failure in summary.failures[:REPORTED]]
+    if len(summary.failures) > REPORTED:
+        lines.append(f"and {len(summary.failures) - REPORTED} more; see the column error")
+    return lines and [f"{len(summary.failures)} of {summary.rows} rows failed:", *lines]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder that gets files of its own for each photo and clip."""
+
+    analyzer: FaceAnalyzer
+    out: Path
+    boxes: Sequence[tuple[float, ...]]
+    every: int
+    strict: bool
+    ear: _Ear
+
+    def run(self, stems: dict[str, str], json_file: Path | None) -> list[str]:
+        """Analyse the photos and clips ``stems``, with the names of their files; returns lines about what failed.
+
+        What cannot be written stops everything, what cannot be read does not unless ``strict``.
+        """
+        from ifan.faces.sources import count_frames, is_clip
+        from ifan.files import write_files
+
+        weights = {path: count_frames(path, self.every) if is_clip(path) else 1 for path in stems}
+        total, before = sum(weights.values()), 0
+        done: list[dict[str, Any]] = []
+        failed: list[dict[str, str]] = []
+        for path, stem in stems.items():
+            self.ear.report(before, total, len(failed))
+            try:
+                done.append(self._one(path, stem, later(self.ear.report, before, total, len(failed))))
+            except (ValueError, MemoryError) as error:
+                if self.strict:
+                    raise
+                reason = one_line(error) or f"{path}: not enough memory; shrink the picture"
+                failed.append({"photo": path, "reason": reason})
+            before += weights[path]
+        if json_file is not None:
+            write_files({json_file: json.dumps({"photos": done, "failed": failed}, indent=1).encode()})
+        lines = [f"error: {failure['reason']}" for failure in failed]
+        return lines and [f"{len(failed)} of {len(stems)} photos failed:", *lines]
+
+    def _one(self, path: str, stem: str, progress: Callable[[int], None]) -> dict[str, Any]:
+        """Analyse and save a photo or clip, say so, and return what ``--json`` keeps of it."""
+        from ifan.faces.clip import save_clip
+        from ifan.faces.sources import is_clip
+
+        if is_clip(path):
+            files, frames, faces = save_clip(self.analyzer, path, self.out, stem, self.every, progress)
+            self.ear.say(f"{path}: {faces} faces in {frames} frames -> {files[0]}")
+            return {"photo": path, "frames": frames, "files": [str(file) for file in files]}
+        result = self.analyzer(path, self.boxes or None)
+        files = result.save(self.out, stem)
+        self.ear.say(f"{path}: {_summary(result)} -> {files[0]}")
+        return {**result.to_dict(), "files": [str(file) for file in files]}
+
+
+def _skipped(paths: Sequence[str], all_of_them: bool) -> str:
+    """Line about ``paths`` that are not read; folders end in a separator."""
+    folders = [path for path in paths if path.endswith(os.sep)]
+    files = [path for path in paths if not path.endswith(os.sep)]
+    parts = []
+    for some, kind, why in (
+        (files, "file", "neither picture nor clip"),
+        (folders, "folder", "--recursive searches it"),
+    ):
+        named = some if all_of_them else some[:NAMED]
+        more = [] if len(named) == len(some) else [f"and {len(some) - len(named)} more (named by --verbose)"]
+        if some:
+            kind, why = (kind, why) if len(some) == 1 else (f"{kind}s", why.replace(" it", " them"))
+            parts.append(f"skipped {len(some)} {kind} ({why}): {', '.join([*named, *more])}")
+    return one_line("; ".join(parts))
+
+
+def _described(analyzer: FaceAnalyzer) -> str:
+    from ifan.native import cpu_refusal, thread_count
+
+    passes = f"{analyzer.iterations} iteration{'' if analyzer.iterations == 1 else 's'}"
+    tasks = ", ".join(task.name for task in analyzer.predictor.tasks)
+    kernels = "PyTorch" if cpu_refusal() else f"native kernels, {thread_count()} threads"
+    return f"{passes} of {tasks}; {kernels}; detector {analyzer.detector or 'none'}"
 
 
 def parse_box(text: str) -> tuple[float, float, float, float]:
@@ -139,53 +248,7 @@ def _refuse_to_overwrite(paths: Sequence[str], stems: Sequence[str], out: Path, 
         raise ValueError(f"--out {out}: expected a folder; got a file; choose another name")
 
 
-def _analyse(
-    analyzer: FaceAnalyzer,
-    stems: dict[str, str],
-    boxes: Sequence[tuple[float, ...]],
-    out: Path,
-    strict: bool,
-    every: int,
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Results and failures; what cannot be written stops everything, what cannot be read does not."""
-    done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    for path, stem in stems.items():
-        try:
-            done.append(_one(analyzer, path, stem, boxes, out, every))
-        except (ValueError, MemoryError) as error:
-            if strict:
-                raise
-            failed.append(
-                {"photo": path, "reason": one_line(error) or f"{path}: not enough memory; shrink the picture"}
-            )
-    return done, failed
-
-
-def _one(
-    analyzer: FaceAnalyzer, path: str, stem: str, boxes: Sequence[tuple[float, ...]], out: Path, every: int
-) -> dict[str, Any]:
-    """Analyse and save a photo or clip, say so, and return what ``--json`` keeps of it."""
-    from ifan.faces.clip import save_clip
-    from ifan.faces.sources import is_clip
-
-    if is_clip(path):
-        files, frames, faces = save_clip(analyzer, path, out, stem, every)
-        typer.echo(one_line(f"{path}: {faces} faces in {frames} frames -> {files[0]}"))
-        return {"photo": path, "frames": frames, "files": [str(file) for file in files]}
-    result = analyzer(path, boxes or None)
-    files = result.save(out, stem)
-    typer.echo(one_line(f"{path}: {_summary(result)} -> {files[0]}"))
-    return {**result.to_dict(), "files": [str(file) for file in files]}
-
-
 def _summary(result: PhotoResult) -> str:
     moods = ["{} {:.0%}".format(*face.best("emotion")) for face in result.faces if face.emotion]
     count = f"{len(result)} face{'s' if len(result) != 1 else ''}"
     return f"{count}: {', '.join(moods)}" if moods else count
-
-
-def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    from ifan.files import write_files
-
-    write_files({path: json.dumps(tree, indent=1).encode()})

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ifan.cli.options import Datasets, Splits, by_name
+from ifan.cli.options import Datasets, Quiet, Splits, Verbose, by_name, over_all, sizes
 from ifan.config import Config, from_dict, load_config, parse_yaml, to_dict
 from ifan.optional import TORCH, require
+from ifan.progress import progress
 
 if TYPE_CHECKING:
     from ifan.data.dataset import FaceDataset
@@ -50,6 +51,8 @@ def train(
     workers: Annotated[int, typer.Option(help="Processes that prepare batches.", min=0)] = 0,
     time_limit: Annotated[float | None, typer.Option(help="Stop with a checkpoint after so many minutes.")] = None,
     mallopt: Annotated[bool, typer.Option(help="Let glibc keep freed memory (faster on the CPU).")] = True,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train one network on datasets that each label some of its tasks."""
     from ifan.allocator import keep_freed_memory
@@ -68,8 +71,12 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    training = _open(data, "train", splits)
-    options = RunOptions(init, partial or bool(add_task), workers, _validation(_open(data, "val", splits), out))
+    training, validation = (_open(data, split, splits) for split in ("train", "val"))
+    if verbose:
+        where = f"{device}, {torch.get_num_threads()} threads"
+        typer.echo(f"{where}; train: {sizes(training)}; val: {sizes(validation)}", err=True)
+    measure = _measure(validation, out, quiet)
+    options = RunOptions(init, partial or bool(add_task), workers, measure, quiet=quiet)
     trainer = Trainer(settings, training, out, device, resume, options)
     gc.freeze()  # what lives as long as the run is not searched again at every collection
     try:
@@ -87,13 +94,14 @@ def _open(data: list[str], split: str, splits: Path | None) -> dict[str, FaceDat
     return {name: open_dataset(name, path, split, splits) for name, path in by_name(data).items()}
 
 
-def _validation(datasets: dict[str, FaceDataset], out: Path) -> Validate:
+def _measure(datasets: dict[str, FaceDataset], out: Path, quiet: bool) -> Validate:
     """Measure of a network after its last pass, which also leaves the whole report in ``out``."""
     from ifan.evaluation import evaluate
     from ifan.evaluation.report import write_json
 
     def validate(model: IFAN, passes: int) -> Figures:
-        report = evaluate(model, datasets, iterations=passes)
+        with progress("validation", quiet=quiet) as shown:
+            report = evaluate(model, datasets, iterations=passes, progress=over_all(datasets, shown))
         write_json(report, out / "validation.json")
         results = {f"{name}/{task}": r for name, d in report["datasets"].items() for task, r in d["tasks"].items()}
         return {name: result["iterations"][-1] for name, result in results.items()}
@@ -112,9 +120,6 @@ def _with_tasks(config: Config, init: Path | None, added: list[str], data: list[
 
 def override(config: Config, changes: list[str]) -> Config:
     """``config`` with ``section.key=value`` changes, values in YAML; ``ValueError`` names a wrong key or type."""
-
-    from ifan.config import Config
-
     tree = to_dict(config)
     for change in changes:
         key, equals, value = change.partition("=")

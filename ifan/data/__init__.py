@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +112,8 @@ def _reader(name: str) -> Any:
     """The class that reads a dataset: ours of that name, ``module:Class``, or another package's entry point."""
     if name in DATASETS:
         return DATASETS[name]
+    from importlib import metadata  # slow to import, and photos need none of it
+
     module, colon, attribute = name.partition(":")
     try:
         if colon:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 MAX_CHUNKS = 1 << 17
 """Largest number of parts of a PNG; one of 100 megapixels of 16 bits in parts of 8 KB has 75,000."""
@@ -22,7 +23,7 @@ WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
 def header_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of the picture in ``data``, before a rotation; ``None`` for a format that is not read.
 
-    Raises ``ValueError``, ``IndexError`` or ``struct.error`` for a header that is damaged, cut short or ambiguous.
+    Raises ``ValueError``, ``LookupError`` or ``struct.error`` for a header that is damaged, cut short or ambiguous.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return png_size(data)
@@ -36,6 +37,8 @@ def header_size(data: bytes) -> tuple[int, int] | None:
         return webp_size(data[:32])
     if data[:4] in (b"II*\0", b"MM\0*"):
         return tiff_size(data)
+    if {b"avif", b"avis"} & set(brands(data)):
+        return avif_size(data)
     return None
 
 
@@ -95,6 +98,40 @@ def webp_size(head: bytes) -> tuple[int, int]:
         width, height = struct.unpack("<HH", head[26:30])
         return width & 0x3FFF, height & 0x3FFF
     raise ValueError("the first chunk is not a picture")
+
+
+def brands(data: bytes) -> list[bytes]:
+    """Names of what a file of boxes, such as AVIF and HEIC, says that it is; none of another file."""
+    if data[4:8] != b"ftyp":
+        return []
+    end = min(int.from_bytes(data[:4], "big"), 4 * MAX_TAGS)
+    return [data[8:12], *(data[at : at + 4] for at in range(16, end, 4))]
+
+
+def avif_size(data: bytes) -> tuple[int, int]:
+    """Size of an AVIF: the largest that a picture in it has."""
+    (meta,) = (body for name, body in _boxes(data) if name == b"meta")
+    properties = dict(_boxes(dict(_boxes(meta[4:]))[b"iprp"]))[b"ipco"]
+    sizes: list[tuple[int, int]] = [
+        struct.unpack(">II", body[4:12]) for name, body in _boxes(properties) if name == b"ispe"
+    ]
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Names and contents of the boxes that ``data`` consists of; ``ValueError`` where one is not whole."""
+    at = 0
+    while at < len(data):
+        length, name = struct.unpack(">I4s", data[at : at + 8])
+        start = at + 8
+        if length == 1:
+            (length,) = struct.unpack(">Q", data[at + 8 : at + 16])
+            start = at + 16
+        end = at + length if length else len(data)
+        if end < start or end > len(data):
+            raise ValueError("a box is not whole")
+        yield name, data[start:end]
+        at = end
 
 
 def tiff_size(data: bytes) -> tuple[int, int]:

@@ -11,14 +11,16 @@ import cv2
 import numpy as np
 
 from ifan.data.dataset import DataError
-from ifan.data.headers import header_size
+from ifan.data.headers import brands, header_size
 from ifan.data.tiff import check_pixels
 
 MAX_SIDE = 20_000
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30
 """A picture of so many pixels, 16 bits each and unpacked, has 600 MB."""
-FORMATS = "JPEG, PNG, WebP, BMP, GIF or TIFF"
+FORMATS = "JPEG, PNG, WebP, AVIF, BMP, GIF or TIFF"
+HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+"""Brands of pictures coded by HEVC: OpenCV does not decode them, FFmpeg their tiles alone."""
 
 
 class ImageError(DataError):
@@ -58,8 +60,10 @@ def check_header(data: bytes | np.ndarray, name: str) -> tuple[int, int]:
         raise ImageError(f"{name}: the file is empty; replace it")
     try:
         size = header_size(bytes(data))
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, LookupError, ValueError) as error:
         raise ImageError(f"{name}: the picture is cut short or damaged; replace it") from error
+    if size is None and HEIC & set(brands(bytes(data[:4096]))):
+        raise ImageError(f"{name}: HEIC is not read here ({FORMATS} are); convert it, or let the phone export JPEG")
     if size is None:
         raise ImageError(f"{name}: not a picture this program reads ({FORMATS}); convert it")
     width, height = size

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -16,7 +17,7 @@ from ifan.crop import Crop, covered, crop_image, map_to_image, points_from_crop
 from ifan.faces.detect import Box, CenterFace, Detection, Detector
 from ifan.faces.face import Face
 from ifan.faces.framing import FACE_MARGIN, crop_of
-from ifan.faces.photo import as_rgb
+from ifan.faces.photo import as_rgb, is_photo
 from ifan.faces.predictor import NetworkOptions, NetworkPredictor, Predictor
 from ifan.faces.result import PhotoResult
 from ifan.refine import WIDER, source_window
@@ -126,32 +127,54 @@ class FaceAnalyzer:
     @overload
     def __call__(self, photos: list[Any] | tuple[Any, ...], boxes: Any = None) -> list[PhotoResult]: ...
     @overload
+    def __call__(self, photos: Generator[Any, Any, Any], boxes: None = None) -> Iterator[PhotoResult]: ...
+    @overload
     def __call__(self, photos: Any, boxes: Any = None) -> PhotoResult: ...
-    def __call__(self, photos: Any, boxes: Any = None) -> PhotoResult | list[PhotoResult]:
-        """Analyse one photo or a list of them.
+    def __call__(self, photos: Any, boxes: Any = None) -> PhotoResult | list[PhotoResult] | Iterator[PhotoResult]:
+        """Analyse one photo or several.
 
         Args:
-            photos: a path, the bytes of a picture file, an (H, W, 3) uint8 RGB array, a PIL image, a (3, H, W) uint8
-                RGB tensor; or a list or tuple of such.
+            photos: a path, the bytes of a picture file, an open one, a uint8 array (H, W, 3) RGB, (H, W, 4) RGBA or
+                (H, W) grey, a PIL image, a (3, H, W) uint8 RGB tensor; or a list, generator or the like of such.
             boxes: where the faces are: one box (x0, y0, x1, y1) in pixels, hairline to chin, or a sequence of boxes;
                 for a list of photos one of these (or ``None``) a photo. ``None`` = the detector looks for them.
 
         Returns:
-            A `PhotoResult`, or for a list of photos the list of theirs in order.
+            A `PhotoResult`, or for a list of photos the list of theirs in order. For a generator or other iterator an
+            iterator of theirs, which reads ``batch_size`` photos at a time.
 
         Raises:
             ValueError: a photo that cannot be read, or a box that is not in its photo; names the photo.
         """
-        if not isinstance(photos, (list, tuple)):
+        if is_photo(photos):
             return self.analyze([photos], [boxes])[0]
+        if isinstance(photos, Iterator):
+            if boxes is not None:
+                raise ValueError("boxes: expected a list of photos; got an iterator; pass list(photos)")
+            return self._stream(photos)
+        photos = list(photos)
         if boxes is not None and len(boxes) != len(photos):
             raise ValueError(f"boxes: expected one entry for each of the {len(photos)} photos; got {len(boxes)}")
         return self.analyze(photos, [None] * len(photos) if boxes is None else boxes)
 
-    def analyze(self, photos: Sequence[Any], boxes: Sequence[Any]) -> list[PhotoResult]:
-        """The list form of calling an analyzer; faces of all photos share batches."""
+    def _stream(self, photos: Iterator[Any]) -> Iterator[PhotoResult]:
+        done = 0
+        while some := list(islice(photos, self.batch_size)):
+            yield from self.analyze(
+                some, [None] * len(some), [f"photo {i}" for i in range(done + 1, done + 1 + len(some))]
+            )
+            done += len(some)
+
+    def analyze(
+        self, photos: Sequence[Any], boxes: Sequence[Any], names: Sequence[str] | None = None
+    ) -> list[PhotoResult]:
+        """The list form of calling an analyzer; faces of all photos share batches.
+
+        ``names`` stand in messages for photos that are no paths.
+        """
         paths = [os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None for photo in photos]
-        names = [path or (f"photo {i}" if len(photos) > 1 else "photo") for i, path in enumerate(paths, 1)]
+        numbered = names or ([f"photo {i}" for i in range(1, len(photos) + 1)] if len(photos) > 1 else ["photo"])
+        names = [path or name for path, name in zip(paths, numbered, strict=False)]
         images = [as_rgb(photo, name) for photo, name in zip(photos, names, strict=True)]
         prepared = self.prepare(images, boxes, names)
         predictions = self.predict(prepared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,9 +38,14 @@ def analyse_clip(analyzer: FaceAnalyzer, path: str, every: int = 1) -> Iterator[
 
 
 def save_clip(
-    analyzer: FaceAnalyzer, path: str, folder: str | Path, stem: str, every: int = 1
+    analyzer: FaceAnalyzer,
+    path: str,
+    folder: str | Path,
+    stem: str,
+    every: int = 1,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Path], int, int]:
-    """Write ``<stem>_overlay.mp4`` and ``<stem>.jsonl``, whole or not at all.
+    """Write ``<stem>_overlay.mp4`` and ``<stem>.jsonl``, whole or not at all; ``progress`` is called with frames done.
 
     Returns their paths and the numbers of frames and faces. Raises ``ValueError`` for a clip that cannot be read,
     ``OSError`` for a folder that cannot be written.
@@ -57,6 +62,8 @@ def save_clip(
                 row = {"frame": number, "time": time, **result.to_dict()}
                 lines.write(json.dumps({**row, "photo": path}) + "\n")
                 count, faces = count + 1, faces + len(result)
+                if progress:
+                    progress(count)
         if count == 0:
             raise ValueError(f"{path}: the clip has no frames; check it")
         for temporary, target in zip(waiting, targets, strict=True):

@@ -10,9 +10,10 @@ import numpy as np
 
 from ifan.crop import Crop
 from ifan.faces.detect import Box
+from ifan.faces.png import encode_png
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Face:
     """One face; all places are in pixels of the photo.
 
@@ -20,7 +21,8 @@ class Face:
     square the network saw. ``parsing`` (h, w) uint8 class ids at the photo's resolution inside ``region`` (x0, y0, x1,
     y1), the part of the crop within the photo, and ``parsing_classes`` their names. ``landmarks``: point name to (x,
     y). ``classes``: classification task to class name to probability. What a network does not predict, or was not asked
-    for, is ``None`` or empty.
+    for, is ``None`` or empty. ``id``: the same number in all frames of a clip in which the face was followed.
+    ``photo`` (H, W, 3) uint8 RGB is the picture that it was found in, where a `PhotoResult` holds both.
     """
 
     box: Box
@@ -31,6 +33,15 @@ class Face:
     landmarks: dict[str, tuple[float, float]] = field(default_factory=dict)
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     score: float | None = None
+    id: int | None = None
+    photo: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        score = "" if self.score is None else f", score={self.score:.2f}"
+        best = [f"{self.best(task)[0]} {self.best(task)[1]:.0%}" for task in list(self.classes)[:3]]
+        found = [*best, f"{len(self.landmarks)} points", *([] if self.parsing is None else ["regions"])]
+        name = "" if self.id is None else f"id={self.id}, "
+        return f"Face({name}box=({', '.join(f'{v:.0f}' for v in self.box)}){score}, {', '.join(found)})"
 
     @property
     def emotion(self) -> dict[str, float]:
@@ -43,8 +54,50 @@ class Face:
             raise ValueError(f"unknown classification {task!r}; this face has {list(self.classes)}")
         return max(self.classes[task].items(), key=lambda item: item[1])
 
+    def mask(self, *regions: str) -> np.ndarray:
+        """Pixels of the photo that belong to ``regions`` such as ``"hair"``, (H, W) bool; without names all but the
+        background.
+
+        Raises ``ValueError`` for a region that there is not, and for a face without parsing or without its photo.
+        """
+        photo, inside = self._seen(), self._inside(regions)
+        x0, y0, x1, y1 = self.region
+        mask = np.zeros(photo.shape[:2], bool)
+        mask[y0:y1, x0:x1] = inside
+        return mask
+
+    def cutout(self, *regions: str) -> np.ndarray:
+        """The face without what is around it, (h, w, 4) uint8 RGBA, transparent outside ``regions``; see `mask`.
+
+        It is as large as `region`, so it fits back into the photo there.
+        """
+        photo, inside = self._seen(), self._inside(regions)
+        x0, y0, x1, y1 = self.region
+        return np.dstack([photo[y0:y1, x0:x1], np.where(inside, 255, 0).astype(np.uint8)])
+
+    def _seen(self) -> np.ndarray:
+        if self.photo is None:
+            raise ValueError("expected a face of a PhotoResult; got one without its photo; take it from an analyzer")
+        return self.photo
+
+    def _inside(self, regions: Sequence[str]) -> np.ndarray:
+        if self.parsing is None:
+            raise ValueError("expected a face with regions; got one without; ask the analyzer for the parsing task too")
+        unknown = [name for name in regions if name not in self.parsing_classes]
+        if unknown:
+            raise ValueError(f"expected regions of {', '.join(self.parsing_classes)}; got {unknown[0]!r}")
+        ids = [self.parsing_classes.index(name) for name in regions]
+        return np.isin(self.parsing, ids) if ids else self.parsing != 0
+
+    def _repr_png_(self) -> bytes | None:
+        """The face's part of the photo, for notebooks."""
+        if self.photo is None:
+            return None
+        x0, y0, x1, y1 = self.region
+        return encode_png(self.photo[y0:y1, x0:x1])
+
     def to_dict(self, runs: bool = False) -> dict[str, Any]:
-        """Numbers, strings, lists and dicts only; the parsing map as its region and pixels a class.
+        """Numbers, strings, lists and dicts only; the parsing map as its region and pixels a class; the id if any.
 
         With ``runs`` also the map itself, row by row: class id, number of pixels, next id, next number, ...
         """
@@ -55,6 +108,8 @@ class Face:
             "landmarks": {name: [_rounded(x), _rounded(y)] for name, (x, y) in self.landmarks.items()},
             "classes": {task: {k: round(p, 6) for k, p in named.items()} for task, named in self.classes.items()},
         }
+        if self.id is not None:
+            out["id"] = self.id
         if self.parsing is not None:
             counts = np.bincount(self.parsing.ravel(), minlength=len(self.parsing_classes))
             pixels = {name: int(n) for name, n in zip(self.parsing_classes, counts, strict=True)}

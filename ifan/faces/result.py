@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
+from ifan.faces.columns import PLACE, flat_rows
 from ifan.faces.draw import overlay
 from ifan.faces.face import Face, compose
 from ifan.faces.jpeg import encode_jpeg
-from ifan.faces.png import encode_label_png
+from ifan.faces.png import encode_label_png, encode_png
 from ifan.files import write_files
 from ifan.optional import require
 
+NOTEBOOK_SIDE = 1200
+"""Longer side in pixels of a picture that a notebook keeps."""
 
-@dataclass(frozen=True, slots=True, eq=False)
+NAMED = 3
+"""Faces that a result names when it is printed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PhotoResult:
     """All faces of one photo. ``path`` is ``None`` for a photo that came from memory; ``size`` is (width, height);
     ``image`` (H, W, 3) uint8 RGB is the photo itself, kept for drawing."""
@@ -26,7 +34,19 @@ class PhotoResult:
     path: str | None
     size: tuple[int, int]
     faces: tuple[Face, ...]
-    image: np.ndarray = field(repr=False)
+    image: np.ndarray
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "faces", tuple(replace(face, photo=self.image) for face in self.faces))
+
+    def __repr__(self) -> str:
+        name = "" if self.path is None else repr(f"...{self.path[-50:]}" if len(self.path) > 53 else self.path) + ", "
+        moods = ["{} {:.0%}".format(*face.best("emotion")) for face in self.faces[:NAMED] if face.emotion]
+        if moods and len(self) > NAMED:
+            moods.append("...")
+        count = f"{len(self)} face{'' if len(self) == 1 else 's'}"
+        found = f"{count}: {', '.join(moods)}" if moods else count
+        return f"PhotoResult({name}{self.size[0]} x {self.size[1]}, {found})"
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -50,18 +70,46 @@ class PhotoResult:
         width, height = self.size
         return {"photo": self.path, "width": width, "height": height, "faces": [f.to_dict(runs) for f in self.faces]}
 
+    def to_json(self, runs: bool = False) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(runs), indent=1)
+
+    def to_pandas(self) -> Any:
+        """The faces as a ``pandas.DataFrame``, a row a face with the columns of `ifan.faces.columns.columns`.
+
+        A photo without a face has one row, whose ``face`` is 0. Raises ``ImportError`` without pandas.
+        """
+        pandas = require("to_pandas", "pandas", "pandas", "pandas")
+        about = {"photo": self.path, "width": self.size[0], "height": self.size[1]}
+        rows = flat_rows(about, [face.to_dict() for face in self.faces])
+        table = pandas.DataFrame(rows, columns=list(dict.fromkeys([*PLACE, *rows[0]])))
+        kinds = {str: "object", int: "Int64", float: "float64"}
+        return table.astype({name: kinds[kind] for name, kind in PLACE.items()})
+
     def to_supervision(self) -> Any:
-        """The faces as ``supervision.Detections``: ``xyxy``, ``confidence`` (1 for given boxes), and in ``data`` the
-        points (N, P, 2) and the most probable class of each classification. Raises ``ImportError`` without it."""
+        """The faces as ``supervision.Detections``.
+
+        ``xyxy`` are the boxes, ``confidence`` the scores (1 for given boxes), ``mask`` (N, H, W) bool the regions but
+        the background, ``tracker_id`` the ids of a followed clip. ``class_id`` and ``data["class_name"]`` are the most
+        probable class of the first classification, else 0 and "face". ``data`` also holds the points (N, P, 2) and of
+        each classification the most probable class. Raises ``ImportError`` without supervision.
+        """
         detections = require("to_supervision", "supervision", "supervision", "supervision").Detections
-        data: dict[str, Any] = {}
-        if self.faces and self.faces[0].landmarks:
-            data["landmarks"] = np.array([list(f.landmarks.values()) for f in self.faces], np.float32)
-        for task in self.faces[0].classes if self.faces else ():
-            data[task] = np.array([f.best(task)[0] for f in self.faces])
+        faces = self.faces
+        if not faces:
+            return detections.empty()
+        data: dict[str, Any] = {task: np.array([f.best(task)[0] for f in faces]) for task in faces[0].classes}
+        first = next(iter(faces[0].classes), None)
+        named = list(faces[0].classes[first]) if first else ["face"]
+        data["class_name"] = data[first] if first else np.array(named * len(faces))
+        if faces[0].landmarks:
+            data["landmarks"] = np.array([list(f.landmarks.values()) for f in faces], np.float32)
         return detections(
-            xyxy=np.array([f.box for f in self.faces], np.float32).reshape(-1, 4),
-            confidence=np.array([1.0 if f.score is None else f.score for f in self.faces], np.float32),
+            xyxy=np.array([f.box for f in faces], np.float32),
+            mask=None if faces[0].parsing is None else np.stack([f.mask() for f in faces]),
+            confidence=np.array([1.0 if f.score is None else f.score for f in faces], np.float32),
+            class_id=np.array([named.index(name) for name in data["class_name"]]),
+            tracker_id=None if any(f.id is None for f in faces) else np.array([f.id for f in faces]),
             data=data,
         )
 
@@ -73,6 +121,27 @@ class PhotoResult:
         """
         return overlay(self.image, self.faces)
 
+    def show(self) -> Path:
+        """Open the overlay in the system's viewer; returns the temporary picture, which stays. In a notebook the result
+        shows itself."""
+        import tempfile
+        import webbrowser
+
+        with tempfile.NamedTemporaryFile(prefix="ifan-", suffix=".png", delete=False) as file:
+            file.write(encode_png(self.plot()))
+        webbrowser.open(Path(file.name).as_uri())
+        return Path(file.name)
+
+    def _repr_png_(self) -> bytes:
+        """The overlay for notebooks, shrunk if it is large."""
+        picture = self.plot()
+        height, width = picture.shape[:2]
+        scale = NOTEBOOK_SIDE / max(height, width)
+        if scale < 1:
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        return encode_png(picture)
+
     def files(self, folder: str | Path, stem: str | None = None) -> dict[Path, bytes]:
         """Files that `save` writes, by path: the overlay, the parsing map where there is one, and last the JSON."""
         name = stem or (Path(self.path).stem if self.path else "photo")
@@ -80,7 +149,7 @@ class PhotoResult:
         out = {base / f"{name}_overlay.jpg": encode_jpeg(self.plot())}
         if parsing is not None:
             out[base / f"{name}_parsing.png"] = encode_label_png(parsing)
-        out[base / f"{name}.json"] = json.dumps(self.to_dict(), indent=1).encode()
+        out[base / f"{name}.json"] = self.to_json().encode()
         return out
 
     def save(self, folder: str | Path, stem: str | None = None) -> list[Path]:

@@ -18,7 +18,8 @@ READ_SECONDS = 30
 DECODED_AT_ONCE = 2
 """Processes that decode photos, each within the limits of `ifan.data.limited`."""
 
-_NUMBERS = {"type": "array", "items": {"type": "number"}}
+_NUMBER = {"type": "number"}
+_NUMBERS = {"type": "array", "items": _NUMBER}
 _COUNTS = {"type": "object", "additionalProperties": {"type": "integer"}}
 
 
@@ -37,7 +38,7 @@ SCHEMA: dict[str, Any] = _object(
             optional=("parsing",),
             box={**_NUMBERS, "description": "x0, y0, x1, y1 in pixels"},
             score={"type": ["number", "null"], "description": "certainty of the detector; null for a given box"},
-            crop=_object(**{name: {"type": "number"} for name in ("cx", "cy", "side", "angle_deg")}),
+            crop=_object(cx=_NUMBER, cy=_NUMBER, side=_NUMBER, angle_deg=_NUMBER),
             landmarks={"type": "object", "additionalProperties": {**_NUMBERS, "description": "x, y in pixels"}},
             classes={
                 "type": "object",
@@ -122,7 +123,7 @@ class _Desk:
             raise _Refusal(400, " ".join(str(error).split())) from error
         except MemoryError as error:
             raise _Refusal(400, "photo: not enough memory; shrink the picture") from error
-        return result.to_dict(runs)  # type: ignore[no-any-return]
+        return result.to_dict(runs)
 
     async def _read(self, request: Any) -> bytes:
         data = bytearray()

@@ -16,7 +16,7 @@ from ifan.data.images import MAX_PIXELS
 from ifan.faces.matroska import is_torn
 from ifan.optional import require
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 CLIPS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 """What is taken from a folder, and by which names a clip is known."""
 
@@ -24,22 +24,43 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,ogg,flv,asf"
 """FFmpeg's names of what may be in a clip, whatever its name: containers of frames, no lists of other files."""
 
 
-def expand(inputs: Sequence[str], suffixes: Sequence[str] = PICTURES + CLIPS) -> list[str]:
-    """Paths as they are, folders as the files in them with one of ``suffixes``, patterns as their matches; in order,
-    each once.
+def expand(
+    inputs: Sequence[str], suffixes: Sequence[str] = PICTURES + CLIPS, recursive: bool = False
+) -> tuple[list[str], list[str]]:
+    """Files to read, in order and each once, and those in folders that are skipped.
 
-    A folder without any raises ``ValueError``; a pattern without matches stays and fails when it is read.
+    Paths stay as they are; folders become the files in them with one of ``suffixes``, with ``recursive`` also those of
+    the folders below; patterns become their matches. Skipped are files with other suffixes and, unless ``recursive``,
+    folders; hidden ones are not named. A folder without any file to read raises ``ValueError``. A pattern without
+    matches stays and fails when it is read.
     """
     paths: list[str] = []
+    skipped: list[str] = []
     for given in inputs:
         if os.path.isdir(given):  # unlike Path, os.path says no to a name that is too long or a loop of links
-            found = sorted(str(p) for p in Path(given).iterdir() if p.suffix.lower() in suffixes)
-            if not found:
-                raise ValueError(f"{given}: no pictures in this folder ({', '.join(suffixes)}); pass another one")
-            paths += found
+            files, folders = _listed(given, recursive)
+            taken = [path for path in files if Path(path).suffix.lower() in suffixes]
+            if not taken:
+                hint = ", or --recursive for the folders in it" if folders else ""
+                raise ValueError(f"{given}: no pictures in this folder ({', '.join(suffixes)}); pass another one{hint}")
+            paths += taken
+            skipped += sorted([*set(files).difference(taken), *folders])
         else:
             paths += [given] if os.path.exists(given) else sorted(glob.glob(given, recursive=True)) or [given]
-    return list(dict.fromkeys(paths))
+    return list(dict.fromkeys(paths)), list(dict.fromkeys(skipped))
+
+
+def _listed(folder: str, recursive: bool) -> tuple[list[str], list[str]]:
+    """Files in ``folder`` that are not hidden, sorted, and the folders; with ``recursive`` the files below too."""
+    files: list[str] = []
+    folders: list[str] = []
+    for parent, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        files += [os.path.join(parent, name) for name in names if not name.startswith(".")]
+        if not recursive:
+            folders += [os.path.join(parent, name, "") for name in below]
+            break
+    return sorted(files), folders
 
 
 def unique_stems(paths: Sequence[str]) -> list[str]:

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 
 from ifan.files import write_files
+from ifan.progress import close_bars, open_bars
 
 Figures = Mapping[str, Mapping[str, float | None]]
 """What a validation says: entry (dataset and task) -> metric -> value, leading metric first, ``None`` = unmeasured."""
@@ -67,10 +68,8 @@ class RunLog:
         _drop_after(self.out / "log.jsonl", start)
         self.board = _tensorboard(self.out / "tensorboard", start)
         if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-            self.bar = Progress(*columns, TimeElapsedColumn(), "left", TimeRemainingColumn(), console=self.console)
-            self.bar.add_task("starting", total=self.steps, completed=start)
-            self.bar.start()
+            self.bar = open_bars(self.console)
+            self.bar.add_task("train", total=self.steps, completed=start, note="", counts=f"{start}/{self.steps}")
         return self
 
     def __enter__(self) -> RunLog:
@@ -78,7 +77,7 @@ class RunLog:
 
     def __exit__(self, *error: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self.bar:
-            self.bar.stop()
+            close_bars(self.bar)
             self.bar = None
         if self.board:
             self.board.close()
@@ -92,7 +91,7 @@ class RunLog:
         self.seen = self.seen + result.present.double().cpu()
         self.samples += result.samples
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=step)
+            self.bar.update(self.bar.task_ids[0], completed=step, counts=f"{step}/{self.steps}")
         if step % self.every == 0 or step == self.steps:
             self._write(step, result)
             self._reset()
@@ -117,7 +116,7 @@ class RunLog:
         self._draw(step, {**{f"loss/{t}": m for t, m in losses.items()}, **row})
         text = "  ".join([*(f"{t} {m:.4f}" for t, m in losses.items()), f"{rate:.1f} samples/s"])
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], description=text)
+            self.bar.update(self.bar.task_ids[0], note=text)
             return
         left = (time.monotonic() - self.began) / (step - self.start) * (self.steps - step)
         self.say(f"step {step}/{self.steps}  {text}  rate {result.learning_rate:.2e}  {_clock(left)} left")

@@ -70,6 +70,7 @@ class RunOptions:
     workers: int = 0
     validate: Validate | None = None
     loss_fn: LossFn | None = None
+    quiet: bool = False
 
 
 class Trainer:
@@ -98,6 +99,7 @@ class Trainer:
         self.lock = FolderLock(self.out) if first and self.out.exists() else None
         tasks, training = tuple(t.name for t in config.network.tasks), config.training
         self.log = RunLog(self.out if first else None, tasks, training.steps, training.log_every)
+        self.log.console.quiet = options.quiet
         self.mixture = Mixture(datasets, config.network, training)
         found = checkpoints(self.out / "checkpoints") if resume else []
         if resume and not found:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifan.cli.progress import progress
 from ifan.faces.sources import expand, unique_stems
+from ifan.progress import progress
 
 
 def huge(path: Path, width: int = 100_000, height: int = 100_000) -> Path:
@@ -195,7 +195,7 @@ def test_a_table_says_how_many_failed_and_goes_on(run, photos: Path, weights: Pa
     huge(photos / "huge.png")
     out = tmp_path / "faces.csv"
     for _ in range(2):
-        code, text, errors = run("predict", photos, "--crops", "--out", out, "--weights", weights, "--shard", 4)
+        code, text, errors = run("predict", photos, "--crops", "--out", out, "--weights", weights, "--shards", 4)
         assert code == 1
         assert text == f"{out}: 9 rows, 7 faces, 3 shards\n"
         assert errors.splitlines()[0] == "2 of 9 rows failed:"
@@ -215,27 +215,40 @@ def test_progress_outside_a_terminal_is_a_line_a_minute(
 ) -> None:
     clock = iter((0.0, 30.0, 100.0, 130.0, 200.0))
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    with progress() as report:
+    with progress("predict") as report:
         for done, failed in ((500, 0), (530, 0), (600, 1), (650, 1), (700, 2)):
             report(done, 10_000, failed)
     assert capsys.readouterr().err.splitlines() == [
-        "600/10000 images, 1 failed, 1.0 images/s, 2:36:40 left",
-        "700/10000 images, 2 failed, 1.0 images/s, 2:35:00 left",
+        "predict: 600/10000 images, 1 failed, 1.0 images/s, 2:36:40 left",
+        "predict: 700/10000 images, 2 failed, 1.0 images/s, 2:35:00 left",
     ]
 
 
 def test_expand_takes_paths_folders_and_patterns(photos: Path, tmp_path: Path) -> None:
     (photos / "notes.txt").write_text("x")
-    assert len(expand([str(photos)])) == 7
-    assert expand([str(photos / "*.jpg"), str(photos / "cmyk.jpg")]) == [
-        str(photos / n) for n in ("cmyk.jpg", "turned.jpg")
-    ]
+    (photos / ".hidden.png").write_bytes(b"")
+    found, skipped = expand([str(photos)])
+    assert (len(found), skipped) == (7, [str(photos / "notes.txt")])
+    assert expand([str(photos / "*.jpg"), str(photos / "cmyk.jpg")]) == (
+        [str(photos / n) for n in ("cmyk.jpg", "turned.jpg")],
+        [],
+    )
     (photos / "odd[1].png").write_bytes(b"")
-    assert expand([str(photos / "odd[1].png")]) == [str(photos / "odd[1].png")]
-    assert expand(["no/*.jpg"]) == ["no/*.jpg"]
+    assert expand([str(photos / "odd[1].png")]) == ([str(photos / "odd[1].png")], [])
+    assert expand(["no/*.jpg"]) == (["no/*.jpg"], [])
     (tmp_path / "bare").mkdir()
     with pytest.raises(ValueError, match="no pictures in this folder"):
         expand([str(tmp_path / "bare")])
+    (tmp_path / "bare" / "below" / "deep").mkdir(parents=True)
+    (tmp_path / "bare" / "below" / "deep" / "a.JPG").write_bytes(b"")
+    with pytest.raises(ValueError, match="--recursive for the folders in it"):
+        expand([str(tmp_path / "bare")])
+    assert expand([str(tmp_path / "bare")], recursive=True) == (
+        [str(tmp_path / "bare" / "below" / "deep" / "a.JPG")],
+        [],
+    )
+    (tmp_path / "bare" / "b.png").write_bytes(b"")
+    assert expand([str(tmp_path / "bare")])[1] == [str(tmp_path / "bare" / "below" / "_")[:-1]]
 
 
 def test_odd_file_names_are_read_and_printed(run, photo: Path, weights: Path, tmp_path: Path) -> None:
@@ -243,7 +256,8 @@ def test_odd_file_names_are_read_and_printed(run, photo: Path, weights: Path, tm
     for name in names:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(photo.read_bytes())
     code, text, errors = run("predict", tmp_path, "--out", tmp_path / "out", "--weights", weights)
-    assert (code, errors, len(text.splitlines())) == (0, "", 2)
+    assert (code, len(text.splitlines())) == (0, 2)
+    assert errors == f"skipped 1 folder (--recursive searches it): {tmp_path / 'photos'}/\n"
     assert len(list((tmp_path / "out").glob("*.json"))) == 2
 
 

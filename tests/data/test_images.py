@@ -57,6 +57,33 @@ def test_cut_short_anywhere_is_refused(kind: str) -> None:
         assert error_of(data[:end]).startswith("photo.x: ")
 
 
+def avif() -> bytes:
+    """An AVIF of 48 x 40 pixels; skips where OpenCV does not write it."""
+    try:
+        done, data = cv2.imencode(".avif", np.ascontiguousarray(RGB[:40, :48, ::-1]))
+    except cv2.error:
+        done = False
+    if not done:
+        pytest.skip("this OpenCV has no AVIF")
+    return data.tobytes()
+
+
+def test_avif_is_read_and_its_damage_is_not() -> None:
+    data = avif()
+    assert check_header(data, "x") == (48, 40)
+    assert difference(read_image(data), RGB[:40, :48]) < 8
+    for end in range(0, len(data) - 1, len(data) // 40):
+        assert error_of(data[:end]).startswith("photo.x: ")
+    at = data.index(b"ispe") + 8
+    assert "beyond the limit" in error_of(data[:at] + struct.pack(">II", 100_000, 9) + data[at + 8 :])
+    assert "cut short or damaged" in error_of(data.replace(b"ipco", b"free"))
+
+
+def test_heic_is_refused_in_a_line() -> None:
+    assert "HEIC is not read here" in error_of(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(40))
+    assert "not a picture" in error_of(b"\0\0\0\x14ftypisom\0\0\0\0mp42" + bytes(40))
+
+
 def test_modes() -> None:
     photo = Image.fromarray(RGB)
     grey = np.repeat(np.array(photo.convert("L"))[..., None], 3, 2)

@@ -103,7 +103,7 @@ def test_pil_image_is_turned_upright(analyzer: FaceAnalyzer, photo: np.ndarray) 
 @pytest.mark.parametrize(
     "bad",
     [
-        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
         torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
@@ -111,7 +111,7 @@ def test_pil_image_is_turned_upright(analyzer: FaceAnalyzer, photo: np.ndarray) 
         b"no picture",
         42,
     ],
-    ids=["grey", "float", "empty", "batch", "float-tensor", "bytes", "number"],
+    ids=["two-channels", "float", "empty", "batch", "float-tensor", "bytes", "number"],
 )
 def test_other_photos_are_refused_by_name(analyzer: FaceAnalyzer, photo: np.ndarray, bad: object) -> None:
     with pytest.raises(ValueError, match="photo 2: "):

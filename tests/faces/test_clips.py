@@ -79,7 +79,7 @@ def test_large_frames_are_few_at_once(analyzer: FaceAnalyzer, clip: Path, monkey
 
 
 def test_folders_give_clips_too(clip: Path) -> None:
-    assert expand([str(clip.parent)]) == [str(clip)]
+    assert expand([str(clip.parent)]) == ([str(clip)], [])
     with pytest.raises(ValueError, match="no pictures"):
         expand([str(clip.parent)], (".png",))
 

@@ -73,14 +73,14 @@ def test_refused_requests_do_not_reach_the_page() -> None:
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     pytest.importorskip("gradio", reason="the page needs Gradio: pip install 'ifan[serve]'")
-    from ifan.faces.page import HOST, serve
+    from ifan.faces.page import Models
+    from ifan.faces.server import serve
 
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         number = probe.getsockname()[1]
-    page = serve(ifan.load(), number, block=False)
+    server = serve(Models(ifan.load()), number, block=False)
     yield number
-    page.close()
+    server.close()
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/config"), ("POST", "/gradio_api/upload")])
