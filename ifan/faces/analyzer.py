@@ -191,8 +191,8 @@ class FaceAnalyzer:
             smooth: filter points, boxes and probabilities over time, for what people look at.
 
         Raises:
-            ValueError: an analyzer without a detector or without the five points; a source that cannot be read, has no
-                frames, is damaged or changes its size, a camera that stops. The frames before have been given by then.
+            ValueError: a source that cannot be read, has no frames, is damaged or changes its size; a camera that
+                stops. The frames before have been given by then.
         """
         from ifan.faces.video import video
 

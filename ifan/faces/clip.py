@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
@@ -29,12 +29,17 @@ SOUND = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
 
 
 def save_clip(
-    analyzer: FaceAnalyzer, path: str, folder: str | Path, stem: str, every: int = 1, smooth: bool = False
+    analyzer: FaceAnalyzer,
+    path: str,
+    folder: str | Path,
+    stem: str,
+    every: int = 1,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Path], int, int]:
     """Write ``<stem>_overlay.mp4``, with the clip's sound, and ``<stem>.jsonl``.
 
-    The overlay shows smoothed faces; the lines have them as they were found, or with ``smooth`` as they are shown. Of a
-    clip that is damaged or changes its size, the frames before are kept.
+    The overlay shows smoothed faces, the lines have them as they were found. Of a clip that is damaged or changes its
+    size, the frames before are kept. ``progress`` is called with frames done.
 
     Returns the paths and the numbers of frames and faces. Raises ``ValueError`` for a clip that cannot be read to its
     end, ``OSError`` for a folder that cannot be written.
@@ -51,10 +56,12 @@ def save_clip(
             try:
                 for frame in tracked(analyzer, path, every):
                     shown = frame.result(analyzer, path, smoother(frame.time, frame.faces))
-                    row = shown if smooth else frame.result(analyzer, path, frame.faces)
+                    row = frame.result(analyzer, path, frame.faces)
                     film.add(annotate(frame.image, shown.result.faces), frame.time)
                     lines.write(json.dumps(row.to_dict()) + "\n")
                     count, faces = count + 1, faces + len(row)
+                    if progress:
+                        progress(count)
             except ValueError as error:
                 if count == 0:
                     raise

@@ -20,7 +20,7 @@ class Face:
     square the network saw. ``parsing`` (h, w) uint8 class ids at the photo's resolution inside ``region`` (x0, y0, x1,
     y1), the part of the crop within the photo, and ``parsing_classes`` their names. ``landmarks``: point name to (x,
     y). ``classes``: classification task to class name to probability. What a network does not predict, or was not asked
-    for, is ``None`` or empty.
+    for, is ``None`` or empty. ``id``: the same number in all frames of a clip in which the face was followed.
     """
 
     box: Box
@@ -31,6 +31,7 @@ class Face:
     landmarks: dict[str, tuple[float, float]] = field(default_factory=dict)
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     score: float | None = None
+    id: int | None = None
 
     @property
     def emotion(self) -> dict[str, float]:

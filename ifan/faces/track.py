@@ -43,7 +43,7 @@ CUT = 30.0
 """Mean difference of two frames' small grey pictures of the same brightness, in grey levels, above which the scene is
 another one."""
 
-NEAR, NEAR_GROWTH, RESIZED = 0.4, 0.02, 1.6
+NEAR, NEAR_GROWTH, RESIZED = 0.4, 0.02, 2.2
 """A hidden face returns within this distance of where it is expected, in sides of the usual crop, and so much more for
 each frame it was away, if its size has changed by less than the last, a factor."""
 
@@ -120,9 +120,10 @@ class Tracker:
         good = [pair for pair in zip(tracks, found, strict=True) if pair[0].is_believed(pair[1])]
         seen = without_doubles(good)
         hidden = False
-        for track, sighting in zip(tracks, found, strict=True):
+        alone = [not any(track.touches(other) for other in tracks if other is not track) for track in tracks]
+        for track, sighting, by_itself in zip(tracks, found, alone, strict=True):
             if track in seen:
-                track.see(sighting)
+                track.see(sighting, by_itself)
             else:
                 hidden |= track.missed == 0
                 track.carry_on()
@@ -173,7 +174,7 @@ class Tracker:
         sound = [i for i, sighting in enumerate(first) if sighting.trust >= LEAST]
         found = self._look(frame, [crop_of_points(first[i].five, SIDE) for i in sound])
         for i, sighting in zip(sound, found, strict=True):
-            if sighting.trust >= LEAST:
+            if sighting.trust >= LEAST and sighting.fits(fresh[i]):
                 self._begin(sighting, fresh[i])
 
     def _begin(self, sighting: Sighting, detection: Detection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +11,7 @@ import numpy as np
 
 from ifan.crop import Crop, crop_of_points
 from ifan.faces.detect import Box, Detection
+from ifan.faces.framing import crop_of_box
 from ifan.predictions import FacePredictions
 
 FALL, LEAST = 0.6, 0.1
@@ -19,8 +21,19 @@ least so much: sunglasses are no occlusion."""
 JUMP = 0.15
 """Largest distance between where a face was expected and where the network finds it, in sides of the usual crop."""
 
+BENT, GROWN, LOOSER = 0.05, 1.15, 0.01
+"""Largest mean change of where the five points lie about their centre, in the same sides, largest factor between two of
+these sides, and so much more for each frame that a face was hidden: eyes of one face and the mouth of another are none.
+"""
+
 DOUBLE = 0.2
 """Distance between two faces' points, in the same sides, below which they are one."""
+
+TOUCH = 0.8
+"""Distance between two faces' points, in the same sides, below which one may hide part of the other."""
+
+FIT = 1.6
+"""Largest factor between a face's size by its points and by the detector's box."""
 
 SAME = 0.3
 """Intersection over union of two boxes from which they are the same face."""
@@ -65,6 +78,10 @@ class Sighting:
         """Side of the usual crop around the points."""
         return crop_of_points(self.five).side
 
+    def fits(self, detection: Detection) -> bool:
+        """True if it is about as large as the detector says."""
+        return 1 / FIT < self.side / crop_of_box(detection.box).side < FIT
+
     def shifted(self, by: np.ndarray) -> Sighting:
         """The same face elsewhere."""
         crop = replace(self.crop, cx=self.crop.cx + float(by[0]), cy=self.crop.cy + float(by[1]))
@@ -76,12 +93,12 @@ class Track:
     frames since."""
 
     def __init__(self, number: int, sighting: Sighting, detection: Detection) -> None:
-        self.id = number
+        self.id, self.motion = number, np.zeros(2)
         self.begin(sighting, detection)
 
     def begin(self, sighting: Sighting, detection: Detection) -> None:
         """Start to follow, for the first time or again."""
-        self.last, self.motion, self.missed = sighting, np.zeros(2), 0
+        self.last, self.missed = sighting, 0
         self.state: State = "new"
         self.confirm(detection)
 
@@ -95,17 +112,29 @@ class Track:
     def is_believed(self, sighting: Sighting) -> bool:
         """True if this is the face, seen where it was expected."""
         least = max(LEAST, FALL * self._usual_trust)
-        return sighting.trust >= least and self.distance(sighting) <= JUMP
+        bent = (sighting.five - sighting.five.mean(0)) - (self.last.five - self.last.five.mean(0))
+        looser = LOOSER * self.missed
+        return (
+            sighting.trust >= least
+            and self.distance(sighting) <= JUMP
+            and np.linalg.norm(bent, axis=1).mean() <= (BENT + looser) * self.last.side
+            and abs(math.log(sighting.side / self.last.side)) <= math.log(GROWN) + looser
+        )
 
     def distance(self, sighting: Sighting) -> float:
         """From where this face is expected, in sides of the usual crop around it."""
         expected = self.last.five.mean(0) + self.motion
         return float(np.linalg.norm(sighting.five.mean(0) - expected)) / self.last.side
 
-    def see(self, sighting: Sighting) -> None:
-        """Go on with what a pass found."""
-        step = sighting.five.mean(0) - self.last.five.mean(0)
-        self.motion = self.motion + INERTIA * (step - self.motion) if self.missed == 0 else self.motion
+    def touches(self, other: Track) -> bool:
+        """True if the other face's points are so near that they may be taken for this one's."""
+        away = self.last.five.mean(0) - other.last.five.mean(0)
+        return float(np.linalg.norm(away)) < TOUCH * max(self.last.side, other.last.side)
+
+    def see(self, sighting: Sighting, alone: bool) -> None:
+        """Go on with what a pass found; the motion of a face that is not ``alone`` is that from before."""
+        if alone and self.missed == 0:
+            self.motion = self.motion + INERTIA * (sighting.five.mean(0) - self.last.five.mean(0) - self.motion)
         self.last, self.missed, self.state = sighting, 0, "followed"
 
     def carry_on(self) -> None:

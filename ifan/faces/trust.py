@@ -29,8 +29,8 @@ _REGIONS = {
 def point_trust(config: NetworkConfig, found: FacePredictions) -> np.ndarray:
     """Trust in each of the five points (`POINT_NAMES`) of the first face of ``found``, (5,) in [0, 1].
 
-    It is the largest probability, near the point, of the regions that it lies on; 0 for a point outside the crop. Without
-    parsing, or with other regions, a point inside counts 1.
+    It is the largest probability, near the point, of the regions that it lies on; 0 for a point outside the crop.
+    Without parsing, or with other regions, a point inside counts 1.
     """
     assert config.landmarks
     places = found.points[0][:, [config.landmarks.classes.index(name) for name in POINT_NAMES]].T

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time as clock
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Union
 import cv2
 import numpy as np
 
+from ifan.config import POINT_NAMES
 from ifan.crop import points_to_crop
+from ifan.faces.box_tracker import BoxTracker
 from ifan.faces.face import Face
 from ifan.faces.photo import as_rgb
 from ifan.faces.predictor import probabilities
@@ -67,9 +69,11 @@ class Tracked:
         size = self.image.shape[1], self.image.shape[0]
         made = []
         for face in faces:
-            found = replace(face.found, points=points_to_crop(face.points, face.crop)[None])
+            found = face.found
+            if analyzer.config.landmarks:  # perhaps smoothed
+                found = replace(found, points=points_to_crop(face.points, face.crop)[None])
             predicted = {name: value[0] for name, value in probabilities(analyzer.predictor.tasks, found).items()}
-            made.append(analyzer.face(size, face.detection, face.crop, predicted))
+            made.append(replace(analyzer.face(size, face.detection, face.crop, predicted), id=face.id))
         return VideoFrame(self.number, self.time, PhotoResult(path, size, tuple(made), self.image), tuple(faces))
 
 
@@ -88,11 +92,9 @@ def tracked(
     analyzer: FaceAnalyzer, source: Source, every: int = 1, detect_every: int = DETECT_EVERY
 ) -> Iterator[Tracked]:
     """Every ``every``-th frame of ``source`` with its faces; arguments and errors are those of `FaceAnalyzer.video`."""
-    if analyzer.detector is None:
-        raise ValueError("video: expected an analyzer with a detector; got detector=None; load one with a detector")
     if every < 1:
         raise ValueError(f"every: expected at least 1 frame; got {every}")
-    tracker = Tracker(analyzer.config, analyzer.one_pass(), analyzer.detector, detect_every)
+    tracker = _tracker(analyzer, detect_every)
     name = f"camera {source}" if isinstance(source, int) else source if isinstance(source, (str, Path)) else "video"
     first: tuple[int, ...] = ()
     for number, time, image in _read(source, every):
@@ -106,6 +108,13 @@ def tracked(
         yield Tracked(number, time, image, tracker(image))
     if not first:
         raise ValueError(f"{name}: the clip has no frames; check it")
+
+
+def _tracker(analyzer: FaceAnalyzer, detect_every: int) -> Callable[[np.ndarray], list[TrackedFace]]:
+    config, run, detector = analyzer.config, analyzer.one_pass(), analyzer.detector
+    if detector is None or not (config.landmarks and set(POINT_NAMES) <= set(config.landmarks.classes)):
+        return BoxTracker(config, run, detector)
+    return Tracker(config, run, detector, detect_every)
 
 
 def _read(source: Source, every: int) -> Iterator[tuple[int, float | None, np.ndarray]]:
