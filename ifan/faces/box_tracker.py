@@ -10,7 +10,7 @@ import numpy as np
 from ifan.config import NetworkConfig
 from ifan.crop import Crop, crop_image, points_from_crop
 from ifan.faces.detect import Detection, Detector
-from ifan.faces.framing import crop_of
+from ifan.faces.framing import FACE_MARGIN, crop_of
 from ifan.faces.tracked_face import TrackedFace, matched
 from ifan.refine import Runner
 
@@ -22,10 +22,13 @@ class BoxTracker:
         config: the network's.
         run: one pass of all tasks (`ifan.refine.Runner`).
         detector: finds the faces; ``None``: each frame is the crop of one face.
+        margin: see `ifan.faces.framing.FACE_MARGIN`.
     """
 
-    def __init__(self, config: NetworkConfig, run: Runner, detector: Detector | None) -> None:
-        self.config, self.run, self.detector = config, run, detector
+    def __init__(
+        self, config: NetworkConfig, run: Runner, detector: Detector | None, margin: float = FACE_MARGIN
+    ) -> None:
+        self.config, self.run, self.detector, self.margin = config, run, detector, margin
         self._ids = itertools.count(1)
         self._last: list[TrackedFace] = []
 
@@ -55,4 +58,4 @@ class BoxTracker:
             whole = Detection((0.0, 0.0, float(width), float(height)), None)
             return [whole], [Crop.from_box(whole.box)]
         (detections,) = self.detector.detect([frame])
-        return detections, [crop_of(detection) for detection in detections]
+        return detections, [crop_of(detection, self.margin) for detection in detections]

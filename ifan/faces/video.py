@@ -113,7 +113,7 @@ def tracked(
 def _tracker(analyzer: FaceAnalyzer, detect_every: int) -> Callable[[np.ndarray], list[TrackedFace]]:
     config, run, detector = analyzer.config, analyzer.one_pass(), analyzer.detector
     if detector is None or not (config.landmarks and set(POINT_NAMES) <= set(config.landmarks.classes)):
-        return BoxTracker(config, run, detector)
+        return BoxTracker(config, run, detector, analyzer.margin)
     return Tracker(config, run, detector, detect_every)
 
 
