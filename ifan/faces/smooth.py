@@ -11,11 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import cv2
 import numpy as np
 
-from ifan.crop import Crop
 from ifan.faces.detect import Detection
+from ifan.faces.surroundings import logarithms, warped
 from ifan.faces.tracked_face import TrackedFace
 from ifan.predictions import FacePredictions
 from ifan.refine import softmax
@@ -103,25 +102,10 @@ def _averaged(before: TrackedFace, face: TrackedFace, step: float) -> FacePredic
     }
     parsing = new.parsing_logits
     if parsing.size:
-        moved = _moved(softmax(old.parsing_logits[0]), before.crop, face.crop)
+        moved = warped(softmax(old.parsing_logits[0]), before.crop, face.crop)
         parsing = _mixed(moved, softmax(parsing[0]), step / (step + REGION_SECONDS))[None]
     return FacePredictions(parsing, new.points, classes)
 
 
 def _mixed(old: np.ndarray, new: np.ndarray, share: float) -> np.ndarray:
-    return np.log(np.maximum(old + np.float32(share) * (new - old), np.finfo(np.float32).tiny))
-
-
-def _moved(planes: np.ndarray, old: Crop, new: Crop) -> np.ndarray:
-    """Planes (K, S, S) of one crop as they lie in another."""
-    if old == new:
-        return planes
-    size = planes.shape[-1]
-    before, after = (np.vstack([crop.matrix(size), (0, 0, 1)]) for crop in (old, new))
-    matrix = (before @ np.linalg.inv(after))[:2]
-    matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = [
-        cv2.warpAffine(plane, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE) for plane in planes
-    ]
-    return np.stack(warped)
+    return logarithms(old + np.float32(share) * (new - old))

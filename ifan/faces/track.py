@@ -17,11 +17,11 @@ import numpy as np
 from ifan.config import POINT_NAMES, NetworkConfig
 from ifan.crop import Crop, crop_image, crop_of_points, points_from_crop
 from ifan.faces.detect import Detection, Detector
-from ifan.faces.framing import SMALLEST_EXTENT, crop_of
+from ifan.faces.framing import FACE_MARGIN, SMALLEST_EXTENT, crop_of
 from ifan.faces.tracked_face import LEAST, Sighting, Track, TrackedFace, matched, without_doubles
 from ifan.faces.trust import point_trust
 from ifan.predictions import FacePredictions, joined
-from ifan.refine import Runner, moved
+from ifan.refine import WIDER, Runner, moved
 
 DETECT_EVERY = 15
 """Frames between two looks of the detector while all goes well."""
@@ -170,14 +170,19 @@ class Tracker:
             followed[i].confirm(detections[j])
         taken = {j for _, j in pairs}
         fresh = [detection for j, detection in enumerate(detections) if j not in taken]
-        first = self._look(frame, [crop_of(detection) for detection in fresh])
+        known = [followed[i] for i, _ in pairs] if self.config.parsing else []
+        wide = [crop_of_points(track.last.five, WIDER) for track in known]
+        looks = self._look(frame, wide + [crop_of(detection, FACE_MARGIN * WIDER) for detection in fresh])
+        for track, look in zip(known, looks, strict=False):
+            track.look_around(look)
+        first = looks[len(known) :]
         sound = [i for i, sighting in enumerate(first) if sighting.trust >= LEAST]
         found = self._look(frame, [crop_of_points(first[i].five, SIDE) for i in sound])
         for i, sighting in zip(sound, found, strict=True):
             if sighting.trust >= LEAST and sighting.fits(fresh[i]):
-                self._begin(sighting, fresh[i])
+                self._begin(sighting, fresh[i]).look_around(first[i])
 
-    def _begin(self, sighting: Sighting, detection: Detection) -> None:
+    def _begin(self, sighting: Sighting, detection: Detection) -> Track:
         """Follow a face that the detector found: a hidden one by place and size, or a new one."""
         away = {
             track: track.distance(sighting)
@@ -186,6 +191,9 @@ class Tracker:
         }
         near = [track for track, distance in away.items() if distance < NEAR + NEAR_GROWTH * track.missed]
         if near:
-            min(near, key=away.__getitem__).begin(sighting, detection)
+            found = min(near, key=away.__getitem__)
+            found.begin(sighting, detection)
         else:
-            self._tracks.append(Track(next(self._ids), sighting, detection))
+            found = Track(next(self._ids), sighting, detection)
+            self._tracks.append(found)
+        return found

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from ifan.crop import Crop, crop_of_points
+from ifan.crop import Crop, crop_of_points, points_from_crop
 from ifan.faces.detect import Box, Detection
 from ifan.faces.framing import crop_of_box
 from ifan.predictions import FacePredictions
@@ -52,6 +52,8 @@ class TrackedFace:
     ``"occluded"`` where the network is not to be trusted and it was carried on by its motion, else ``"followed"``.
     ``trust`` in [0, 1]: see `ifan.faces.trust`. ``crop``: the square that the network saw; ``found``: what it predicts
     there, one row; ``points`` (P, 2) in pixels; ``detection``: the box carried along, and the detector's last score.
+    ``around``: the wider crop that was seen when the detector last looked, carried along, and the logits of regions
+    (K, S, S) found there: hair is wider than a face.
     """
 
     id: int
@@ -61,6 +63,7 @@ class TrackedFace:
     found: FacePredictions
     points: np.ndarray
     detection: Detection
+    around: tuple[Crop, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +97,7 @@ class Track:
 
     def __init__(self, number: int, sighting: Sighting, detection: Detection) -> None:
         self.id, self.motion = number, np.zeros(2)
+        self._around: tuple[Crop, np.ndarray] | None = None
         self.begin(sighting, detection)
 
     def begin(self, sighting: Sighting, detection: Detection) -> None:
@@ -108,6 +112,11 @@ class Track:
         corners = np.array(detection.box).reshape(2, 2)
         self._corners = (corners - (usual.cx, usual.cy)) / usual.side
         self._score, self._usual_trust = detection.score, self.last.trust
+
+    def look_around(self, wide: Sighting) -> None:
+        """Keep the regions of a wider crop of the same frame."""
+        if len(wide.found.parsing_logits):
+            self._around = wide.crop.seen_from(crop_of_points(self.last.five)), wide.found.parsing_logits[0]
 
     def is_believed(self, sighting: Sighting) -> bool:
         """True if this is the face, seen where it was expected."""
@@ -152,9 +161,17 @@ class Track:
 
     def face(self) -> TrackedFace:
         """The face as others see it."""
-        last = self.last
+        last, around = self.last, self._around
         detection = Detection(self.box, self._score)
-        return TrackedFace(self.id, self.state, last.trust, last.crop, last.found, last.points, detection)
+        if around is not None:
+            around = _placed(around[0], crop_of_points(last.five)), around[1]
+        return TrackedFace(self.id, self.state, last.trust, last.crop, last.found, last.points, detection, around)
+
+
+def _placed(crop: Crop, other: Crop) -> Crop:
+    """A crop that is given in sides of ``other`` from its centre, in pixels."""
+    ((x, y),) = points_from_crop(np.array([[crop.cx], [crop.cy]]), other).tolist()
+    return Crop(x, y, crop.side * other.side, crop.angle_deg + other.angle_deg)
 
 
 def without_doubles(pairs: Sequence[tuple[Track, Sighting]]) -> set[Track]:

@@ -21,6 +21,7 @@ from ifan.faces.predictor import probabilities
 from ifan.faces.result import PhotoResult
 from ifan.faces.smooth import Smoother
 from ifan.faces.sources import frames
+from ifan.faces.surroundings import with_surroundings
 from ifan.faces.track import DETECT_EVERY, Tracker
 from ifan.faces.tracked_face import TrackedFace
 
@@ -69,11 +70,11 @@ class Tracked:
         size = self.image.shape[1], self.image.shape[0]
         made = []
         for face in faces:
-            found = face.found
+            crop, found = with_surroundings(face)
             if analyzer.config.landmarks:  # perhaps smoothed
-                found = replace(found, points=points_to_crop(face.points, face.crop)[None])
+                found = replace(found, points=points_to_crop(face.points, crop)[None])
             predicted = {name: value[0] for name, value in probabilities(analyzer.predictor.tasks, found).items()}
-            made.append(replace(analyzer.face(size, face.detection, face.crop, predicted), id=face.id))
+            made.append(replace(analyzer.face(size, face.detection, crop, predicted), id=face.id))
         return VideoFrame(self.number, self.time, PhotoResult(path, size, tuple(made), self.image), tuple(faces))
 
 

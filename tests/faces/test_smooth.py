@@ -11,6 +11,7 @@ import pytest
 from ifan.crop import Crop
 from ifan.faces.detect import Detection
 from ifan.faces.smooth import CLASS_SECONDS, STILL_HZ, Smoother
+from ifan.faces.surroundings import with_surroundings
 from ifan.faces.tracked_face import TrackedFace
 from ifan.predictions import FacePredictions
 from ifan.refine import softmax
@@ -96,3 +97,18 @@ def test_time_that_is_unknown_or_stands_still_is_a_usual_step() -> None:
         smoother(times[0], [face(100)])
         places.append(smoother(times[1], [face(101)])[0].points[0, 0])
     assert places[0] == pytest.approx(places[1]) == pytest.approx(places[2])
+
+
+def test_regions_lie_in_wider_surroundings() -> None:
+    """Of a face whose crop is a quarter of the wider one: there its own regions, beyond it the others."""
+    one = face(100, column=8)
+    wide = np.zeros((2, 16, 16), np.float32)
+    wide[1] = -6
+    wide[1, :, 3] = 6
+    crop, found = with_surroundings(replace(one, around=(Crop(100, 50, 128), wide)))
+    assert crop == Crop(100, 50, 128)
+    classes = found.parsing_logits[0].argmax(0)
+    inside = np.s_[10:22, 10:22]
+    assert np.array_equal(np.unique(classes[inside].nonzero()[1]), [6])
+    assert set(classes[:, :8].nonzero()[1]) == {6, 7}
+    assert with_surroundings(one) == (one.crop, one.found)

@@ -44,7 +44,7 @@ def test_moving_faces_keep_their_ids_without_the_detector(carry: bool) -> None:
                 < 3
             )
     assert stage.eyes.looks == 2
-    assert stage.network.calls == [2, 2] + [2] * (2 * DETECT_EVERY - 1)
+    assert stage.network.calls == [2, 2] + [2] * (2 * DETECT_EVERY - 1) + [2]
 
 
 def test_a_face_at_rest_keeps_its_crop() -> None:
