@@ -14,6 +14,7 @@ import numpy as np
 
 from ifan.config import NetworkConfig
 from ifan.crop import Crop, covered, crop_image, map_to_image, points_from_crop
+from ifan.engine.predictor import Runner, make_runner
 from ifan.faces.detect import Box, CenterFace, Detection, Detector
 from ifan.faces.face import Face
 from ifan.faces.framing import FACE_MARGIN, crop_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
+    from ifan.faces.video import Source, VideoFrame
     from ifan.network import IFAN
     from ifan.weights import SavedModel
 
@@ -112,6 +114,7 @@ class FaceAnalyzer:
         self.detector = _detector(detector)
         self._reframes = self.config.reframe and self.iterations > 1
         self._device, self._network = device, network
+        self._one_pass: Runner | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies, and those that other processes get, make an engine of their own."""
@@ -183,6 +186,31 @@ class FaceAnalyzer:
             for path, photo, image in zip(paths, prepared, images, strict=True)
         ]
 
+    def video(self, source: Source, every: int = 1, *, smooth: bool = False) -> Iterator[VideoFrame]:
+        """Every ``every``-th frame of a clip or stream, its faces followed from frame to frame.
+
+        One pass of the network a frame, framed by the last points; the detector looks now and then.
+
+        Args:
+            source: a clip's path, a camera's number, or pictures one after the other, as a call takes them.
+            every: 1 for all frames.
+            smooth: filter points, boxes and probabilities over time, for what people look at.
+
+        Raises:
+            ValueError: a source that cannot be read, has no frames, is damaged or changes its size; a camera that
+                stops. The frames before have been given by then.
+        """
+        from ifan.faces.video import video
+
+        return video(self, source, every, smooth)
+
+    def one_pass(self) -> Runner:
+        """Runner of one pass of all tasks, made at the first call."""
+        if self._one_pass is None:
+            precision = self._network.get("precision", "fp32")
+            self._one_pass = make_runner(self.model, self._device, iterations=1, precision=precision)
+        return self._one_pass
+
     def prepare(self, images: Sequence[np.ndarray], boxes: Sequence[Any], names: Sequence[str]) -> list[Prepared]:
         """Find and crop the faces of ``images`` (H, W, 3) uint8 RGB; ``boxes`` as for a call. Safe in threads."""
         return self.crop(images, self.detect(images, boxes, names))
@@ -245,9 +273,10 @@ class FaceAnalyzer:
 
     def faces(self, photo: Prepared, predictions: Iterator[dict[str, np.ndarray]]) -> tuple[Face, ...]:
         """The faces of ``photo``, in its pixels, from the next of ``predictions``."""
-        return tuple(self._face(photo.size, found, crop, next(predictions)) for found, crop in photo.faces)
+        return tuple(self.face(photo.size, found, crop, next(predictions)) for found, crop in photo.faces)
 
-    def _face(self, size: tuple[int, int], found: Detection, crop: Crop, predicted: dict[str, np.ndarray]) -> Face:
+    def face(self, size: tuple[int, int], found: Detection, crop: Crop, predicted: dict[str, np.ndarray]) -> Face:
+        """One face of a photo of ``size``, in its pixels, from the predictions of one row in its ``crop``."""
         x0, y0, x1, y1 = region = covered(crop, size[::-1])
         parsing: np.ndarray | None = None
         names: tuple[str, ...] = ()

@@ -4,37 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from contextlib import ExitStack
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ifan.faces.draw import annotate
-from ifan.faces.result import PhotoResult
-from ifan.faces.sources import frame_rate, frames
+from ifan.faces.smooth import Smoother
+from ifan.faces.sources import frame_rate, open_clip
+from ifan.faces.video import tracked
 from ifan.files import part_beside
+from ifan.optional import require
 
 if TYPE_CHECKING:
     from ifan.faces.analyzer import FaceAnalyzer
 
-PIXELS_AT_ONCE = 1 << 25
-"""Of the frames that are in memory together: four of 3840 x 2160."""
+TICKS = 90_000
+"""Of a film's clock in a second."""
 
-Frame = tuple[int, float | None, PhotoResult]
-
-
-def analyse_clip(analyzer: FaceAnalyzer, path: str, every: int = 1) -> Iterator[Frame]:
-    """Number, seconds and result of every ``every``-th frame; as many frames at once as the analyzer's batch has faces,
-    fewer of large ones.
-
-    Raises ``ValueError`` for what cannot be read.
-    """
-    stream = frames(path, every)
-    first = next(stream, None)
-    at_once = min(analyzer.batch_size, max(1, PIXELS_AT_ONCE // (first[2].size // 3))) if first else 1
-    stream = chain([first] if first else [], stream)
-    while chunk := list(islice(stream, at_once)):
-        results = analyzer([image for _, _, image in chunk])
-        yield from ((number, time, result) for (number, time, _), result in zip(chunk, results, strict=True))
+SOUND = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
+"""Codings of sound that an MP4 file takes as they are."""
 
 
 def save_clip(
@@ -45,62 +36,101 @@ def save_clip(
     every: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Path], int, int]:
-    """Write ``<stem>_overlay.mp4`` and ``<stem>.jsonl``, whole or not at all; ``progress`` is called with frames done.
+    """Write ``<stem>_overlay.mp4``, with the clip's sound, and ``<stem>.jsonl``.
 
-    Returns their paths and the numbers of frames and faces. Raises ``ValueError`` for a clip that cannot be read,
-    ``OSError`` for a folder that cannot be written.
+    The overlay shows smoothed faces, the lines have them as they were found. Of a clip that is damaged or changes its
+    size, the frames before are kept. ``progress`` is called with frames done.
+
+    Returns the paths and the numbers of frames and faces. Raises ``ValueError`` for a clip that cannot be read to its
+    end, ``OSError`` for a folder that cannot be written.
     """
     base = Path(folder)
     base.mkdir(parents=True, exist_ok=True)
     targets = [base / f"{stem}_overlay.mp4", base / f"{stem}.jsonl"]
     waiting = [part_beside(target) for target in targets]
     count = faces = 0
+    broken: ValueError | None = None
     try:
-        with waiting[1].open("x", encoding="utf-8") as lines, _Film(waiting[0], frame_rate(path) / every) as film:
-            for number, time, result in analyse_clip(analyzer, path, every):
-                film.add(annotate(result.image, result.faces))
-                row = {"frame": number, "time": time, **result.to_dict()}
-                lines.write(json.dumps({**row, "photo": path}) + "\n")
-                count, faces = count + 1, faces + len(result)
-                if progress:
-                    progress(count)
-        if count == 0:
-            raise ValueError(f"{path}: the clip has no frames; check it")
+        with waiting[1].open("x", encoding="utf-8") as lines, _Film(waiting[0], path, every) as film:
+            smoother = Smoother()
+            try:
+                for frame in tracked(analyzer, path, every):
+                    shown = frame.result(analyzer, path, smoother(frame.time, frame.faces))
+                    row = frame.result(analyzer, path, frame.faces)
+                    film.add(annotate(frame.image, shown.result.faces), frame.time)
+                    lines.write(json.dumps(row.to_dict()) + "\n")
+                    count, faces = count + 1, faces + len(row)
+                    if progress:
+                        progress(count)
+            except ValueError as error:
+                if count == 0:
+                    raise
+                broken = error
         for temporary, target in zip(waiting, targets, strict=True):
             temporary.replace(target)
     finally:
         for temporary in waiting:
             temporary.unlink(missing_ok=True)
+    if broken is not None:
+        raise ValueError(f"{broken}; {count} frames before that are in {targets[0]} and {targets[1]}") from broken
     return targets, count, faces
 
 
 class _Film:
-    """An MP4 file that grows by RGB pictures of one size."""
+    """An MP4 file that grows by RGB pictures of one size, with the sound of the clip ``source``."""
 
-    def __init__(self, path: Path, rate: float) -> None:
-        self.path, self.rate = path, rate
-        self.stream: Any = None
+    def __init__(self, path: Path, source: str, every: int) -> None:
+        self.path, self.source, self.every = path, source, every
+        self.ticks = -1  # of the last picture
 
     def __enter__(self) -> _Film:
-        import av
-
-        self.container = av.open(str(self.path), "w", format="mp4")
+        av = require("writing a clip", "av", "PyAV", "av")
+        self.rate = Fraction(frame_rate(self.source) / self.every).limit_denominator(1001)
+        with ExitStack() as stack:
+            clip = stack.enter_context(open_clip(self.source))
+            self.container = stack.enter_context(av.open(str(self.path), "w", format="mp4"))
+            self.pictures = self.container.add_stream("libx264", self.rate)
+            self.pictures.pix_fmt, self.pictures.codec_context.time_base = "yuv420p", Fraction(1, TICKS)
+            heard = [s for s in clip.streams.audio if s.codec_context is not None and s.codec_context.name in SOUND]
+            self.sound = self.container.add_stream_from_template(heard[0]) if heard else None
+            self.packets = _packets(clip, heard[0]) if heard else iter(())
+            self.packet = next(self.packets, None)
+            self.open = stack.pop_all()
         return self
 
-    def add(self, picture: Any) -> None:
-        """Append a picture; an odd row or column is cut off, as the codec wants it."""
-        from fractions import Fraction
-
+    def add(self, picture: np.ndarray, time: float | None) -> None:
+        """Append a picture at ``time`` seconds; an odd row or column is cut off, as the codec wants it."""
         import av
 
         height, width = (n - n % 2 for n in picture.shape[:2])
-        if self.stream is None:
-            self.stream = self.container.add_stream("libx264", Fraction(self.rate).limit_denominator(1001))
-            self.stream.width, self.stream.height, self.stream.pix_fmt = width, height, "yuv420p"
+        if self.ticks < 0:
+            self.pictures.width, self.pictures.height = width, height
+        usual = self.ticks + round(TICKS / self.rate) if self.ticks >= 0 else 0
+        self.ticks = max(self.ticks + 1, usual if time is None else round(time * TICKS))
         frame = av.VideoFrame.from_ndarray(picture[:height, :width].copy(), format="rgb24")
-        self.container.mux(self.stream.encode(frame))
+        frame.pts, frame.time_base = self.ticks, Fraction(1, TICKS)
+        self.container.mux(self.pictures.encode(frame))
+        self._play(self.ticks / TICKS)
+
+    def _play(self, seconds: float) -> None:
+        """Append the sound up to there: whoever plays the file needs both close together."""
+        while self.packet is not None and self.packet.dts * self.packet.time_base <= seconds:
+            self.packet.stream = self.sound
+            self.container.mux(self.packet)
+            self.packet = next(self.packets, None)
 
     def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
-            self.container.mux(self.stream.encode())
-        self.container.close()
+        with self.open:
+            if self.ticks >= 0:
+                self.container.mux(self.pictures.encode())
+                self._play(self.ticks / TICKS + 1 / self.rate)
+
+
+def _packets(clip: Any, stream: Any) -> Iterator[Any]:
+    """Packets of sound as they are in the clip, up to its end or to damage, which the pictures report."""
+    import av
+
+    try:
+        yield from (packet for packet in clip.demux(stream) if packet.dts is not None)
+    except av.error.FFmpegError:
+        return

@@ -9,6 +9,7 @@ import numpy as np
 
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.engine.predictor import make_runner
+from ifan.predictions import FacePredictions
 from ifan.refine import refine, softmax
 from ifan.weights import SavedModel
 
@@ -85,16 +86,24 @@ class NetworkPredictor:
             last = refine(self.config, self.runner, crops, windows, self.iterations)[-1]
         else:
             last = self.runner(crops)
-        found = {}
-        for task in self.tasks:
-            if task.kind == "parsing":
-                found[task.name] = softmax(last.parsing_logits, 1)
-            elif task.kind == "landmarks":
-                found[task.name] = last.points
-            else:
-                found[task.name] = softmax(last.class_logits[task.name], 1)
-            if not np.isfinite(found[task.name]).all():
-                raise ValueError(
-                    f"the network's {task.name} predictions are not finite: its weights are damaged; use others"
-                )
-        return found
+        return probabilities(self.tasks, last)
+
+
+def probabilities(tasks: Sequence[TaskConfig], found: FacePredictions) -> dict[str, np.ndarray]:
+    """Predictions of ``tasks`` as `Predictor` gives them.
+
+    Raises ``ValueError`` when the weights are so damaged that a prediction is not finite.
+    """
+    out = {}
+    for task in tasks:
+        if task.kind == "parsing":
+            out[task.name] = softmax(found.parsing_logits, 1)
+        elif task.kind == "landmarks":
+            out[task.name] = found.points
+        else:
+            out[task.name] = softmax(found.class_logits[task.name], 1)
+        if not np.isfinite(out[task.name]).all():
+            raise ValueError(
+                f"the network's {task.name} predictions are not finite: its weights are damaged; use others"
+            )
+    return out

@@ -97,7 +97,7 @@ def frames(path: str, every: int = 1, skip: int = 0) -> Iterator[tuple[int, floa
     Frames come upright, as players show them. Raises `DataError`, a ``ValueError``, for what cannot be read; frames
     before the damage have been given by then.
     """
-    with _open(path) as clip:
+    with open_clip(path) as clip:
         if not clip.streams.video:
             raise DataError(f"{path}: the file has no video; pass a clip or a picture")
         stream = clip.streams.video[0]
@@ -149,7 +149,7 @@ def _length(clip: Any, stream: Any) -> float:
 def count_frames(path: str, every: int = 1) -> int:
     """About how many frames `frames` gives, from the clip's header; 1 where it does not say."""
     try:
-        with _open(path) as clip:
+        with open_clip(path) as clip:
             return max(1, -(-clip.streams.video[0].frames // every))
     except (DataError, IndexError):
         return 1
@@ -157,12 +157,12 @@ def count_frames(path: str, every: int = 1) -> int:
 
 def frame_rate(path: str) -> float:
     """Frames a second, 25 where the file does not say. Raises `DataError` for what cannot be read."""
-    with _open(path) as clip:
+    with open_clip(path) as clip:
         return float(clip.streams.video[0].average_rate or 25) if clip.streams.video else 25.0
 
 
 @contextmanager
-def _open(path: str) -> Iterator[Any]:
+def open_clip(path: str) -> Iterator[Any]:
     """An open clip. FFmpeg follows addresses and names of files that stand in a file (a playlist, a list of parts):
     here it reads this file."""
     av = require("reading a clip", "av", "PyAV", "av")

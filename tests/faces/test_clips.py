@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from ifan.faces import FaceAnalyzer
-from ifan.faces.clip import analyse_clip, save_clip
+from ifan.faces.clip import save_clip
 from ifan.faces.matroska import is_torn
 from ifan.faces.sources import count_frames, expand, frames
-from tests.support.clips import turn_clip, write_clip
+from tests.support.clips import sounds, turn_clip, write_clip
 
 
 @pytest.fixture
@@ -69,13 +69,12 @@ def test_odd_names_are_read(clip: Path, tmp_path: Path) -> None:
         assert len(list(frames(odd))) == 11
 
 
-def test_large_frames_are_few_at_once(analyzer: FaceAnalyzer, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a clip of 64 x 48 pixels three at a time where 10,000 pixels may be in memory."""
-    sizes, real = [], FaceAnalyzer.analyze
-    monkeypatch.setattr("ifan.faces.clip.PIXELS_AT_ONCE", 10_000)
-    monkeypatch.setattr(FaceAnalyzer, "analyze", lambda self, *a: (sizes.append(len(a[0])), real(self, *a))[1])
-    assert [number for number, _, _ in analyse_clip(analyzer, str(clip))] == list(range(11))
-    assert sizes == [3, 3, 3, 2]
+def test_one_frame_is_in_memory_at_a_time(analyzer: FaceAnalyzer, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr("ifan.faces.video.frames", lambda *a: (read.append(f[0]) or f for f in frames(*a)))
+    for frame in analyzer.video(clip):
+        assert read[-1] == frame.number
+    assert read == list(range(11))
 
 
 def test_folders_give_clips_too(clip: Path) -> None:
@@ -85,13 +84,16 @@ def test_folders_give_clips_too(clip: Path) -> None:
 
 
 def test_save_writes_an_overlay_and_lines(analyzer: FaceAnalyzer, clip: Path, tmp_path: Path) -> None:
-    (film, lines), count, faces = save_clip(analyzer, str(clip), tmp_path / "out", "a", every=2)
+    done: list[int] = []
+    (film, lines), count, faces = save_clip(analyzer, str(clip), tmp_path / "out", "a", 2, done.append)
+    assert done == [1, 2, 3, 4, 5, 6]
     assert (count, faces) == (6, 6)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jsonl", "a_overlay.mp4"]
     rows = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [row["frame"] for row in rows] == [0, 2, 4, 6, 8, 10]
     assert rows[3]["time"] == pytest.approx(0.6)
-    assert len(list(frames(str(film)))) == 6
+    assert [row["faces"][0]["id"] for row in rows] == [1] * 6
+    assert [time for _, time, _ in frames(str(film))] == pytest.approx([row["time"] for row in rows], abs=1e-3)
     with pytest.raises(ValueError, match="cannot be read"):
         save_clip(analyzer, str(lines.rename(tmp_path / "b.mp4")), tmp_path / "out2", "b")
     assert list((tmp_path / "out2").iterdir()) == []
@@ -164,3 +166,28 @@ def test_torn_files_are_told_from_whole_ones(tmp_path: Path) -> None:
         path.write_bytes(data)
         assert is_torn(str(path)) == expected
     assert not is_torn(str(write_clip(tmp_path / "b.mp4", 2)))
+
+
+def test_what_came_before_the_damage_is_kept(
+    analyzer: FaceAnalyzer, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: str, every: int):
+        yield from list(frames(path, every))[:7]
+        raise ValueError(f"{path}: the clip is damaged: expected 11 frames; got 7")
+
+    monkeypatch.setattr("ifan.faces.video.frames", broken)
+    with pytest.raises(ValueError, match=r"grey.mp4: the clip is damaged: .+; 7 frames before that are in .+_overlay"):
+        save_clip(analyzer, str(clip), tmp_path / "out", "a")
+    assert len((tmp_path / "out" / "a.jsonl").read_text().splitlines()) == 7
+    assert len(list(frames(str(tmp_path / "out" / "a_overlay.mp4")))) == 7
+
+
+def test_an_overlay_keeps_the_sound(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", 20, sound=True)
+    (film, _), _, _ = save_clip(analyzer, str(clip), tmp_path / "out", "a")
+    heard = [sound for sound in sounds(clip) if sound[0] <= 2]  # up to the end of the last picture
+    assert sounds(film) == heard
+    assert len(heard) > 50
+    assert len(list(frames(str(film)))) == 20
+    (film, _), _, _ = save_clip(analyzer, str(clip), tmp_path / "third", "a", every=3)
+    assert sounds(film)[: len(heard)] == heard
