@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +117,17 @@ def test_a_row_gives_its_rivals_the_threads_it_gives_us(
             problem.makers[name]()
     assert len(told) == 4
     assert set(told.values()) == {threads}
+
+
+def test_a_time_limit_ends_what_is_in_it_and_nothing_after_it() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with rivals.time_limit(30):
+        assert 25 < signal.getitimer(signal.ITIMER_REAL)[0] <= 30
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert signal.getsignal(signal.SIGALRM) is before
+    with pytest.raises(rivals.TimeLimit, match="not finished in 0 s"), rivals.time_limit(0.01):
+        time.sleep(10)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_signals_are_handled_after_openvino_is_done(tmp_path: Path) -> None:

@@ -110,6 +110,18 @@ print([list(three_way({f"face {i}": i for i in range(60)}, split)) for split in 
     assert not set(val) & set(test)
 
 
+HELD, THREE_WAY = ["face 04", "face 19"], [["face 06", "face 19"], ["face 02", "face 04"]]
+
+
+def test_splits_stay_what_they_are() -> None:
+    """Figures of different versions are of the same faces."""
+    faces = dict.fromkeys((f"face {i:02}" for i in range(20)), 0)
+    assert sorted(hold_out(faces)) == HELD
+    assert [list(three_way(faces, split)) for split in ("val", "test")] == THREE_WAY
+    assert [list(official_split(faces, {"x": 0}, split)) for split in ("val", "test")] == [HELD, ["x"]]
+    assert list(official_split(faces, {}, "train")) == [face for face in faces if face not in HELD]
+
+
 def test_mtfl_labels_and_sides(tmp_path: Path) -> None:
     layouts.mtfl(tmp_path)
     train, val, test = (open_dataset("mtfl", tmp_path, split) for split in ("train", "val", "test"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -71,6 +72,26 @@ def test_overlay_colours_classes_and_leaves_the_rest() -> None:
     assert not (shown[:500, :600] == 90).all()
 
 
+def test_points_and_boxes_are_drawn_where_they_are() -> None:
+    """A bright ring around each point, and a frame around the face unless it fills the photo."""
+    made = result(600, 500, side=200)
+    face = made.faces[0]
+    plain = dataclasses.replace(face, parsing=None, landmarks={}, box=(0.0, 0.0, 600.0, 500.0))
+    assert (PhotoResult(None, (600, 500), (plain,), made.image).plot()[:500, :600] == 90).all()
+    framed = dataclasses.replace(plain, box=face.box)
+    shown = PhotoResult(None, (600, 500), (framed,), made.image).plot()[:500, :600].astype(int)
+    rows, columns = (np.flatnonzero((shown != 90).any((1 - axis, 2))) for axis in (0, 1))
+    x0, y0, x1, y1 = (round(v) for v in face.box)
+    assert max(abs(columns[0] - x0), abs(columns[-1] - x1), abs(rows[0] - y0), abs(rows[-1] - y1)) <= 3
+    assert shown[y0, (x0 + x1) // 2].min() > 200, "bright"
+    assert min(shown[y0 - 2, (x0 + x1) // 2].max(), shown[y0 + 2, (x0 + x1) // 2].max()) < 90, "on a dark edge"
+    dotted = dataclasses.replace(plain, landmarks={"nose": (300.0, 260.0)})
+    shown = PhotoResult(None, (600, 500), (dotted,), made.image).plot()[:500, :600]
+    ys, xs = np.nonzero((shown != 90).any(-1))
+    assert (abs(ys.mean() - 260) < 1, abs(xs.mean() - 300) < 1) == (True, True)
+    assert 2 <= np.ptp(xs) <= 30
+
+
 def test_overlay_does_not_touch_the_photo() -> None:
     photo = result(600, 500)
     photo.plot()
@@ -97,6 +118,8 @@ def test_palette_is_distinct_and_extends() -> None:
     assert palette(256).shape == (256, 3)
     assert palette(1).tolist() == [[0, 0, 0]]
     assert (palette(30)[:9] == palette(9)).all()
+    assert palette(18)[9].tolist() == (0.6 * palette(9)[1]).round().tolist()
+    assert palette(18)[17].tolist() == (0.36 * palette(9)[1]).round().tolist()
 
 
 def test_label_png_holds_ids_and_colours() -> None:

@@ -39,6 +39,10 @@ LEFT_ALONE = {"annotation", "returns", "decorator_list", "bases", "exc", "cause"
 """Parts of definitions and of ``raise`` that no test should have to notice."""
 
 
+UNSEEN = {"strict", "encoding"}
+"""Keywords that make a difference in no sound program, or on no ordinary machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """A changed file: its whole ``text``, the ``line`` of the change in the original, and ``what`` it was."""
@@ -86,7 +90,7 @@ def _changes(tree: ast.Module) -> Iterator[_Change]:
         yield from (_Change(holder, name, index, new, node) for new in _in_place_of(node))
         if isinstance(node, ast.Call) and ast.unparse(node.func) not in ("field", "dataclass"):
             for i, keyword in enumerate(node.keywords):
-                if keyword.arg is not None:
+                if keyword.arg is not None and not _is_left_alone(keyword):
                     yield _Change(node, "keywords", i, None, node)
 
 
@@ -105,6 +109,8 @@ def _is_left_alone(node: ast.AST) -> bool:
     if isinstance(node, (ast.JoinedStr, ast.Import, ast.ImportFrom, ast.Assert)):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return True
+    if isinstance(node, ast.keyword) and node.arg in UNSEEN:
         return True
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 

@@ -1,8 +1,8 @@
 """``python -m tests.mutants.run``: changes the code in many small ways and says which of them no test notices.
 
-Each change is made in a copy of the working tree, where first the tests that run the changed line are called, shortest
-first, and then, if they notice nothing, all tests of its area (``areas.yaml``). A change that nothing notices is a
-survivor: a test is missing, or the change makes no difference (``equivalent.yaml`` lists those).
+Each change is made in a copy of the working tree, where the tests of its area (``areas.yaml``) run until one fails,
+first those named after the changed file. A change that none notices is a survivor: a test is missing, or the change
+makes no difference (``equivalent.yaml`` lists those).
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import hashlib
 import importlib
-import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +24,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -48,8 +46,8 @@ PRELOADED = (
 )
 """Imported once, before the processes that test a change are forked: nothing of ours."""
 
-FIRST_SECONDS = 30.0
-"""Of tests that run the changed line, before all others."""
+LONGEST = 900.0
+"""Seconds that the tests of an area may take; a change may make a loop endless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +132,18 @@ class Copy:
             shutil.copy2(ROOT / site.file, path)
             assert path.stat().st_mtime_ns == before.st_mtime_ns
 
-    def test(self, tests: Sequence[str], limit: float, plugin: Callable[[], Any] | None = None) -> int | None:
-        """Exit code of pytest, ``None`` after ``limit`` seconds; ``plugin`` gives one, whose result goes to a file."""
+    def test(self, tests: Sequence[str], limit: float) -> int | None:
+        """Exit code of pytest, which stops at the first failure; ``None`` after ``limit`` seconds."""
         child = os.fork()
         if child == 0:
             code = 99
             try:
-                code = self._in_child(tests, plugin)
+                code = self._in_child(tests)
             finally:
                 os._exit(code)
         return _wait(child, limit)
 
-    def _in_child(self, tests: Sequence[str], plugin: Callable[[], Any] | None) -> int:
+    def _in_child(self, tests: Sequence[str]) -> int:
         os.setsid()
         os.chdir(self.folder)
         with open(self.folder.with_suffix(".log"), "wb") as log:
@@ -155,17 +153,11 @@ class Copy:
             del sys.modules[name]
         sys.path.insert(0, str(self.folder))
         os.environ["PYTHONPATH"] = str(self.folder)
-        if plugin is None:  # what is changed leaves nothing behind
-            sys.dont_write_bytecode = True
-            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        sys.dont_write_bytecode = True  # what is changed leaves nothing behind
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         import pytest
 
-        made = plugin() if plugin else None
-        options = ["-q", "-p", "no:cacheprovider", *(() if made else ("-x",))]
-        code = pytest.main([*options, *tests], [made] if made else [])
-        if made:
-            self.folder.with_suffix(".json").write_text(json.dumps(made.result()))
-        return int(code)
+        return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
 
 
 def _wait(child: int, limit: float) -> int | None:
@@ -182,55 +174,27 @@ def _wait(child: int, limit: float) -> int | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """What the unchanged tests of an area take, and which of them run a line."""
-
-    seconds: dict[str, float]
-    lines: dict[str, dict[str, list[str]]]
-
-    def running(self, file: str, line: int) -> list[str]:
-        """Tests that run a line, shortest first, for at most `FIRST_SECONDS`."""
-        found, total = [], 0.0
-        for test in sorted(self.lines.get(file, {}).get(str(line), []), key=lambda test: self.seconds.get(test, 0.0)):
-            total += self.seconds.get(test, 0.0)
-            if found and total > FIRST_SECONDS:
-                break
-            found.append(test)
-        return found
+def tests_of(site: Site) -> list[str]:
+    """The tests of a site's area, files named after the changed one first."""
+    stem = Path(site.file).stem
+    files = [path for place in site.area.tests for path in sorted((ROOT / place).rglob("test_*.py"))]
+    named = [path for path in files if stem in path.stem]
+    return [*(str(path.relative_to(ROOT)) for path in named), *site.area.tests]
 
 
-def baseline(copy: Copy, area: Area) -> Baseline:
-    """Made once for the files as they are; raises ``SystemExit`` if a test fails without a change."""
-    files = [path for place in area.tests for path in _files(ROOT / place)] + [ROOT / file for file in area.files]
-    state = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-    kept = KEPT / f"{area.name}-{state}.json"
-    if not kept.exists():
-        from tests.mutants.coverage_plugin import LinesOfTests
-
-        sources = [str(copy.folder / file) for file in area.files if file.endswith(".py")]
-        code = copy.test(area.tests, 3600, lambda: LinesOfTests(sources or ["none"]))
-        if code != 0:
-            sys.exit(
-                f"mutants: the tests of {area.name} fail as they are ({copy.folder.with_suffix('.log')}): mend them"
-            )
-        found = json.loads(copy.folder.with_suffix(".json").read_text())
-        found["lines"] = {str(Path(file).relative_to(copy.folder)): lines for file, lines in found["lines"].items()}
-        kept.write_text(json.dumps(found))
-    found = json.loads(kept.read_text())
-    return Baseline(found["seconds"], found["lines"])
+def check(copy: Copy, area: Area) -> None:
+    """Raise ``SystemExit`` if a test of an area fails without a change."""
+    if copy.test(area.tests, LONGEST) != 0:
+        sys.exit(
+            f"mutants: the tests of {area.name} fail as they are, see {copy.folder.with_suffix('.log')}: mend them"
+        )
 
 
-def _files(place: Path) -> list[Path]:
-    return sorted(place.rglob("*.py")) if place.is_dir() else [place]
-
-
-def judge(copy: Copy, site: Site, of: Baseline) -> Outcome:
+def judge(copy: Copy, site: Site) -> Outcome:
     """Make a change and see whether a test notices."""
     began = time.monotonic()
     maker = python if site.file.endswith(".py") else cpp
     mutant = maker.mutant((ROOT / site.file).read_text(encoding="utf-8"), site.number)
-    everything = sum(of.seconds.values())
 
     def outcome(status: str) -> Outcome:
         return Outcome(site, mutant, status, time.monotonic() - began)
@@ -240,12 +204,8 @@ def judge(copy: Copy, site: Site, of: Baseline) -> Outcome:
     with copy.changed(site, mutant):
         if maker is cpp and not build(copy, site.file):
             return outcome("no build")
-        first = of.running(site.file, mutant.line)
-        for tests in filter(None, (first, site.area.tests)):
-            code = copy.test(tests, 60 + 5 * min(everything, 60 if tests is first else everything))
-            if code != 0:
-                return outcome("timeout" if code is None else "killed")
-    return outcome("survived")
+        code = copy.test(tests_of(site), LONGEST)
+    return outcome({None: "timeout", 0: "survived"}.get(code, "killed"))
 
 
 def _is_equivalent(file: str, what: str) -> bool:
@@ -263,9 +223,9 @@ def build(copy: Copy, file: str) -> bool:
     command = command.replace(str(ROOT / file), str(copy.folder / file)).replace(str(made), str(target))
     if subprocess.run(command, shell=True, cwd=folder, capture_output=True, check=False).returncode:
         return False
-    ((original, module),) = zip(ROOT.glob("ifan/_cpu*.so"), copy.folder.glob("ifan/_cpu*.so"), strict=True)
-    module.unlink()
-    link = link.replace(str(made), str(target)).replace(str(original), str(module))
+    (module,) = copy.folder.glob("ifan/_cpu*.so")
+    module.unlink()  # another file: the one that is there may be in use
+    link = re.sub(r"-o \S+", f"-o {module}", link.replace(str(made), str(target)))
     subprocess.run(link, shell=True, cwd=folder, capture_output=True, check=True)
     return True
 
@@ -288,7 +248,6 @@ def _isa() -> str:
 
 
 _copy: Copy
-_baselines: dict[str, Baseline]
 
 
 def _begin_worker() -> None:
@@ -297,7 +256,7 @@ def _begin_worker() -> None:
 
 
 def _judge(site: Site) -> Outcome:
-    return judge(_copy, site, _baselines[site.area.name])
+    return judge(_copy, site)
 
 
 def main() -> None:
@@ -307,6 +266,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="how many changes")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--areas", nargs="*", help="names of areas.yaml; all if left out")
+    parser.add_argument("--trusted", action="store_true", help="the tests pass as they are: do not run them first")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     options = parser.parse_args()
     chosen = [area for area in areas(options.kind) if not options.areas or area.name in options.areas]
@@ -315,9 +275,10 @@ def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     KEPT.mkdir(parents=True, exist_ok=True)
-    first = Copy(KEPT / "baseline")
-    global _baselines
-    _baselines = {area.name: baseline(first, area) for area in chosen if any(site.area == area for site in sample)}
+    if not options.trusted:
+        unchanged = Copy(KEPT / "unchanged")
+        for area in chosen:
+            check(unchanged, area)
     outcomes = []
     with multiprocessing.get_context("fork").Pool(options.jobs, _begin_worker) as pool:
         for outcome in pool.imap_unordered(_judge, sample):

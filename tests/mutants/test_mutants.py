@@ -94,12 +94,13 @@ def test_areas_name_files_and_tests_that_are_there(kind: str) -> None:
         assert all((run.ROOT / place).exists() for place in area.tests), area.name
 
 
-def test_the_shortest_tests_of_a_line_come_first() -> None:
-    seconds = {"a": 20.0, "b": 1.0, "c": 15.0, "d": 500.0}
-    of = run.Baseline(seconds, {"x.py": {"3": ["a", "b", "c"], "4": ["d"], "5": []}})
-    assert of.running("x.py", 3) == ["b", "c"]
-    assert of.running("x.py", 4) == ["d"]
-    assert of.running("x.py", 5) == of.running("y.py", 3) == []
+def test_tests_named_after_a_file_come_first() -> None:
+    (training,) = (area for area in run.areas("python") if area.name == "training")
+    assert run.tests_of(run.Site(training, "ifan/training/ema.py", 0)) == [
+        "tests/training/test_ema.py",
+        "tests/training",
+    ]
+    assert run.tests_of(run.Site(training, "ifan/training/stop.py", 0)) == ["tests/training"]
 
 
 def test_the_share_is_of_the_changes_that_make_a_difference() -> None:

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from tests.gpu.comparison import check
-from tests.gpu.emulation.build import ORDERS, SOURCES, compile_kernel, emulated, link, mutated_sources, needs_compiler
+from tests.gpu.emulation.build import (
+    LAGGING,
+    ORDERS,
+    SOURCES,
+    compile_kernel,
+    emulated,
+    link,
+    mutated_sources,
+    needs_compiler,
+)
 from tests.gpu.problems import PROBLEMS, hybrid_loss
 from tests.support import flat
 from tests.support.tolerances import assert_no_worse
@@ -129,13 +138,14 @@ def test_mutant_is_caught(
     broken = compile_kernel(sources / f"{kernel}.cu", tmp_path / "broken.o", "-O0", "-Wno-error")
     # First, so that its copy of an inline function is the one that is linked.
     module = link([broken, *(made for of, made in emulation_objects.items() if of != kernel)], tmp_path / "module")
-    assert any(fails(module, order, problem) for order in ORDERS)
+    assert any(fails(module, order, problem) for order in (*ORDERS, LAGGING))
 
 
-@pytest.mark.parametrize("problem", ["integrate", "hybrid_loss-weighted", "dense_block"])
+@pytest.mark.parametrize("problem", ["integrate", "hybrid_loss-many", "dense_block"])
 def test_an_unchanged_copy_passes(problem: str, emulation_objects: dict[str, Path], tmp_path: Path) -> None:
     kernel = problem.split("-")[0]
     copied = compile_kernel(SOURCES / f"{kernel}.cu", tmp_path / "copied.o", "-O0")
     module = link([*(made for of, made in emulation_objects.items() if of != kernel), copied], tmp_path / "module")
-    with emulated(module):
-        compare(problem)
+    for order in ("fwd", LAGGING):
+        with emulated(module, order):
+            compare(problem)
