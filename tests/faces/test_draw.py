@@ -15,7 +15,7 @@ from PIL import Image
 from ifan.config import EMOTIONS, PARSING_CLASSES
 from ifan.crop import Crop
 from ifan.faces import Face, PhotoResult
-from ifan.faces.draw import contact_sheet, paint
+from ifan.faces.draw import annotate, contact_sheet, paint
 from ifan.faces.palette import palette
 from ifan.faces.png import encode_label_png, encode_png
 from ifan.files import write_files
@@ -90,6 +90,54 @@ def test_points_and_boxes_are_drawn_where_they_are() -> None:
     ys, xs = np.nonzero((shown != 90).any(-1))
     assert (abs(ys.mean() - 260) < 1, abs(xs.mean() - 300) < 1) == (True, True)
     assert 2 <= np.ptp(xs) <= 30
+
+
+def test_bars_are_as_long_as_their_shares() -> None:
+    """One a emotion, of a whole that is the same for all; the longest has a colour of its own."""
+    made = result(600, 500)
+    shares = list(made.faces[0].emotion.values())
+    panel = made.plot()[:, 600:]
+    bar, best, rest = ((panel == colour).all(-1) for colour in ((0, 114, 178), (213, 94, 0), (222, 222, 222)))
+    whole = (bar | best | rest).sum(1)
+    rows = np.flatnonzero(whole > 0.9 * whole.max())
+    blocks = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    assert len(blocks) == len(shares) == 7
+    middles = [block[len(block) // 2] for block in blocks]
+    assert len({whole[row] for row in middles}) == 1
+    found = [(bar | best)[row].sum() / whole[row] for row in middles]
+    np.testing.assert_allclose(found, shares, atol=0.02)
+    assert [bool(best[row].any()) for row in middles] == [share == max(shares) for share in shares]
+    colours = {tuple(colour) for colour in panel.reshape(-1, 3).tolist()}
+    assert {tuple(colour) for colour in palette(9)[1:].tolist()} <= colours, "the legend"
+
+
+def test_several_faces_have_numbers_below_their_boxes() -> None:
+    """Bright on dark, and within the photo."""
+    made = result(600, 500, 2, side=200)
+    plain = [dataclasses.replace(face, parsing=None, landmarks={}, classes={}) for face in made.faces]
+    one, two = (PhotoResult(None, (600, 500), tuple(plain[:n]), made.image).plot().astype(int) for n in (1, 2))
+    assert one.shape == two.shape == (500, 600, 3)
+    for face in plain:
+        x, y = round(face.box[0]), round(face.box[3])
+        below = two[y + 4 : y + 24, x : x + 12]
+        assert (below == 32).all(-1).mean() > 0.3
+        assert not (one[y + 4 : y + 24, x : x + 12] == 32).all(-1).any()
+    low = dataclasses.replace(plain[0], box=(590.0, 300.0, 600.0, 500.0))
+    shown = PhotoResult(None, (600, 500), (low, low), made.image).plot()
+    assert (shown[470:500, 560:600] == 32).all(-1).sum() > 50
+
+
+def test_a_frame_of_a_clip_has_its_own_size_and_the_emotion_below_the_box() -> None:
+    made = result(300, 400, side=150)
+    plain = dataclasses.replace(made.faces[0], parsing=None, landmarks={})
+    silent = dataclasses.replace(plain, classes={})
+    shown, without = (annotate(made.image, [face]).astype(int) for face in (plain, silent))
+    assert shown.shape == without.shape == (400, 300, 3)
+    rows, columns = (np.flatnonzero((shown != without).any((1 - axis, 2))) for axis in (0, 1))
+    assert 0 <= rows[0] - plain.box[3] <= 3
+    assert abs(columns[0] - plain.box[0]) <= 1
+    assert (made.image == 90).all()
+    assert not (annotate(made.image, made.faces) == without).all()
 
 
 def test_overlay_does_not_touch_the_photo() -> None:
