@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test test-analysis fuzz wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
+.PHONY: demo test test-analysis fuzz mutants wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
   gpu-sanitize gpu-compile-cuda gpu-check clean instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
@@ -67,6 +67,13 @@ docs-generated: $(STAMP)
 fuzz: export IFAN_FUZZ_CASES ?= 20000
 fuzz: $(STAMP)
 	$(BIN)/python -m pytest tests/fuzz --timeout 0
+
+# Small random changes of the code, in a copy, and which of them no test notices: make mutants KIND=cpp COUNT=50 SEED=3.
+KIND ?= python
+COUNT ?= 200
+SEED ?= 0
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants.run --kind $(KIND) --count $(COUNT) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

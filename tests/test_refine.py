@@ -20,7 +20,7 @@ from ifan.faces import FaceAnalyzer
 from ifan.faces.predictor import NetworkPredictor
 from ifan.network import IFAN
 from ifan.predictions import FacePredictions
-from ifan.refine import FARTHEST, NEAREST, REACH, SIDES, WIDER, closer_crop, moved, refine, softmax, source_window
+from ifan.refine import closer_crop, moved, refine, softmax, source_window
 from ifan.torch_runner import torch_predictions
 
 HALVES = TaskConfig("parsing", "parsing", ("left_half", "right_half"))
@@ -151,8 +151,8 @@ def test_later_iterations_see_an_upright_face_in_the_middle_once_larger_once_mir
     extent = [np.ptp(p, axis=1).max() for p in points]
     assert tilt[0] > 0.1 > 0.05 > max(tilt[1:])
     assert middle[0] > 0.05 > 0.01 > max(middle[1:])
-    assert extent[1] == pytest.approx(1 / 3.2 / SIDES[0], rel=0.02)
-    assert extent[2] == pytest.approx(1 / 3.2 / SIDES[1], rel=0.02)
+    assert extent[1] == pytest.approx(1 / 3.2 / 0.75, rel=0.02)
+    assert extent[2] == pytest.approx(1 / 3.2 / 0.95, rel=0.02)
     red = np.diff(seen[:, 0].astype(float), axis=2).mean((1, 2))
     assert red[0] > 0 > red[1]
     assert red[2] > 0
@@ -162,8 +162,50 @@ def test_later_iterations_see_an_upright_face_in_the_middle_once_larger_once_mir
 def test_wrong_points_lead_no_crop_astray(values: list[float], iterations: int) -> None:
     for iteration in range(1, iterations):
         crop = closer_crop(CONFIG, np.array(values).reshape(2, 5), iteration, iterations)
-        assert max(abs(crop.cx), abs(crop.cy)) <= REACH
-        assert NEAREST <= crop.side <= FARTHEST
+        assert max(abs(crop.cx), abs(crop.cy)) <= 0.3
+        assert 0.4 <= crop.side <= 1.4
+
+
+LEVEL = np.array([[-0.1, 0.1, 0.0, -0.08, 0.08], [-0.1, -0.1, 0.02, 0.12, 0.12]])
+"""Five points of an upright face, x and y in crop sides from the middle of the crop."""
+
+
+@pytest.mark.parametrize("away", [(0.9, -0.7), (-0.31, 0.8), (5.0, 5.0)])
+def test_a_later_crop_is_not_far_away(away: tuple[float, float]) -> None:
+    crop = closer_crop(CONFIG, LEVEL + np.array(away)[:, None], 1, 2)
+    assert (crop.cx, crop.cy) == tuple(np.sign(away) * 0.3)
+
+
+@pytest.mark.parametrize(("iterations", "sides"), [(2, [0.85]), (3, [0.75, 0.95]), (4, [0.75, 0.85, 0.95])])
+def test_later_crops_have_sides_of_their_own_within_bounds(iterations: int, sides: list[float]) -> None:
+    for extent in (0.01, 0.12, 0.25, 0.4, 3.0):
+        points = LEVEL * (extent / 0.22)
+        crops = [closer_crop(CONFIG, points, i, iterations) for i in range(1, iterations)]
+        expected = [min(max(3.2 * extent * side, 0.4), 1.4) for side in sides]
+        assert [crop.side for crop in crops] == pytest.approx(expected, rel=1e-6)
+        assert [crop.flip for crop in crops] == [i % 2 == 1 for i in range(1, iterations)]
+        assert [crop.angle_deg for crop in crops] == pytest.approx([0] * len(sides), abs=1e-9)
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.12, -0.2)])
+def test_parsing_of_a_later_crop_fades_in_from_its_border(shift: tuple[float, float]) -> None:
+    """The first crop says that all is the one half of the face, and the later one that all is the other."""
+    points = (LEVEL + np.array(shift)[:, None]).astype(np.float32)
+
+    def run(images: np.ndarray, begun: FacePredictions | None) -> FacePredictions:
+        logits = np.zeros((1, 2, 32, 32), np.float32)
+        logits[:, 0] = 40  # the later crop is mirrored: its left half is the right one
+        classes = {t.name: np.zeros((1, t.width), np.float32) for t in CONFIG.classifications}
+        return FacePredictions(logits, points[None] if begun is None else np.zeros((1, 2, 5), np.float32), classes)
+
+    crop = closer_crop(CONFIG, points, 1, 2)
+    images, window = np.zeros((1, 3, 64, 64), np.uint8), np.zeros((205, 205, 3), np.uint8)
+    share = softmax(refine(CONFIG, run, images, [window], 2)[-1].parsing_logits[0])[1]
+    place = (np.arange(64) + 0.5) / 64 - 0.5
+    inside = [0.5 - np.abs(place - centre) / crop.side for centre in (crop.cx, crop.cy)]
+    weight = np.clip(np.minimum(inside[0][None, :], inside[1][:, None]) / 0.06, 0, 1)
+    assert 0.05 < np.mean((weight > 0) & (weight < 1)) < 0.5
+    np.testing.assert_allclose(share, weight / (weight + 0.2), atol=1e-4)
 
 
 def crops(count: int = 3) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -244,7 +286,7 @@ def test_the_configuration_says_how_many_and_callers_may_overrule_it(network: IF
 def test_the_first_of_several_crops_has_more_of_the_hair(network: IFAN) -> None:
     image, box = np.random.default_rng(3).integers(0, 256, (80, 80, 3), dtype=np.uint8), (30, 30, 50, 55)
     once, twice = (FaceAnalyzer(network, iterations=n)(image, box)[0] for n in (1, 2))
-    assert twice.crop == replace(once.crop, side=WIDER * once.crop.side)
+    assert twice.crop == replace(once.crop, side=1.3 * once.crop.side)
     assert twice.region[0] < once.region[0]
 
 

@@ -31,6 +31,15 @@ def test_sound_file(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
 
 
+def test_tensors_of_every_dtype(tmp_path: Path) -> None:
+    kinds = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
+    tensors = {kind: torch.ones(3, 2).to(getattr(torch, kind)) for kind in kinds}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert read_header(tmp_path / "x.safetensors") == {kind: (kind, (3, 2)) for kind in kinds}
+    loaded = load_checked(tmp_path / "x.safetensors", tensors, "this network")
+    assert all(torch.equal(loaded[kind], tensors[kind]) for kind in kinds)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_arrays_of_every_floating_dtype_are_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "x.safetensors"

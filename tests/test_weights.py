@@ -106,6 +106,29 @@ def test_packaged_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         weights.resolve(saved.parent.parent)
 
 
+def test_a_path_comes_before_a_packaged_name(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = weights.available()[0]
+    monkeypatch.chdir(tmp_path)
+    assert weights.resolve(name) == weights.PACKAGED / name
+    (tmp_path / name).symlink_to(saved)
+    assert weights.resolve(name).resolve() == saved.resolve()
+    assert weights.load_model(name).config == CONFIG
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(saved.parent)  # a run's folder
+    assert weights.load_model(name).config == CONFIG
+
+
+def test_a_configuration_beyond_a_megabyte_is_not_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved / "config.json"
+    text = path.read_text()
+    path.write_text(text + " " * ((1 << 20) - len(text)))
+    assert weights.read_network_config(path) == CONFIG
+    path.write_text(text + " " * ((1 << 20) + 1 - len(text)))
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: pytest.fail("the file was read"))
+    with pytest.raises(ValueError, match=r"config\.json: not the configuration of a saved network \(more than 1048576"):
+        weights.load_model(saved)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_files_become_fp32_networks(saved: Path, dtype: torch.dtype) -> None:
     change(saved, lambda state: state.update({name: t.to(dtype) for name, t in state.items()}))

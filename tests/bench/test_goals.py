@@ -87,10 +87,28 @@ def test_nothing_measured_is_a_failure_but_what_does_not_apply_is_not(tmp_path: 
     ):
         (verdict,) = judge(goals, [row])
         assert (verdict.state, verdict.failed) == (state, state == UNMEASURED)
-    assert judge(goals, [])[0].state == UNMEASURED
+        assert (verdict.floor, verdict.ratio, verdict.rival) == (2.0, None, None)
+        asked = tuple(f"without {name}: it was not asked for" for name in ("eager", "openvino"))
+        assert verdict.notes == ((row["problem"],) if row["problem"] else asked)
+    (verdict,) = judge(goals, [])
+    assert (verdict.state, verdict.floor, verdict.notes) == (UNMEASURED, 2.0, ("the row was not run",))
 
 
-@pytest.mark.parametrize(("ours", "state"), [(9.0, REACHED), (11.0, SHORT), (None, UNMEASURED)])
+@pytest.mark.parametrize(("ratio", "state"), [(2.0, REACHED), (1.999, SHORT)])
+def test_the_floor_itself_is_enough(tmp_path: Path, ratio: float, state: str) -> None:
+    assert judge(goal(tmp_path, rivals="[eager]"), [measured({"eager": ratio})])[0].state == state
+
+
+def test_goals_keep_their_order_and_their_rows(tmp_path: Path) -> None:
+    other = case({"ifan": lambda: Ready(right)}, op="other")
+    entries = "".join(f"  - {{row: {c.name}, rivals: [eager], floor: 1, aim: 2}}\n" for c in (other, ONE, other))
+    goals = load_goals(write(tmp_path, f"goals:\n{entries}"), [ONE, other])
+    assert [g.row for g in goals] == [other.name, ONE.name, other.name]
+    rows = [measured({"eager": 3.0}), measured({"eager": 0.5}, name=other.name)]
+    assert [verdict.state for verdict in judge(goals, rows)] == [SHORT, REACHED, SHORT]
+
+
+@pytest.mark.parametrize(("ours", "state"), [(9.0, REACHED), (10.0, REACHED), (11.0, SHORT), (None, UNMEASURED)])
 def test_memory_is_part_of_a_goal(tmp_path: Path, ours: float | None, state: str) -> None:
     goals = goal(tmp_path, ", memory: {rival: eager, most: 0.1}", rivals="[eager]")
     row = measured({"eager": 4.0})
@@ -99,6 +117,10 @@ def test_memory_is_part_of_a_goal(tmp_path: Path, ours: float | None, state: str
     (verdict,) = judge(goals, [row])
     assert verdict.state == state
     assert verdict.memory == (None if ours is None else ours / 100)
+    said = "memory not measured: " if ours is None else f"extra memory {ours} MB of eager's 100.0 MB, at most 10%"
+    assert verdict.notes == (said,)
+    row["ratios"]["eager"]["median"] = 1.0
+    assert judge(goals, [row])[0].state == SHORT
 
 
 @pytest.mark.parametrize(

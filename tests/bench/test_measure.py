@@ -62,6 +62,16 @@ def test_a_contender_that_goes_wrong_later_has_no_time() -> None:
     assert "later runs" in found["problem"]
 
 
+def test_our_own_wrong_result_gives_no_ratio() -> None:
+    makers = {"ifan": lambda: Ready(lambda i: [TRUTH[i % 2] + 0.1]), "eager": lambda: Ready(right)}
+    found = row(case(makers))
+    assert {name: entry["status"] for name, entry in found["contenders"].items()} == {"ifan": "wrong", "eager": "ok"}
+    assert found["contenders"]["ifan"]["ms"] is None
+    assert found["contenders"]["eager"]["ms"]["count"] == 3
+    assert found["problem"].startswith("ifan: wrong: differs from the truth by 0.05 of its size")
+    assert (found["ratios"], found["best"], found["gb_s"], found["gflop_s"]) == ({}, None, None, None)
+
+
 def test_a_contender_that_ignores_its_input_is_wrong() -> None:
     makers = {"ifan": lambda: Ready(right), "eager": lambda: Ready(lambda i: [TRUTH[0]])}
     assert row(case(makers))["contenders"]["eager"]["status"] == "wrong"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import random
@@ -19,9 +20,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from ifan.bulk.run import COMMITS, MANIFEST, predict_bulk
+from ifan.bulk.run import COMMITS, MANIFEST, MAPS, predict_bulk
 from ifan.faces import Detection, FaceAnalyzer
+from ifan.faces.sources import frames
 from ifan.files import FolderLock
 
 EXIT_CODE_OF_A_KILL = -signal.SIGKILL
@@ -259,6 +262,58 @@ def test_what_the_system_refuses_to_write_is_one_error(analyzer: FaceAnalyzer, t
     assert not list(out.rglob("*.part"))
     predict_bulk(analyzer, paths, out, shard_rows=5)
     assert [row["input"] for row in table(out)] == paths
+
+
+OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "margin": ({"margin": 2.0}, {}),
+    "iterations": ({"iterations": 1}, {}),
+    "tasks": ({"tasks": ["landmarks"]}, {}),
+    "detector": ({"detector": Nobody()}, {}),
+    "every": ({}, {"every": 2}),
+    "maps": ({}, {"maps": True}),
+    "shard_rows": ({}, {"shard_rows": 7}),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_results_of_other_settings_are_not_mixed_with_these(analyzer: FaceAnalyzer, tmp_path: Path, name: str) -> None:
+    paths, out = photos(tmp_path / "in", 2), tmp_path / "out.jsonl"
+    predict_bulk(analyzer, paths, out)
+    before, (made, asked) = table(out), OTHER[name]
+    with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
+        predict_bulk(FaceAnalyzer(analyzer.model, **{"detector": None, **made}), paths, out, **asked)
+    assert table(out) == before
+    (part,) = out.glob("part-*")
+    kept = version(part)
+    predict_bulk(FaceAnalyzer(analyzer.model, detector=None, batch_size=5), paths, out, threads=3)
+    assert version(part) == kept
+
+
+def test_results_of_another_configuration_are_not_mixed_with_these(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    paths, out = photos(tmp_path / "in", 2), tmp_path / "out.jsonl"
+    predict_bulk(analyzer, paths, out)
+    other = type(analyzer.model)(dataclasses.replace(analyzer.config, image_scale=0.5))
+    other.load_state_dict(analyzer.model.state_dict())
+    with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
+        predict_bulk(FaceAnalyzer(other, detector=None), paths, out)
+
+
+def test_every_photo_and_frame_has_a_map_of_its_own(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    """Of clips longer than a shard, and with photos between them."""
+    from tests.support.clips import write_clip
+
+    clips = [str(write_clip(tmp_path / f"{name}.mp4", count)) for name, count in (("a", 5), ("b", 3))]
+    paths, out = photos(tmp_path / "in", 3), tmp_path / "out.jsonl"
+    predict_bulk(analyzer, [clips[0], *paths, clips[1]], out, maps=True, shard_rows=2)
+    rows = table(out)
+    assert len({row["map"] for row in rows}) == len(rows) == len(list((out / MAPS).iterdir())) == 11
+    first, second = ([image for _, _, image in frames(clip)] for clip in clips)
+    for row, image in zip(rows, [*first, *paths, *second], strict=True):
+        with Image.open(out / row["map"]) as picture:
+            found = np.array(picture)
+        expected = analyzer(image).parsing
+        assert found.shape == expected.shape
+        assert np.mean(found != expected) < 1e-3  # another batch rounds otherwise
 
 
 def test_other_results_are_refused(analyzer: FaceAnalyzer, tmp_path: Path) -> None:

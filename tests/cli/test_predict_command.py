@@ -312,3 +312,20 @@ def test_no_input_is_written_over(run, photo: Path, weights: Path, tmp_path: Pat
         assert (code, len(errors.splitlines())) == (1, 1)
         assert "would overwrite a photo that is to be read" in errors
         assert clips[1].read_bytes() == before
+    by_link = [tmp_path / "link" / clip.name for clip in clips]
+    code, _, errors = run("predict", *by_link, "--out", out, "--weights", weights, "--crops")
+    assert (code, clips[1].read_bytes()) == (1, before)
+    assert "would overwrite a photo that is to be read" in errors
+
+
+def test_all_results_do_not_go_where_those_of_a_photo_go(run, photo: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "link").symlink_to(out)
+    for folder in (out, tmp_path / "link"):
+        code, _, errors = run("predict", photo, "--out", out, "--json", folder / "alpha.json", "--weights", weights)
+        assert (code, list(out.iterdir())) == (1, [])
+        assert "a photo's own results go there" in errors
+    code, _, errors = run("predict", photo, "--out", out, "--json", photo, "--weights", weights)
+    assert (code, list(out.iterdir())) == (1, [])
+    assert "would overwrite a photo" in errors

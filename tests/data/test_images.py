@@ -123,12 +123,26 @@ def test_damaged_pixels_are_refused() -> None:
     assert "convert" in error_of(floats)
 
 
-@pytest.mark.parametrize("size", [(60_000, 60_000), (20_001, 10), (20_000, 20_000)])
-def test_oversized_header_is_refused_before_decoding(size: tuple[int, int]) -> None:
+def with_header(width: int, height: int) -> bytes:
+    """A small PNG that says it has so many pixels."""
     plain = encoded(Image.fromarray(RGB), "PNG")
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
-    bomb = plain[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + plain[33:]
-    assert "beyond the limit" in error_of(bomb)
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return plain[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + plain[33:]
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (20_001, 10), (10, 20_001), (20_000, 20_000), (10_000, 10_001)])
+def test_oversized_header_is_refused_before_decoding(size: tuple[int, int]) -> None:
+    assert "beyond the limit" in error_of(with_header(*size))
+
+
+@pytest.mark.parametrize("size", [(20_000, 5_000), (10_000, 10_000), (1, 20_000), (1, 1)])
+def test_the_largest_headers_are_taken(size: tuple[int, int]) -> None:
+    assert check_header(with_header(*size), "x") == size
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+def test_a_header_without_pixels_is_damaged(size: tuple[int, int]) -> None:
+    assert f"the header says {size[0]} x {size[1]} pixels" in error_of(with_header(*size))
 
 
 def test_20_000_pixels_a_side_is_still_read() -> None:

@@ -165,6 +165,25 @@ def test_an_epoch_shows_every_sample_once() -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 5, "each epoch has its own order"
 
 
+def test_a_sample_looks_otherwise_in_every_epoch() -> None:
+    mix = Mixture({"a": ToyFaces(1, size=64, tasks=("landmarks",))}, NETWORK, TrainingConfig(batch_size=2))
+    batches = [mix.batch(step) for step in range(2)]
+    images = torch.cat([batch.images for batch in batches])
+    points = torch.cat([batch.points_target for batch in batches])
+    assert len({key for batch in batches for key in batch.keys}) == 1
+    for i in range(4):
+        for j in range(i):
+            assert not torch.equal(images[i], images[j])
+            assert (points[i] - points[j]).abs().max() > 1e-3
+
+
+def test_datasets_of_the_same_faces_are_changed_apart() -> None:
+    faces = ToyFaces(1, size=64, tasks=("landmarks",))
+    batch = Mixture({"a": faces, "b": faces}, NETWORK, TrainingConfig(batch_size=2)).batch(0)
+    assert batch.keys[0] == batch.keys[1]
+    assert not torch.equal(batch.images[0], batch.images[1])
+
+
 def test_an_epoch_holds_samples_of_a_repeated_category_more_often() -> None:
     faces = ToyFaces(12, size=64, tasks=("emotion", "smile"))
     happy = [i for i in range(12) if EMOTIONS[faces.labels_of(i)["emotion"]] == "happy"]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES, mirrored
+from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES, NetworkConfig, TaskConfig, mirrored
 from ifan.data import DATASETS, DataError, open_dataset
+from ifan.data.dataset import hold_out, official_split, three_way
 from ifan.data.labels import CELEBAMASK, FER2013, LAPA, MTFL_ATTRIBUTES
 from ifan.data.mtfl import offset
+from ifan.data.targets import TargetMap
 from tests.support import dataset_layouts as layouts
 
 FIVE = np.array([[20, 24], [41, 25], [31, 35], [23, 45], [39, 46]], np.float32)
@@ -52,6 +58,68 @@ def test_every_reader_keeps_the_protocol(tmp_path: Path, name: str) -> None:
     assert set(sample.labels) == set(dataset.tasks) - {"parsing", "landmarks"}
     keys = [[d[i].key for i in range(len(d))] for d in (open_dataset(name, root, s) for s in ("train", "test"))]
     assert not set(keys[0]) & set(keys[1])
+
+
+CUT_TIGHTLY = {"fer2013", "rafdb", "affectnet", "folders"}
+"""Datasets whose pictures end where the face does: their crops are wider, as those of the others' boxes are."""
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_faces_are_framed_alike_in_every_dataset(tmp_path: Path, name: str) -> None:
+    dataset = open_dataset(name, WRITERS[name](tmp_path), "train")
+    sample = dataset[0]
+    height, width = sample.image.shape[:2]
+    x0, y0, x1, y1 = sample.box or (0, 0, width, height)
+    emotion = TaskConfig("emotion", "classification", EMOTIONS)
+    crop = TargetMap(dataset, NetworkConfig(size=32, tasks=(emotion,))).base_crop(sample)
+    assert crop.side == pytest.approx((1.3 if name in CUT_TIGHTLY else 1.0) * max(x1 - x0, y1 - y0))
+    assert (crop.cx, crop.cy) == ((x0 + x1) / 2, (y0 + y1) / 2)
+
+
+def test_splits_do_not_depend_on_the_order_of_the_names() -> None:
+    """Of three ways of going through them; sets of texts are another one in every process."""
+    names = [f"face {i}" for i in range(60)]
+    for listed in (names[::-1], names[30:] + names[:30], sorted(names, key=lambda name: name[::-1])):
+        assert hold_out(listed, 0.2) == hold_out(names, 0.2)
+        for split in ("train", "val", "test"):
+            records = dict.fromkeys(names, 0)
+            assert three_way(dict.fromkeys(listed, 0), split).keys() == three_way(records, split).keys()
+            assert (
+                official_split(dict.fromkeys(listed, 0), {}, split).keys() == official_split(records, {}, split).keys()
+            )
+
+
+def test_splits_are_the_same_in_every_process() -> None:
+    program = """
+from ifan.data.dataset import three_way
+print([list(three_way({f"face {i}": i for i in range(60)}, split)) for split in ("val", "test")])
+"""
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    val, test = ast.literal_eval(found[0])
+    assert (len(val), len(test)) == (6, 6)
+    assert not set(val) & set(test)
+
+
+HELD, THREE_WAY = ["face 04", "face 19"], [["face 06", "face 19"], ["face 02", "face 04"]]
+
+
+def test_splits_stay_what_they_are() -> None:
+    """Figures of different versions are of the same faces."""
+    faces = dict.fromkeys((f"face {i:02}" for i in range(20)), 0)
+    assert sorted(hold_out(faces)) == HELD
+    assert [list(three_way(faces, split)) for split in ("val", "test")] == THREE_WAY
+    assert [list(official_split(faces, {"x": 0}, split)) for split in ("val", "test")] == [HELD, ["x"]]
+    assert list(official_split(faces, {}, "train")) == [face for face in faces if face not in HELD]
 
 
 def test_mtfl_labels_and_sides(tmp_path: Path) -> None:

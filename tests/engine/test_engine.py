@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ def test_every_iteration_equals_the_networks_from_the_same_planes(config: Networ
     first, second = reference(model, images, 2)
     assert_equal(engine(model, 1)(images.numpy()), first)
     assert_equal(engine(model)(images.numpy(), face_predictions(first)), second)
+
+
+BORDERS = {
+    "sides": ((0.45, 0.1), (-0.45, -0.1), (0.1, 0.45), (-0.1, -0.45), (0.55, 0.05)),
+    "corners": ((0.45, 0.45), (-0.45, -0.45), (0.56, -0.56), (-0.56, 0.56), (0.9, -0.9)),
+}
+"""Points whose disc, or the filters' reach around it, goes beyond a border or lies beyond it."""
+
+
+@pytest.mark.parametrize("points", BORDERS.values(), ids=BORDERS)
+def test_discs_at_every_border_are_drawn_as_far_as_they_lie_inside(points: Sequence[tuple[float, float]]) -> None:
+    model, images = network(SMALL), faces(2, 32)
+    with torch.no_grad():
+        model.landmark_head.weight *= 1e-6
+        model.landmark_head.bias.copy_(torch.tensor(points).T.flatten())
+    first, second = reference(model, images, 2)
+    assert (first.points - torch.tensor(points).T).abs().max() < 1e-3
+    assert_equal(engine(model, 2)(images.numpy()), second)
 
 
 def test_the_whole_loop_feeds_back_what_it_predicted() -> None:

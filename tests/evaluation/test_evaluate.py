@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ifan.evaluation import HEADLINES, Subset, constant_baseline, evaluate
+from ifan.crop import Crop
+from ifan.evaluation import HEADLINES, ParsingMeter, Subset, constant_baseline, evaluate
+from ifan.evaluation.runner import _update
+from ifan.network import Predictions
 
 
 def test_perfect_network(faces: Any, oracle: Any) -> None:
@@ -74,6 +78,22 @@ def test_parsing_in_the_labels_own_pixels(faces: Any, oracle: Any, side: int) ->
     assert result["pixels"] == 3 * (side * side - 5)
     assert result["images"] == 3
     assert (result["mean_f"] == 1) == (side == 32)
+
+
+@pytest.mark.parametrize("own_pixels", [False, True])
+@pytest.mark.parametrize(("left", "right", "border"), [(0.9, 0.4, 5), (0.999, 0.3, 4)], ids=["nearest", "logits"])
+def test_probabilities_are_enlarged_to_the_labels_before_the_largest_wins(
+    own_pixels: bool, left: float, right: float, border: int
+) -> None:
+    """Of two columns at the border, where the nearest pixel, or the mean of the logits, would choose otherwise."""
+    share = torch.tensor([left, left, right, right]).expand(4, 4)
+    labels = (torch.arange(8) >= border).byte().expand(8, 8)
+    meter, sample = ParsingMeter(("left", "right")), SimpleNamespace(parsing=labels.numpy())
+    batch = SimpleNamespace(parsing=labels[None], samples=[sample], crops=[Crop(4, 4, 8)])
+    predictions = Predictions(torch.stack([share, 1 - share]).log()[None], torch.zeros(0, 2, 0), {}, {})
+    table = np.arange(256, dtype=np.uint8) if own_pixels else None
+    _update({"parsing": meter}, predictions, batch, SimpleNamespace(), table)
+    assert meter.result()["confusion"] == [[8 * border, 0], [0, 8 * (8 - border)]]
 
 
 def test_constant_baseline(faces: Any, oracle: Any) -> None:

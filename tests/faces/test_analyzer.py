@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +128,31 @@ def test_batches_do_not_change_results(analyzer: FaceAnalyzer, photo: np.ndarray
     for result, apart, single in zip(together, analyzer(photos, boxes), zip(photos, boxes, strict=True), strict=True):
         same(result, apart)
         same(result, analyzer(*single))
+
+
+def exactly(faces: Sequence[Face]) -> list[tuple[object, ...]]:
+    """All that was found of each face, to the bit."""
+    return [(f.box, f.region, f.parsing.tobytes(), tuple(f.landmarks.items()), repr(f.classes)) for f in faces]
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_a_photo_that_a_batch_cuts_keeps_its_own_faces(
+    analyzer: FaceAnalyzer, photo: np.ndarray, batch_size: int
+) -> None:
+    """Photos of 2, 3 and 5 faces, no two alike, by ones and in streams, and with photos that nothing waits for."""
+    boxes = [
+        [(4.0 * i + 3 * j, 2.0 * j, 4.0 * i + 3 * j + 21 + i, 2.0 * j + 30 + j) for j in range(n)]
+        for i, n in enumerate((2, 3, 5))
+    ]
+    photos = [photo, np.ascontiguousarray(photo[::-1]), np.ascontiguousarray(photo[:, ::-1])]
+    expected = [exactly([analyzer(image, box)[0] for box in of]) for image, of in zip(photos, boxes, strict=True)]
+    assert len({found[3] for faces in expected for found in faces}) == 10
+    cut = FaceAnalyzer(analyzer.model, detector=None, batch_size=batch_size)
+    assert [exactly(result.faces) for result in cut(photos, boxes)] == expected
+    prepared = cut.prepare(photos, boxes, ["a", "b", "c"])
+    for patience in (1, 2, None):
+        predictions = cut.predict([prepared[0], None, prepared[1], None, None, prepared[2]], patience)
+        assert [exactly(cut.faces(one, predictions)) for one in prepared] == expected
 
 
 @pytest.mark.parametrize(
@@ -258,12 +284,18 @@ def test_batches_are_full_unless_photos_would_wait_too_long(analyzer: FaceAnalyz
             ran.append((len(taken), len(crops)))
             return real(crops)
 
-        prepared = analyzer.prepare([photo] * len(counts), [[BOX] * n for n in counts], ["x"] * len(counts))
+        boxes = [
+            [(3.0 * i + 2 * j, 4.0 * j, 3.0 * i + 2 * j + 30, 4.0 * j + 25) for j in range(n)]
+            for i, n in enumerate(counts)
+        ]
+        prepared = analyzer.prepare([photo] * len(counts), boxes, ["x"] * len(counts))
         analyzer.predictor = note
-        found = analyzer.predict((taken.append(0) or (p if p.faces else None) for p in prepared), patience)
-        assert len(list(found)) == sum(counts)
+        found = list(analyzer.predict((taken.append(0) or (p if p.faces else None) for p in prepared), patience))
         assert ran == expected
         analyzer.predictor = real
+        alone = [real(face[None])["landmarks"][0] for one in prepared for face in one.pixels]
+        assert len({points.tobytes() for points in alone}) == sum(counts)
+        np.testing.assert_array_equal([one["landmarks"] for one in found], alone)
 
 
 def test_copies_for_other_processes_find_the_same(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from ifan.faces import FaceAnalyzer
 from ifan.faces.clip import save_clip
 from ifan.faces.matroska import is_torn
-from ifan.faces.sources import count_frames, expand, frames
+from ifan.faces.sources import count_frames, expand, frame_rate, frames
 from tests.support.clips import sounds, turn_clip, write_clip
 
 
@@ -97,6 +99,16 @@ def test_save_writes_an_overlay_and_lines(analyzer: FaceAnalyzer, clip: Path, tm
     with pytest.raises(ValueError, match="cannot be read"):
         save_clip(analyzer, str(lines.rename(tmp_path / "b.mp4")), tmp_path / "out2", "b")
     assert list((tmp_path / "out2").iterdir()) == []
+
+
+def test_a_clip_that_does_not_say_how_fast_it_is_has_25_frames_a_second(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert frame_rate(str(clip)) == 10
+    for video in ([SimpleNamespace(average_rate=None)], []):
+        opened = SimpleNamespace(streams=SimpleNamespace(video=video))
+        monkeypatch.setattr("ifan.faces.sources._open", lambda path, opened=opened: contextlib.nullcontext(opened))
+        assert frame_rate("a.mp4") == 25
 
 
 def test_a_list_of_other_files_is_no_clip(clip: Path, tmp_path: Path) -> None:

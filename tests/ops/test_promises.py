@@ -95,7 +95,10 @@ def results(operation: Operation, values: Sequence[Tensor], backend: str = "cpu"
 
 
 def assert_same_bits(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+        assert torch.equal(a.contiguous().view(kind), b.contiguous().view(kind))
 
 
 @pytest.fixture
@@ -194,16 +197,27 @@ def test_callers_at_once(operation: Operation, threads: Callable[[int], None]) -
 def test_subnormal_numbers_stay_pytorchs_own_affair(operation: Operation, threads: Callable[[int], None]) -> None:
     """Kernels count them as zeros, on whose threads ever they run; PyTorch then does with them what it did before."""
     tiny = torch.full((1 << 20,), 1e-40)
+    bits = tiny.view(torch.int32).clone()  # a thread that flushes calls 1e-40 and 0 equal
     for count in (1, 3):
         threads(count)
         results(operation, operation.inputs(19, 37, torch.float32))
-        assert torch.equal(tiny * 1, tiny)
+        assert torch.equal((tiny * 1).view(torch.int32), bits)
 
 
-def test_subnormal_numbers_count_as_zeros() -> None:
-    sources, one, zero = [torch.full((2, 3, 8, 40), 1e-40)], torch.ones(1, 3), torch.zeros(1, 3)
-    assert flat.integrate(sources, one, zero, zero, one, [2], backend="reference").any()
-    assert not flat.integrate(sources, one, zero, zero, one, [2], backend="cpu").any()
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("value", "scale"), [(1e-40, 1e10), (1e-30, 1e-10)], ids=["operands", "results"])
+def test_subnormal_numbers_count_as_zeros(
+    value: float, scale: float, count: int, threads: Callable[[int], None]
+) -> None:
+    """Where they come in, though what is made of them would be none, and where they would come out."""
+    threads(count)
+    sources, one, zero = [torch.full((2, 3, 64, 40), value)], torch.ones(1, 3), torch.zeros(1, 3)
+    found = {
+        backend: flat.integrate(sources, one * scale, zero, zero, one, [2], backend=backend).view(torch.int32)
+        for backend in ("reference", "cpu")
+    }
+    assert found["reference"].all()
+    assert not found["cpu"].any()
 
 
 @every_operation

@@ -47,6 +47,15 @@ def test_keeps_the_last_two(tmp_path: Path) -> None:
     assert (state["step"], state["config"]) == (100, {"a": 1})
 
 
+def test_checkpoints_behind_which_a_run_went_back_go(tmp_path: Path) -> None:
+    """They are damaged: kept, they would be the newest for ever."""
+    for step in (2, 4, 6):
+        save_checkpoint(tmp_path, step, tensors(step), {})
+    (checkpoints(tmp_path)[0] / "state.json").write_text("{")
+    save_checkpoint(tmp_path, 5, tensors(5), {})
+    assert [step_of(c) for c in checkpoints(tmp_path)] == [5, 4]
+
+
 def test_any_failing_call_leaves_a_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the k-th system call for every k, until a write gets through untouched."""
     for k in itertools.count():

@@ -9,8 +9,17 @@ import pytest
 import torch
 
 from tests.gpu.comparison import check
-from tests.gpu.emulation.build import ORDERS, SOURCES, compile_kernel, emulated, link, mutated_sources, needs_compiler
-from tests.gpu.problems import PROBLEMS
+from tests.gpu.emulation.build import (
+    LAGGING,
+    ORDERS,
+    SOURCES,
+    compile_kernel,
+    emulated,
+    link,
+    mutated_sources,
+    needs_compiler,
+)
+from tests.gpu.problems import PROBLEMS, hybrid_loss
 from tests.support import flat
 from tests.support.tolerances import assert_no_worse
 
@@ -24,7 +33,15 @@ MUTANTS = [
         "  if (threadIdx.x == 0)",
         "hybrid_loss-finer",
     ),
+    ("hybrid_loss", "device.h", "  __syncthreads();  // the array may be written again", "", "hybrid_loss-many"),
     ("dense_block", "dense_block.cu", "      __syncthreads();\n      multiply", "      multiply", "dense_block"),
+    (
+        "dense_block",
+        "dense_block.cu",
+        "      __syncthreads();  // before the next channels overwrite these",
+        "",
+        "dense_block",
+    ),
     # A missing mask: of unlabelled points and pixels, of values the ReLU stopped, of pixels outside the map.
     ("hybrid_loss", "hybrid_loss.cu", "if (weight > 0.f) {", "{", "hybrid_loss-weighted"),
     ("hybrid_loss", "hybrid_loss.cu", "if (label == kUnlabelled) continue;", "", "hybrid_loss-finer"),
@@ -75,11 +92,14 @@ MUTANTS = [
 
 def compare(problem: str) -> None:
     """The comparison with the reference; in half precision for a dense layer, which takes no other."""
+    if problem == "hybrid_loss-many":  # more blocks than a warp has threads
+        return check(hybrid_loss(16))
     if problem != "dense_block":
         return check(PROBLEMS[problem]())
     torch.manual_seed(0)
-    x, weight = torch.randn(2, 9, 9, 7).half(), torch.randn(5, 9, 3, 3).half()
-    norm = [[torch.rand(1, 9) + 0.5] for _ in range(4)]
+    channels = 41  # three times as many as are multiplied at once
+    x, weight = torch.randn(2, channels, 9, 7).half(), torch.randn(5, channels, 3, 3).half()
+    norm = [[torch.rand(1, channels) + 0.5] for _ in range(4)]
     found = flat.dense_block([x], [weight], *norm, [2], backend="cuda")[0]
     eager = flat.dense_block([x], [weight], *norm, [2], backend="reference")[0]
     return assert_no_worse(
@@ -118,13 +138,14 @@ def test_mutant_is_caught(
     broken = compile_kernel(sources / f"{kernel}.cu", tmp_path / "broken.o", "-O0", "-Wno-error")
     # First, so that its copy of an inline function is the one that is linked.
     module = link([broken, *(made for of, made in emulation_objects.items() if of != kernel)], tmp_path / "module")
-    assert any(fails(module, order, problem) for order in ORDERS)
+    assert any(fails(module, order, problem) for order in (*ORDERS, LAGGING))
 
 
-@pytest.mark.parametrize("problem", ["integrate", "hybrid_loss-weighted", "dense_block"])
+@pytest.mark.parametrize("problem", ["integrate", "hybrid_loss-many", "dense_block"])
 def test_an_unchanged_copy_passes(problem: str, emulation_objects: dict[str, Path], tmp_path: Path) -> None:
     kernel = problem.split("-")[0]
     copied = compile_kernel(SOURCES / f"{kernel}.cu", tmp_path / "copied.o", "-O0")
     module = link([*(made for of, made in emulation_objects.items() if of != kernel), copied], tmp_path / "module")
-    with emulated(module):
-        compare(problem)
+    for order in ("fwd", LAGGING):
+        with emulated(module, order):
+            compare(problem)

@@ -15,7 +15,7 @@ from ifan.ops import gpu
 from ifan.ops.integrate import _forward as integrate_op
 from tests.gpu import problems
 from tests.gpu.comparison import assert_same, check, poisoned
-from tests.gpu.emulation.build import ORDERS, emulated, needs_compiler
+from tests.gpu.emulation.build import LAGGING, ORDERS, emulated, needs_compiler
 from tests.gpu.problems import PROBLEMS, results
 from tests.support import flat
 from tests.support.cases import LAYOUTS, arrange, assert_compiles
@@ -160,7 +160,7 @@ def test_results_repeat_bit_for_bit(emulation: ModuleType) -> None:
     for name in ("integrate", "hybrid_loss-finer"):
         problem = PROBLEMS[name]()
         inputs, found = problem.arranged(torch.float32), []
-        for order in ORDERS:
+        for order in (*ORDERS, LAGGING):
             with emulated(emulation, order):
                 found.append(results(problem, "cuda", inputs))
         assert all(torch.equal(a, b) for later in found[1:] for a, b in zip(found[0], later, strict=True))

@@ -31,7 +31,7 @@ def kernels() -> list[Kernel]:
         name = log.name.split(".")[0]
         read = [SOURCES / file for file in (f"{name}.cu", f"{name}.h", "call.h", "device.h", "launch.h")]
         if max(path.stat().st_mtime for path in read) > log.stat().st_mtime:
-            pytest.skip(f"the ptxas report is older than {name}.cu or its headers: run make .venv/.installed")
+            pytest.fail(f"the ptxas report is older than {name}.cu or its headers: run make .venv/.installed")
     return found
 
 

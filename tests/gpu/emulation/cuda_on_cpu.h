@@ -1,5 +1,6 @@
 // Runs CUDA kernels on the CPU, for tests only. Blocks run one after another; the threads of a block are
-//   fibres (default): deterministic; CUDA_EMU_ORDER=fwd|rev|rand is the order in which they and the blocks are taken;
+//   fibres (default): deterministic; CUDA_EMU_ORDER=fwd|rev|rand is the order in which they and the blocks are taken,
+//   and with `lag` the first warp falls behind, as far as barriers let it;
 //   OS threads (-DCUDA_EMU_THREADS): for -fsanitize=thread, which then names a missing barrier.
 // Found: wrong values; a missing barrier (by the order, or ThreadSanitizer); barriers and shuffles that not all threads
 // reach (a deadlock, reported with file:line); reads of unset shared memory (it starts as NaN in every block); accesses
@@ -320,6 +321,7 @@ void run_block(const std::vector<int>& order, Body& body) {
   for (std::thread& thread : threads) thread.join();
 }
 #else
+inline bool lagging = false;  // the first warp has one turn where the others have kAhead
 #include "fibres.inc"
 #endif
 
@@ -328,6 +330,9 @@ void launch(dim3 grid, dim3 size, Body body) {
   static std::mt19937 random(1);
   const char* chosen = std::getenv("CUDA_EMU_ORDER");
   const std::string order = chosen ? chosen : "fwd";
+#ifndef CUDA_EMU_THREADS
+  lagging = order == "lag";
+#endif
   Block& b = block();
   blockDim = size;
   gridDim = grid;
