@@ -50,6 +50,38 @@ def test_formats(kind: str) -> None:
     assert difference(read_image(data), RGB) < {"JPEG": 3, "WEBP": 3, "GIF": 8}.get(kind, 1e-9)
 
 
+VARIANTS: dict[str, tuple[str, str, dict[str, object]]] = {
+    **{kind: (kind, "RGB", {}) for kind in FORMATS},
+    "progressive JPEG": ("JPEG", "RGB", {"progressive": True}),
+    "JPEG with restarts": ("JPEG", "RGB", {"restart_marker_rows": 1}),
+    "JPEG with a comment": ("JPEG", "RGB", {"comment": b"\xff\xc0" + bytes(9)}),
+    "lossless WEBP": ("WEBP", "RGB", {"lossless": True}),
+    "WEBP with alpha": ("WEBP", "RGBA", {}),
+    "large-endian TIFF": ("TIFF", "I;16B", {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", [(37, 21), (300, 2), (3, 1000), (1, 1)])
+def test_the_header_says_the_size(variant: str, size: tuple[int, int]) -> None:
+    kind, mode, options = VARIANTS[variant]
+    data = encoded(Image.new(mode, size), kind, **options)
+    assert check_header(data, "x") == size
+    assert read_image(data).shape == (*size[::-1], 3)
+
+
+def test_old_and_upside_down_bitmaps_are_read() -> None:
+    """OS/2's header has sizes of 16 bits; a negative height says that the first row is the upper one."""
+    plain = encoded(Image.fromarray(RGB[:40]), "BMP")
+    pixels = plain[54:]
+    old = b"BM" + struct.pack("<IIIIHHHH", 26 + len(pixels), 0, 26, 12, 64, 40, 1, 24) + pixels
+    assert check_header(old, "x") == (64, 40)
+    assert difference(read_image(old), RGB[:40]) == 0
+    turned = plain[:22] + struct.pack("<i", -40) + plain[26:]
+    assert check_header(turned, "x") == (64, 40)
+    assert difference(read_image(turned), RGB[39::-1]) == 0
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_cut_short_anywhere_is_refused(kind: str) -> None:
     data = encoded(Image.fromarray(RGB), kind)

@@ -15,7 +15,16 @@ import pytest
 from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES, NetworkConfig, TaskConfig, mirrored
 from ifan.data import DATASETS, DataError, open_dataset
 from ifan.data.dataset import hold_out, official_split, three_way
-from ifan.data.labels import CELEBAMASK, FER2013, LAPA, MTFL_ATTRIBUTES
+from ifan.data.labels import (
+    CELEBAMASK,
+    FER2013,
+    LAPA,
+    MTFL_ATTRIBUTES,
+    POINTS_68,
+    POINTS_106,
+    POINTS_194,
+    five_points,
+)
 from ifan.data.mtfl import offset
 from ifan.data.targets import TargetMap
 from tests.support import dataset_layouts as layouts
@@ -120,6 +129,23 @@ def test_splits_stay_what_they_are() -> None:
     assert [list(three_way(faces, split)) for split in ("val", "test")] == THREE_WAY
     assert [list(official_split(faces, {"x": 0}, split)) for split in ("val", "test")] == [HELD, ["x"]]
     assert list(official_split(faces, {}, "train")) == [face for face in faces if face not in HELD]
+
+
+@pytest.mark.parametrize(
+    ("markup", "expected"),
+    [
+        (POINTS_68, [38.5, 44.5, 30, 48, 54]),
+        (POINTS_106, [69.5, 78.5, 54, 84, 90]),
+        (POINTS_194, [123.5, 143.5, np.nan, 58, 72]),
+    ],
+)
+def test_five_points_of_a_markup(markup: tuple[tuple[int, ...], ...], expected: list[float]) -> None:
+    """Of points that are their own numbers; and of the same, seen in a mirror."""
+    numbers = np.arange(200.0)
+    found = five_points(np.stack([numbers, -numbers], 1), markup)
+    np.testing.assert_allclose(found, np.stack([expected, -np.array(expected)], 1))
+    mirrored_ones = five_points(np.stack([-numbers, numbers], 1), markup)
+    np.testing.assert_allclose(mirrored_ones[:, 1], np.array(expected)[[1, 0, 2, 4, 3]])
 
 
 def test_mtfl_labels_and_sides(tmp_path: Path) -> None:
