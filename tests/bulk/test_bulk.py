@@ -280,7 +280,7 @@ def test_results_of_other_settings_are_not_mixed_with_these(analyzer: FaceAnalyz
     paths, out = photos(tmp_path / "in", 2), tmp_path / "out.jsonl"
     predict_bulk(analyzer, paths, out)
     before, (made, asked) = table(out), OTHER[name]
-    with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
+    with pytest.raises(ValueError, match="results of other weights or settings"):
         predict_bulk(FaceAnalyzer(analyzer.model, **{"detector": None, **made}), paths, out, **asked)
     assert table(out) == before
     (part,) = out.glob("part-*")
@@ -294,7 +294,7 @@ def test_results_of_another_configuration_are_not_mixed_with_these(analyzer: Fac
     predict_bulk(analyzer, paths, out)
     other = type(analyzer.model)(dataclasses.replace(analyzer.config, image_scale=0.5))
     other.load_state_dict(analyzer.model.state_dict())
-    with pytest.raises(ValueError, match="results of other inputs, weights or settings"):
+    with pytest.raises(ValueError, match="results of other weights or settings"):
         predict_bulk(FaceAnalyzer(other, detector=None), paths, out)
 
 

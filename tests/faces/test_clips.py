@@ -107,7 +107,7 @@ def test_a_clip_that_does_not_say_how_fast_it_is_has_25_frames_a_second(
     assert frame_rate(str(clip)) == 10
     for video in ([SimpleNamespace(average_rate=None)], []):
         opened = SimpleNamespace(streams=SimpleNamespace(video=video))
-        monkeypatch.setattr("ifan.faces.sources._open", lambda path, opened=opened: contextlib.nullcontext(opened))
+        monkeypatch.setattr("ifan.faces.sources.open_clip", lambda path, opened=opened: contextlib.nullcontext(opened))
         assert frame_rate("a.mp4") == 25
 
 
