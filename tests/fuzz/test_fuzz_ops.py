@@ -45,9 +45,9 @@ def tensor_like(value: Tensor, chance: random.Random) -> Tensor:
     if turn == 4 and value.dim() > 1:
         return value.transpose(axis, axis - 1)
     if turn == 5 and value.numel():
-        changed = value.clone()
+        changed = value.clone(memory_format=torch.contiguous_format)
         places = WHOLE if not value.is_floating_point() else REAL
-        flat_view = changed.view(-1)
+        flat_view = changed.reshape(-1)
         try:
             flat_view[chance.randrange(len(flat_view))] = chance.choice(places)
         except RuntimeError:  # beyond a narrow type
