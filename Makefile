@@ -63,7 +63,7 @@ CXX_FILES := '*.cpp' '*.h' '*.cu' '*.inc' '*.c'
 docs-generated: $(STAMP)
 	$(BIN)/python -m tests.gpu.tools.pages
 
-# Damaged inputs, each seed others: make fuzz IFAN_FUZZ_SEED=7 IFAN_FUZZ_CASES=1000000 runs for hours.
+# Damaged files and hostile calls, each seed others: make fuzz IFAN_FUZZ_SEED=7 IFAN_FUZZ_CASES=1000000 runs for hours.
 fuzz: export IFAN_FUZZ_CASES ?= 20000
 fuzz: $(STAMP)
 	$(BIN)/python -m pytest tests/fuzz --timeout 0

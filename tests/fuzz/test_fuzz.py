@@ -1,13 +1,12 @@
 """Damaged pictures and configurations by the thousand: each is read, or one line says why not.
 
-``make fuzz`` runs it longer; ``IFAN_FUZZ_CASES`` and ``IFAN_FUZZ_SEED`` say how many and which.
+``make fuzz`` runs it longer; ``IFAN_FUZZ_CASES`` and ``IFAN_FUZZ_SEED`` say how many and which. Findings become tests;
+small files that show them become seeds.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import random
 import zlib
 
 import cv2
@@ -17,29 +16,9 @@ from PIL import Image
 
 from ifan.config import Config, dump_config, from_dict, parse_yaml
 from ifan.data.images import ImageError, check_header, read_image
+from tests.support.damage import CASES, SEED, chance_of, damaged, seeds
 
-CASES = int(os.environ.get("IFAN_FUZZ_CASES", "150"))
-SEED = int(os.environ.get("IFAN_FUZZ_SEED", "0"))
 KINDS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-
-
-def damaged(data: bytes, chance: random.Random) -> bytes:
-    """``data`` with some bytes changed, left out or doubled, most of them near the beginning."""
-    out = bytearray(data)
-    for _ in range(chance.choice((1, 2, 5))):
-        at = min(int(chance.expovariate(1 / 60)), len(out) - 1)
-        length = chance.randrange(1, 9)
-        turn = chance.randrange(4)
-        if turn == 0:
-            out[at] = chance.randrange(256)
-        elif turn == 1:
-            del out[at : at + length]
-        elif turn == 2:
-            out[at:at] = out[at : at + length]
-        else:
-            out[at : at + 2] = chance.choice((b"\0\0", b"\xff\xff", b"\xff\x01", b"\x01\x00"))
-        out = out or bytearray(b"\0")
-    return bytes(out)
 
 
 def sealed(png: bytes) -> bytes:
@@ -57,8 +36,9 @@ def sealed(png: bytes) -> bytes:
 @pytest.mark.parametrize("kind", KINDS)
 def test_header_and_decoder_agree(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file is decoded to another size than the one that was checked."""
-    chance, buffer = random.Random(f"{SEED} {kind}"), io.BytesIO()
+    chance, buffer = chance_of(kind), io.BytesIO()
     Image.fromarray(np.random.default_rng(SEED).integers(0, 255, (24, 40, 3), np.uint8)).save(buffer, kind)
+    begun = [buffer.getvalue()] * 3 + [data for name, data in seeds("").items() if name.endswith(kind.lower())]
     sizes, said, decode = [], [], cv2.imdecode
 
     def noted(data: np.ndarray, flags: int) -> np.ndarray | None:
@@ -70,7 +50,7 @@ def test_header_and_decoder_agree(kind: str, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(cv2, "imdecode", noted)
     for _ in range(CASES):
-        data = damaged(buffer.getvalue(), chance)
+        data = damaged(chance.choice(begun), chance)
         data = sealed(data) if kind == "PNG" else data
         try:
             sizes.append(check_header(data, "photo"))
@@ -83,7 +63,7 @@ def test_header_and_decoder_agree(kind: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_damaged_configurations() -> None:
-    chance, text = random.Random(SEED), dump_config(Config()).encode()
+    chance, text = chance_of("configuration"), dump_config(Config()).encode()
     said = []
     for _ in range(CASES):
         try:
