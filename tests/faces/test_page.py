@@ -65,7 +65,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
-def eventually(found: Callable[[], Any], seconds: float = 60) -> Any:
+def eventually(found: Callable[[], Any], seconds: float = 120) -> Any:
     """What ``found`` gives as soon as it gives something."""
     end = time.monotonic() + seconds
     while not (value := found()):
@@ -103,10 +103,11 @@ def fetch(browser: Any, src: str) -> bytes:
     return bytes(browser.execute_async_script(script, src))
 
 
-def downloads(browser: Any) -> list[bytes]:
-    """What stands behind the three buttons."""
-    script = "return [...document.querySelectorAll('[id^=download-]')].map(e => (e.closest('a') ?? e).href)"
-    return [fetch(browser, href) for href in browser.execute_script(script)]
+def download(browser: Any, kind: str, folder: Path) -> bytes:
+    """The file that a button gives."""
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    browser.find_element("css selector", f"#download-{kind}").click()
+    return eventually(lambda: [p for p in folder.glob("*") if p.suffix != ".crdownload"])[0].read_bytes()
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_the_example_beside_its_first_iteration(page: Any, address: str) -> None
     eventually(lambda: page.find_elements("css selector", "#example"))[0].click()
     eventually(lambda: text(page, "#count") == "1 face")
     photo, drawn = sources(page)
-    assert len(shown(page, "#faces img")) == 1
+    eventually(lambda: len(shown(page, "#faces img")) == 1)
     assert "inside mouth" in text(page, "#legend")
     page.find_elements("css selector", "#left input")[1].click()
     eventually(lambda: [src for src, _ in shown(page)][:1] not in ([], [photo]))
@@ -144,7 +145,7 @@ def test_nine_faces_and_three_downloads(page: Any, tmp_path: Path) -> None:
     eventually(lambda: text(page, "#count") == "9 faces")
     eventually(lambda: len(shown(page, "#faces img")) >= 9)
     assert "9 happy" in text(page, "#faces")
-    overlay, numbers, table = downloads(page)
+    overlay, numbers, table = (download(page, k, tmp_path / f"out-{k}") for k in ("overlay", "JSON", "CSV"))
     assert overlay.startswith(b"\xff\xd8")
     assert len(json.loads(numbers)["faces"]) == 9
     lines = table.decode().splitlines()
@@ -176,8 +177,8 @@ def test_the_camera(page: Any) -> None:
 
 def test_a_clip(page: Any, tmp_path: Path) -> None:
     upload(page, write_clip(tmp_path / "a.mp4", 2))
-    assert "in 2 frames" in eventually(lambda: text(page, "#count"))
-    assert page.find_elements("css selector", "#clip video")
+    eventually(lambda: "in 2 frames" in text(page, "#count"))
+    eventually(lambda: page.find_elements("css selector", "#clip video"))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class Gate:
         self.open.set()
 
     def __call__(self, image: np.ndarray) -> Any:
-        assert self.open.wait(60)
+        assert self.open.wait(120)
         return self.analyzer(image)
 
 
@@ -54,7 +54,7 @@ def png(photo: np.ndarray) -> bytes:
 def post(address: str, data: bytes) -> tuple[int, dict[str, Any]]:
     """Status and answer."""
     try:
-        with urlopen(Request(address, data), timeout=60) as response:
+        with urlopen(Request(address, data), timeout=120) as response:
             return response.status, json.load(response)
     except HTTPError as error:
         return error.code, json.load(error)
