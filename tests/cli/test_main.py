@@ -20,11 +20,29 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("info", "demo", "predict", "serve", "train", "evaluate", "pack", "export", "bench")
 
 
+def test_the_help_fits_a_terminal(run) -> None:
+    _, text, _ = run("--help")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "..." not in text.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"), [("ifan ev", "evaluate"), ("ifan predict --recu", "--recursive")], ids=["command", "option"]
+)
+def test_a_shell_completes(run, monkeypatch: pytest.MonkeyPatch, line: str, found: str) -> None:
+    monkeypatch.setenv("_IFAN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    code, text, _ = run()
+    assert (code, text.split()) == (0, [found])
+
+
 def test_help_names_every_command_without_torch() -> None:
     """In a process of its own: what an import drags in is what makes a command line slow."""
     code = (
         "import sys\nfrom ifan.cli.main import main\ntry:\n    main(['--help'])\nfinally:\n"
-        "    heavy = {'torch', 'huggingface_hub'} & set(sys.modules)\n    print('heavy:', sorted(heavy))"
+        "    heavy = {'torch', 'huggingface_hub', 'numpy', 'rich', 'ifan.config'} & set(sys.modules)\n"
+        "    print('heavy:', sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "heavy: []" in done.stdout
