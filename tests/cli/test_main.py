@@ -13,6 +13,7 @@ import typer
 from ifan import __version__
 from ifan.cli import main as cli
 from ifan.cli.info import ENVIRONMENT
+from ifan.cli.options import over_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,6 +56,15 @@ def test_every_command_has_help(run, command: str) -> None:
     code, text, _ = run(command, "--help")
     assert code == 0
     assert "Usage: ifan " + command in " ".join(text.split())
+
+
+def test_progress_of_several_datasets_is_one() -> None:
+    said: list[tuple[int, int]] = []
+    note = over_all({"a": [1, 2], "b": [3]}, lambda done, total, failed=0: said.append((done, total)))
+    note("a", 1, 2)
+    note("a", 2, 2)
+    note("b", 1, 1)
+    assert said == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_version(run) -> None:
