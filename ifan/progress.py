@@ -70,7 +70,7 @@ def open_bars(console: Console | None = None) -> Progress:
         Rate(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(table_column=Column(no_wrap=True)),
         TextColumn("left", table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", table_column=Column()),  # the only one that wraps
     )
     # Lines of stdout go through the display only if they go to the same terminal, not if they go to a file.
     bars = Progress(

@@ -13,6 +13,7 @@ import typer
 from ifan import __version__
 from ifan.cli import main as cli
 from ifan.cli.info import ENVIRONMENT
+from ifan.cli.options import over_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,11 +21,29 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("info", "demo", "predict", "serve", "train", "evaluate", "pack", "export", "bench")
 
 
+def test_the_help_fits_a_terminal(run) -> None:
+    _, text, _ = run("--help")
+    assert max(map(len, text.splitlines())) <= 80
+    assert "..." not in text.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"), [("ifan ev", "evaluate"), ("ifan predict --recu", "--recursive")], ids=["command", "option"]
+)
+def test_a_shell_completes(run, monkeypatch: pytest.MonkeyPatch, line: str, found: str) -> None:
+    monkeypatch.setenv("_IFAN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    code, text, _ = run()
+    assert (code, text.split()) == (0, [found])
+
+
 def test_help_names_every_command_without_torch() -> None:
     """In a process of its own: what an import drags in is what makes a command line slow."""
     code = (
         "import sys\nfrom ifan.cli.main import main\ntry:\n    main(['--help'])\nfinally:\n"
-        "    heavy = {'torch', 'huggingface_hub'} & set(sys.modules)\n    print('heavy:', sorted(heavy))"
+        "    heavy = {'torch', 'huggingface_hub', 'numpy', 'rich', 'ifan.config'} & set(sys.modules)\n"
+        "    print('heavy:', sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "heavy: []" in done.stdout
@@ -37,6 +56,15 @@ def test_every_command_has_help(run, command: str) -> None:
     code, text, _ = run(command, "--help")
     assert code == 0
     assert "Usage: ifan " + command in " ".join(text.split())
+
+
+def test_progress_of_several_datasets_is_one() -> None:
+    said: list[tuple[int, int]] = []
+    note = over_all({"a": [1, 2], "b": [3]}, lambda done, total, failed=0: said.append((done, total)))
+    note("a", 1, 2)
+    note("a", 2, 2)
+    note("b", 1, 1)
+    assert said == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_version(run) -> None:

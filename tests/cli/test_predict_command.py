@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import struct
@@ -208,6 +209,42 @@ def test_a_table_says_how_many_failed_and_goes_on(run, photos: Path, weights: Pa
     code, _, errors = run("predict", photos, "--out", out, "--weights", weights, "--box", "1,1,9,9")
     assert code == 1
     assert "tables go without --box" in errors
+
+
+def test_one_flat_table_is_the_default(run, photos: Path, weights: Path, tmp_path: Path) -> None:
+    (photos / "bad.png").write_bytes(b"hello")
+    out = tmp_path / "faces.csv"
+    code, text, errors = run("predict", photos, "--crops", "--out", out, "--weights", weights)
+    assert (code, text) == (1, f"{out}: 7 faces in 8 photos and frames\n")
+    assert errors.splitlines()[0] == "1 of 8 rows failed:"
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["photo"]).name for row in rows if row["error"]] == ["bad.png"]
+    assert {"box_x0", "left_eye_x", "emotion_happy", "share_hair"} <= set(rows[0])
+    code, _, errors = run("predict", photos, "--out", tmp_path / "new.csv", "--weights", weights, "--maps")
+    assert code == 1
+    assert "--maps only with --shards" in errors
+
+
+def test_skipped_files_are_named_and_folders_searched_when_asked(
+    run, photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    below = photos / "below"
+    below.mkdir()
+    (photos / "alpha.png").rename(below / "alpha.png")
+    for i in range(7):
+        (photos / f"note{i}.txt").write_text("x")
+    options = ("--crops", "--out", tmp_path / "out", "--weights", weights)
+    code, text, errors = run("predict", photos, *options)
+    assert (code, len(text.splitlines())) == (0, 6)
+    assert errors.startswith(f"skipped 7 files (neither picture nor clip): {photos / 'note0.txt'}, ")
+    assert "and 2 more (named by --verbose); skipped 1 folder (--recursive searches it): " in errors
+    code, text, errors = run("predict", photos, *options, "--recursive", "--verbose")
+    assert (code, len(text.splitlines())) == (0, 7)
+    assert "note6.txt" in errors
+    assert "2 iterations of parsing, landmarks, emotion; " in errors
+    assert errors.endswith(" s\n")
+    assert run("predict", photos, *options, "--quiet") == (0, "", "")
 
 
 def test_progress_outside_a_terminal_is_a_line_a_minute(

@@ -31,6 +31,7 @@ def test_packs_several_datasets_and_splits(tmp_path: Path) -> None:
     for name, count in (("fer2013", 7), ("toy", 3)):
         for split in ("train", "val"):
             assert len(open_dataset(name, out / name, split)) == count
+    assert run("--data", "toy=toy:3", "--out", str(tmp_path / "quiet"), "--quiet") == (0, "", None)
 
 
 def test_errors_come_before_anything_is_written(tmp_path: Path) -> None:

@@ -37,9 +37,10 @@ def test_table_json_and_plots(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.json"
     result = run(
         *("--weights", saved.parent, "--data", "toy=toy:6", "--split", "test", "--batch", 4, "--every-iteration"),
-        *("--limit", 5, "--json", out, "--plots", tmp_path / "plots"),
+        *("--limit", 5, "--json", out, "--plots", tmp_path / "plots", "--verbose"),
     )
     assert result.exit_code == 0, result.output
+    assert result.stderr == f"{saved.parent} on cpu; toy: 5 samples\n"
     assert "toy  5 images" in result.stdout
     assert "iteration 2" in result.stdout
     report = json.loads(out.read_text())
@@ -61,8 +62,8 @@ def test_batches_and_passes_agree(saved: Path, tmp_path: Path) -> None:
         assert report["landmarks"]["nme"] == pytest.approx(reports[0]["landmarks"]["nme"], rel=1e-4)
         assert report["emotion"]["confusion"] == reports[0]["emotion"]["confusion"]
     assert reports[1]["parsing"]["mean_f"] == pytest.approx(reports[0]["parsing"]["mean_f"], rel=1e-3)
-    one = run("--weights", saved, "--data", "toy=toy:6", "--json", tmp_path / "one", "--iterations", 1)
-    assert one.exit_code == 0
+    one = run("--weights", saved, "--data", "toy=toy:6", "--json", tmp_path / "one", "--iterations", 1, "--quiet")
+    assert (one.exit_code, one.output) == (0, "")
     first = json.loads((tmp_path / "one").read_text())["datasets"]["toy"]["tasks"]
     for name, task in first.items():
         assert task["iterations"][0] == pytest.approx(reports[2][name]["iterations"][0], rel=1e-3) or name == "parsing"

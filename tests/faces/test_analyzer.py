@@ -94,6 +94,43 @@ def test_photo_kinds_agree(analyzer: FaceAnalyzer, photo: np.ndarray, tmp_path: 
     same(analyzer(picture.convert("CMYK")), analyzer(np.array(picture.convert("CMYK").convert("RGB"))))
 
 
+def test_whatever_holds_a_picture_is_taken(analyzer: FaceAnalyzer, photo: np.ndarray, tmp_path: Path) -> None:
+    path, grey = tmp_path / "a.png", photo[..., 0]
+    Image.fromarray(photo).save(path)
+    expected = analyzer(photo, BOX)
+    opened = io.BytesIO(path.read_bytes())
+    opened.read()  # to its end: it is read from its beginning
+    same(analyzer(opened, BOX), expected)
+    with path.open("rb") as file:
+        same(analyzer(file, BOX), expected)
+    same(analyzer(np.dstack([photo, photo[..., :1]]), BOX), expected)
+    for kind in (grey, grey[..., None], torch.from_numpy(np.ascontiguousarray(grey))):
+        same(analyzer(kind, BOX), analyzer(np.repeat(grey[..., None], 3, 2), BOX))
+
+
+def test_streams_give_streams(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    taken: list[int] = []
+    analyzer.batch_size = 2
+    stream = analyzer(taken.append(i) or photo for i in range(5))
+    same(next(stream), analyzer(photo))
+    assert taken == [0, 1]
+    assert len(list(stream)) == 4
+    assert len(analyzer({"a": photo, "b": photo}.values())) == 2
+    with pytest.raises(ValueError, match="photo 3: expected"):
+        list(analyzer(iter([photo, photo, 42])))
+    with pytest.raises(ValueError, match="got an iterator"):
+        analyzer(iter([photo]), [BOX])
+
+
+def test_floats_are_told_what_to_do(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"float64\. Multiply by 255 and convert to uint8, values 0 to 255\.$"):
+        analyzer(photo / 255)
+    with pytest.raises(ValueError, match=r"got \(60, 90, 3\) uint16\. Convert it to uint8"):
+        analyzer(photo.astype(np.uint16))
+    with pytest.raises(ValueError, match="open it with mode 'rb'"):
+        analyzer(io.StringIO("text"))
+
+
 def test_pil_image_is_turned_upright(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
     buffer, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
@@ -318,10 +355,13 @@ def test_runs_spell_the_parsing_map(analyzer: FaceAnalyzer, photo: np.ndarray) -
 
 def test_real_supervision_takes_the_faces(analyzer: FaceAnalyzer, photo: np.ndarray) -> None:
     pytest.importorskip("supervision", reason="supervision is not installed")
-    made = analyzer(photo, [BOX, BOX]).to_supervision()
+    result = analyzer(photo, [BOX, BOX])
+    made = result.to_supervision()
     assert len(made) == 2
     assert made[made.confidence > 0.5].xyxy.tolist() == [list(BOX)] * 2
     assert made[0].data["landmarks"].shape == (1, 5, 2)
+    assert made.mask.shape == (2, 60, 90)
+    assert made["class_name"].tolist() == [face.best("emotion")[0] for face in result]
     assert len(analyzer(photo, []).to_supervision()) == 0
 
 
@@ -334,3 +374,9 @@ def test_supervision_is_optional(analyzer: FaceAnalyzer, photo: np.ndarray, monk
     assert made.xyxy.tolist() == [list(BOX)] * 2
     assert made.data["landmarks"].shape == (2, 5, 2)
     assert len(made.data["emotion"]) == 2
+    assert made.class_id.tolist() == [
+        list(face.emotion).index(face.best("emotion")[0]) for face in analyzer(photo, [BOX, BOX])
+    ]
+    assert made.tracker_id is None
+    points = FaceAnalyzer(analyzer.model, tasks="landmarks")(photo, BOX).to_supervision()
+    assert (points.mask, points.class_id.tolist(), points.data["class_name"].tolist()) == (None, [0], ["face"])

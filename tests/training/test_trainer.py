@@ -238,9 +238,10 @@ def test_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: int) -> N
     assert signal.getsignal(number) is before
 
 
-def test_time_limit(tmp_path: Path) -> None:
-    trainer = Trainer(small_config(), three_datasets(), tmp_path)
+def test_time_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = Trainer(small_config(), three_datasets(), tmp_path, options=RunOptions(quiet=True))
     assert trainer.run(time_limit=0) is None
+    assert capsys.readouterr().out == ""
     assert trainer.done == 1
     assert len(checkpoints(tmp_path / "checkpoints")) == 1
 
