@@ -80,10 +80,14 @@ def made(options: argparse.Namespace) -> None:
         ("crossings", [made_clips.crossing(heads, seed) for seed in range(options.scenes)]),
         ("occlusions", [made_clips.occlusion(heads[seed % len(heads)], seed) for seed in range(options.scenes)]),
     ):
-        counted = [_switches(analyzer, scene, seed) for seed, scene in enumerate(scenes)]
-        print(f"{len(scenes)} {name}: {sum(counted)} id switches, by scene {counted}")
-    waits = [_recovery(analyzer, made_clips.cut(heads, seed)) for seed in range(options.scenes)]
-    print(f"{len(waits)} cuts: frames until the face of the new scene is followed: {sorted(waits)}")
+        counted: list[int] = []
+        for seed, scene in enumerate(scenes):
+            counted.append(_switches(analyzer, scene, seed))
+            print(f"{len(counted)} {name}: {sum(counted)} id switches, by scene {counted}", flush=True)
+    waits: list[int] = []
+    for seed in range(options.scenes):
+        waits.append(_recovery(analyzer, made_clips.cut(heads, seed)))
+        print(f"{len(waits)} cuts: frames until the face of the new scene is found: {sorted(waits)}", flush=True)
 
 
 def timed(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from ifan.config import NetworkConfig
 from ifan.crop import Crop, crop_image, points_from_crop
 from ifan.faces.detect import Detection, Detector
 from ifan.faces.framing import FACE_MARGIN, crop_of
-from ifan.faces.tracked_face import TrackedFace, matched
+from ifan.faces.tracked_face import State, TrackedFace, matched
 from ifan.refine import Runner
 
 
@@ -46,7 +46,7 @@ class BoxTracker:
             assert found is not None
             row = found[i : i + 1]
             points = points_from_crop(row.points[0], crop) if self.config.landmarks else np.empty((0, 2))
-            state = "followed" if i in before else "new"
+            state: State = "followed" if i in before else "new"
             number = before.get(i) or next(self._ids)
             self._last.append(TrackedFace(number, state, 1.0, crop, row, points, detection))
         self._last.sort(key=lambda face: face.id)
