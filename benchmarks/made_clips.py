@@ -107,11 +107,11 @@ def crossing(heads: Sequence[Cutout], seed: int) -> Scene:
     rng = np.random.default_rng(seed)
     speeds, heights, sides = rng.uniform(3, 7, 2), 135 + rng.uniform(-25, 25, 2), rng.uniform(90, 125, 2)
     ways = [
-        lambda i, v=speeds[0], y=heights[0]: (70 + v * i, y),
-        lambda i, v=speeds[1], y=heights[1]: (410 - v * i, y),
+        lambda i, v=speeds[0], y=heights[0]: (130 + v * i, y),
+        lambda i, v=speeds[1], y=heights[1]: (350 - v * i, y),
     ]
     order = rng.permutation(2)
-    frames = int(330 / speeds.max())
+    frames = int(290 / speeds.max())
     return Scene([Actor(heads[k % len(heads)], ways[k], float(sides[k])) for k in order], frames)
 
 

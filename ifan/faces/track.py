@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -117,6 +118,7 @@ class Tracker:
         """One pass for all faces; True if one that was followed is hidden now."""
         tracks = self._tracks
         found = self._look(frame, [self._framed(track) for track in tracks], tracks if self.carry else [])
+        found = [track.steadied(sighting) for track, sighting in zip(tracks, found, strict=True)]
         good = [pair for pair in zip(tracks, found, strict=True) if pair[0].is_believed(pair[1])]
         seen = without_doubles(good)
         hidden = False
@@ -154,11 +156,10 @@ class Tracker:
         points = points_from_crop(found.points[0], crop)
         if not np.isfinite(points).all():
             raise ValueError("the network's points are not finite: its weights are damaged; use others")
-        five = points[self._five]
-        centre, extent = five.mean(0), float(np.ptp(five, 0).max())
+        sighting = Sighting(crop, found, points, self._five, float(np.median(point_trust(self.config, found))))
+        centre, extent = sighting.five.mean(0), float(np.ptp(sighting.five, 0).max())
         inside = (centre > 0).all() and (centre < frame.shape[1::-1]).all() and extent >= SMALLEST_EXTENT
-        trust = float(np.median(point_trust(self.config, found))) if inside else 0.0
-        return Sighting(crop, found, points, five, trust)
+        return sighting if inside else replace(sighting, trust=0.0)
 
     def _detect(self, frame: np.ndarray) -> None:
         """Let the detector confirm faces, bring hidden ones back, and find new ones."""

@@ -26,6 +26,10 @@ BENT, GROWN, LOOSER = 0.05, 1.15, 0.01
 these sides, and so much more for each frame that a face was hidden: eyes of one face and the mouth of another are none.
 """
 
+STRAY, STRAYS, HELD = 0.05, 2, 10
+"""Distance, in the same sides, by which a point leaves the others' motion in one frame when something hides it; so many
+of five points are held back at most, for so many frames."""
+
 DOUBLE = 0.2
 """Distance between two faces' points, in the same sides, below which they are one."""
 
@@ -68,13 +72,18 @@ class TrackedFace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
-    """What one pass found of a face; ``five``: its `POINT_NAMES` (5, 2) in pixels."""
+    """What one pass found of a face; ``index``: which of its ``points`` (P, 2) are the `POINT_NAMES`."""
 
     crop: Crop
     found: FacePredictions
     points: np.ndarray
-    five: np.ndarray
+    index: Sequence[int]
     trust: float
+
+    @property
+    def five(self) -> np.ndarray:
+        """The five points (5, 2) in pixels."""
+        return self.points[self.index]
 
     @property
     def side(self) -> float:
@@ -88,7 +97,7 @@ class Sighting:
     def shifted(self, by: np.ndarray) -> Sighting:
         """The same face elsewhere."""
         crop = replace(self.crop, cx=self.crop.cx + float(by[0]), cy=self.crop.cy + float(by[1]))
-        return replace(self, crop=crop, points=self.points + by, five=self.five + by)
+        return replace(self, crop=crop, points=self.points + by)
 
 
 class Track:
@@ -98,6 +107,7 @@ class Track:
     def __init__(self, number: int, sighting: Sighting, detection: Detection) -> None:
         self.id, self.motion = number, np.zeros(2)
         self._around: tuple[Crop, np.ndarray] | None = None
+        self._held = 0  # frames in which points have been held back
         self.begin(sighting, detection)
 
     def begin(self, sighting: Sighting, detection: Detection) -> None:
@@ -134,6 +144,19 @@ class Track:
         """From where this face is expected, in sides of the usual crop around it."""
         expected = self.last.five.mean(0) + self.motion
         return float(np.linalg.norm(sighting.five.mean(0) - expected)) / self.last.side
+
+    def steadied(self, sighting: Sighting) -> Sighting:
+        """The sighting with points that jump carried on by the motion of the others."""
+        steps = sighting.five - self.last.five
+        common = np.median(steps, 0)
+        stray = np.linalg.norm(steps - common, axis=1) > STRAY * self.last.side
+        if not 0 < stray.sum() <= STRAYS or self._held >= HELD:
+            self._held = 0
+            return sighting
+        self._held += 1
+        points = sighting.points.copy()
+        points[np.array(sighting.index)[stray]] = (self.last.five + common)[stray]
+        return replace(sighting, points=points)
 
     def touches(self, other: Track) -> bool:
         """True if the other face's points are so near that they may be taken for this one's."""

@@ -67,13 +67,14 @@ class Tracked:
 
     def result(self, analyzer: FaceAnalyzer, path: str | None, faces: Sequence[TrackedFace]) -> VideoFrame:
         """Results of ``faces``, those of this frame as they are or smoothed."""
-        size = self.image.shape[1], self.image.shape[0]
-        made = []
+        size, tasks = (self.image.shape[1], self.image.shape[0]), analyzer.predictor.tasks
+        made: list[Face] = []
+        parsed = any(task.kind == "parsing" for task in tasks)
         for face in faces:
-            crop, found = with_surroundings(face)
+            crop, found = with_surroundings(face) if parsed else (face.crop, face.found)
             if analyzer.config.landmarks:  # perhaps smoothed
                 found = replace(found, points=points_to_crop(face.points, crop)[None])
-            predicted = {name: value[0] for name, value in probabilities(analyzer.predictor.tasks, found).items()}
+            predicted = {name: value[0] for name, value in probabilities(tasks, found).items()}
             made.append(replace(analyzer.face(size, face.detection, crop, predicted), id=face.id))
         return VideoFrame(self.number, self.time, PhotoResult(path, size, tuple(made), self.image), tuple(faces))
 

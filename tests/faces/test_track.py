@@ -9,7 +9,7 @@ import pytest
 
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.faces.track import DETECT_EVERY, REMEMBERED, RETRY, SHOWN, Tracker
-from ifan.faces.tracked_face import TrackedFace
+from ifan.faces.tracked_face import HELD, TrackedFace
 from ifan.faces.trust import point_trust
 from tests.support.dotted_faces import CONFIG, SHAPE, Eyes, Network, Place, draw
 
@@ -72,6 +72,18 @@ def test_a_hidden_face_is_carried_on_and_returns_with_its_id() -> None:
     assert states[:SHOWN] == ["occluded"] * SHOWN
     assert states[SHOWN : SHOWN + 4] == [None] * 4
     assert states[SHOWN + 4 + RETRY :] == ["followed"] * (20 - SHOWN - 4 - RETRY)
+
+
+def test_a_point_that_jumps_is_carried_on_by_the_others() -> None:
+    """The nose is seen on the mouth, for a while and then for good; the face moves on."""
+    stage = Stage()
+    for i in range(8 + HELD):
+        stage.network.lies = (0.0, 0.12) if i > 4 else (0.0, 0.0)
+        (face,) = stage.show([(60 + 2.0 * i, 80)])
+        (x, y), wanted = face.points[2], SHAPE[2] + (60 + 2.0 * i, 80)
+        assert abs(x - wanted[0]) < 2
+        assert abs(y - wanted[1]) < 2 if i < 5 + HELD else y - wanted[1] > 4
+        assert face.state == ("followed" if i else "new")
 
 
 def test_a_face_that_was_away_for_long_is_another_one() -> None:
