@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifan.concat import Lanes
 from ifan.config import NetworkConfig, TaskConfig
-from ifan.layers import DenseBlock, ForwardContext, ReEncoder, centres
+from ifan.layers import DenseBlock, ForwardContext, ReEncoder, centres, convolution
 from ifan.ops.take_rows import take_rows
 
 FIVE = TaskConfig("mood", "classification", ("a", "b", "c", "d", "e"))
@@ -132,3 +132,13 @@ def test_rows_are_taken_as_an_operation_should() -> None:
     torch.library.opcheck(torch.ops.ifan.take_rows.default, (x, rows))
     assert torch.autograd.gradcheck(lambda x: take_rows(x, rows), (x,))
     assert take_rows(x, rows[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize(("glorot", "bound"), [(False, (6 / (24 * 9)) ** 0.5), (True, (6 / ((24 + 40) * 9)) ** 0.5)])
+def test_convolutions_begin_with_uniform_weights(glorot: bool, bound: float) -> None:
+    """Within He's bound, or Glorot's, for 24 channels in and 40 out."""
+    layer = convolution(24, 40, 3, glorot)
+    assert layer.bias is None
+    assert layer(torch.zeros(1, 24, 7, 5)).shape == (1, 40, 7, 5)
+    assert 0.99 * bound < float(layer.weight.detach().abs().max()) <= bound
+    assert float(layer.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.05)

@@ -196,6 +196,15 @@ def test_label_map_of_grey_values() -> None:
     assert np.array_equal(read_label_image(encoded(Image.fromarray(colours), "PNG")), ids)
 
 
+def test_label_map_has_ids_up_to_255() -> None:
+    ids = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for kind in (np.uint8, np.uint16):
+        data = cv2.imencode(".png", ids.astype(kind))[1].tobytes()
+        assert np.array_equal(read_label_image(data), ids)
+    with pytest.raises(ImageError, match=r"m\.png: expected a label map of ids 0\.\.255"):
+        read_label_image(cv2.imencode(".png", ids + 1)[1].tobytes(), "m.png")
+
+
 def test_label_map_of_colours_is_refused() -> None:
     with pytest.raises(ImageError, match=r"m\.png: expected a label map"):
         read_label_image(encoded(Image.fromarray(RGB), "PNG"), "m.png")

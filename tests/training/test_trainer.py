@@ -130,6 +130,23 @@ def test_a_closer_crop_is_trained_from_what_the_iteration_before_finds(tmp_path:
         trainer.model.feedback = 1.0  # of the copies above
 
 
+@pytest.mark.parametrize(("share", "reframe", "passes"), [(0.0, True, 1), (0.5, True, 2), (0.0, False, 1)])
+def test_predictions_make_no_more_passes_than_training(
+    share: float, reframe: bool, passes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def validate(model: IFAN, passes: int) -> dict[str, dict[str, float | None]]:
+        seen.append(passes)
+        return {}
+
+    config = small_config(steps=1, refine_share=share, iterations=(1.0, 0.0))
+    config = replace(config, network=replace(config.network, reframe=reframe, iterations=2))
+    Trainer(config, three_datasets(), tmp_path, options=RunOptions(validate=validate)).run()
+    assert seen == [passes]
+    assert ("training makes at most 1 of the network's 2 passes" in capsys.readouterr().out) == (passes == 1)
+
+
 def test_datasets_plug_in_and_out(tmp_path: Path) -> None:
     Trainer(small_config(steps=1), {"moods": Faces("emotion", 5)}, tmp_path / "one").run()
     assert (tmp_path / "one" / "model" / "model.safetensors").exists()
