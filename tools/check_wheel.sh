@@ -30,7 +30,7 @@ echo "installed $(basename "$wheel") in $((SECONDS - start)) s, $(du -sm env | c
 bare ifan predict "$root/ifan/assets/astronaut.png" --out out
 test -s out/astronaut.json || ls -R out
 if [ $# -gt 0 ]; then
-  mkdir suite && cp -r "$root/tests" "$root/pyproject.toml" suite/ && cd suite
+  mkdir suite && cp -r "$root/tests" "$root/benchmarks" "$root/pyproject.toml" suite/ && cd suite
   env PATH="$work/env/bin" ../env/bin/python -m pip install --quiet "$(ls "$work"/wheels/*.whl)[test-analysis]"
   bare python -m pytest -p no:cacheprovider "$@"
 fi
