@@ -107,16 +107,24 @@ def frames(path: str, every: int = 1, skip: int = 0) -> Iterator[tuple[int, floa
         if stream.width * stream.height > MAX_PIXELS:
             raise DataError(f"{path}: frames beyond the limit of {MAX_PIXELS // 10**6} megapixels; shrink the clip")
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of frames larger than the header says
-        number, damaged, end = -1, False, 0.0
-        for number, frame in enumerate(clip.decode(stream)):
+        number, damaged, end, hidden = -1, False, 0.0, 0
+
+        def shown() -> Iterator[Any]:
+            nonlocal hidden
+            for packet in clip.demux(stream):
+                hidden += packet.is_discard  # cut off by an edit list, as where a clip was trimmed
+                yield from packet.decode()
+
+        for number, frame in enumerate(shown()):
             damaged |= frame.is_corrupt
             end = max(end, _end_of(frame, stream))
             if number % every == 0 and number // every >= skip:
                 upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                 yield number, frame.time, np.ascontiguousarray(upright)
-        if damaged or number + 1 < stream.frames:
+        expected = max(0, stream.frames - hidden)
+        if damaged or number + 1 < expected:
             raise DataError(
-                f"{path}: the clip is damaged: expected {stream.frames or 'whole'} frames; got {number + 1}"
+                f"{path}: the clip is damaged: expected {expected or 'whole'} frames; got {number + 1}"
                 f"{', some of them with errors' if damaged else ''}; copy or convert it again"
             )
         length = 0.0 if stream.frames else _length(clip, stream)

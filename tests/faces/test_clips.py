@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ifan.faces import FaceAnalyzer
 from ifan.faces.clip import save_clip
 from ifan.faces.matroska import is_torn
 from ifan.faces.sources import count_frames, expand, frame_rate, frames
-from tests.support.clips import sounds, turn_clip, write_clip
+from tests.support.clips import sounds, trim_clip, turn_clip, write_clip
 
 
 @pytest.fixture
@@ -116,6 +117,15 @@ def test_a_list_of_other_files_is_no_clip(clip: Path, tmp_path: Path) -> None:
     listed.write_text(f"ffconcat version 1.0\nfile {clip.name}\n")
     with pytest.raises(ValueError, match="cannot be read"):
         list(frames(str(listed)))
+
+
+def test_a_trimmed_clip_is_whole(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 12)
+    with av.open(str(path)) as clip:
+        frame = round(0.1 / clip.streams.video[0].time_base)
+    trim_clip(path, 3 * frame)
+    assert count_frames(str(path)) == 12
+    assert len(list(frames(str(path)))) == 9
 
 
 def test_a_clip_that_gives_fewer_frames_than_it_says_is_an_error(tmp_path: Path) -> None:
