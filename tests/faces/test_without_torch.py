@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_commands_that_need_none_run(tmp_path: Path) -> None:
     python(run, "predict", str(PORTRAIT), "--out", str(tmp_path / "folder"))
     python(run, "predict", str(PORTRAIT), "--out", str(tmp_path / "table.jsonl"))
     assert (tmp_path / "folder" / "astronaut.json").exists()
-    assert (tmp_path / "table.jsonl").is_file()
+    assert json.loads((tmp_path / "table.jsonl").read_text())["emotion"] == "happy"
     assert "needs PyTorch: pip install" in python(run, "info").stdout
 
 
