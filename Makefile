@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
-.PHONY: demo test test-analysis fuzz mutants wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
+.PHONY: demo test test-analysis lock sbom fuzz mutants wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
   gpu-sanitize gpu-compile-cuda gpu-check clean instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
@@ -39,15 +39,31 @@ test: $(STAMP)
 # The same without PyTorch: what analysing photos, clips and tables needs, in an environment of its own.
 ANALYSIS_VENV := .venv-analysis
 ANALYSIS_TESTS := tests/faces tests/bulk tests/cli tests/engine $(patsubst %,tests/test_%.py,config crop refine wiring safetensors_io weights)
-$(ANALYSIS_VENV)/.installed: pyproject.toml setup.py $(NATIVE)
+LOCK := requirements/analysis.txt
+$(ANALYSIS_VENV)/.installed: pyproject.toml setup.py $(LOCK) $(NATIVE)
 	test -x $(ANALYSIS_VENV)/bin/python || $(PYTHON) -m venv $(ANALYSIS_VENV)
-	$(ANALYSIS_VENV)/bin/python -m pip install --quiet "setuptools>=77" "pybind11>=3" ninja
+	$(ANALYSIS_VENV)/bin/python -m pip install --quiet --require-hashes --requirement $(LOCK)
 	IFAN_CUDA=$(if $(wildcard ifan/_cuda*.so),build,off) \
-	  $(ANALYSIS_VENV)/bin/python -m pip install --quiet --no-build-isolation --editable ".[test-analysis]"
+	  $(ANALYSIS_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 test-analysis: $(ANALYSIS_VENV)/.installed
 	$(ANALYSIS_VENV)/bin/python -m pytest $(ANALYSIS_TESTS) --at-least 100
+
+# Versions and hashes for test-analysis, for every Python and system. PyTorch is not locked: builds for the CPU alone are not
+# on the package index, so their hashes are nobody's to list there; constraints.txt has its version.
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml requirements/build.in --extra test-analysis --universal --python-version 3.10 \
+	  --generate-hashes --upgrade --quiet --no-header --output-file $(LOCK)
+
+# What the package brings along, as CycloneDX: build/ifan.cdx.json. The kernels bring nothing.
+sbom: $(STAMP)
+	$(PYTHON) -m venv --clear build/sbom
+	IFAN_NATIVE=off build/sbom/bin/python -m pip install --quiet .
+	build/sbom/bin/python -m pip uninstall --quiet --yes pip setuptools
+	$(BIN)/python -m pip install --quiet cyclonedx-bom
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file build/ifan.cdx.json build/sbom/bin/python
 
 # Source archive, a wheel from it, an environment without a compiler, a photo, the same tests.
 wheel-check:
