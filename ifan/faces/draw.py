@@ -40,19 +40,19 @@ def labelled(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
     scale = enlargement(image, faces)
     picture = draw_faces(image, faces, scale)
     numbered = len(faces) > 1
-    texts = [label_of(face, number if numbered else 0) for number, face in enumerate(faces, 1)]
+    texts = [label_of(face, number if numbered else None) for number, face in enumerate(faces, 1)]
     heights = [min(_text(picture), max(SMALLEST, 0.12 * scale * (face.box[2] - face.box[0]))) for face in faces]
     label_faces(picture, [[v * scale for v in face.box] for face in faces], texts, heights)
     return picture
 
 
-def annotate(image: np.ndarray, faces: Sequence[Face], names: Sequence[str] = ()) -> np.ndarray:
+def annotate(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
     """A frame of a clip, (H, W, 3) uint8 RGB of its own size: regions, points and boxes, a label beside each box.
 
-    ``names`` of the faces, if there are any, begin the labels.
+    The labels of faces that are followed begin with their ids.
     """
     picture = draw_faces(image, faces, 1, open_from=math.inf)  # a point keeps its form from frame to frame
-    texts = [label_of(face, name) for face, name in zip(faces, names or [""] * len(faces), strict=True)]
+    texts = [label_of(face, face.id) for face in faces]
     heights = [max(SMALLEST, 0.1 * (face.box[2] - face.box[0])) for face in faces]
     label_faces(picture, [face.box for face in faces], texts, heights)
     return picture
@@ -159,9 +159,9 @@ def _corners(picture: np.ndarray, box: Sequence[float]) -> None:
                 cv2.polylines(picture, [corner], False, colour, thick, cv2.LINE_AA)
 
 
-def label_of(face: Face, name: int | str = 0) -> str:
-    """What stands beside a face: its name or number, and its most probable emotion, or first other class."""
-    parts = [str(name)] if name else []
+def label_of(face: Face, number: int | None = None) -> str:
+    """Text beside a face: its number, and its most probable emotion, or else the best of its first classification."""
+    parts = [] if number is None else [str(number)]
     if face.classes:
         best, probability = face.best("emotion" if face.emotion else next(iter(face.classes)))
         parts.append(f"{best} {probability:.0%}")

@@ -121,14 +121,14 @@ def test_a_label_has_name_and_strongest_emotion() -> None:
     face = result(600, 500).faces[0]
     assert label_of(face, 3) == "3 neutral 25%"
     assert label_of(replace(face, classes={"pose": {"left_profile": 0.7, "frontal": 0.3}})) == "left profile 70%"
-    assert label_of(replace(face, classes={}), "a") == "a"
+    assert label_of(replace(face, classes={}), 0) == "0"
 
 
-def test_a_frame_keeps_its_size_and_says_names() -> None:
+def test_a_frame_keeps_its_size_and_says_ids() -> None:
     photo = result(300, 200, faces=2, side=80)
-    plain, named = (annotate(photo.image, photo.faces, names) for names in ((), ("7", "8")))
-    assert plain.shape == named.shape == photo.image.shape
-    assert (plain != named).any()
+    plain, followed = (annotate(photo.image, [replace(f, id=i) for f in photo.faces]) for i in (None, 7))
+    assert plain.shape == followed.shape == photo.image.shape
+    assert (plain != followed).any()
 
 
 def test_overlay_does_not_touch_the_photo() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the service needs FastAPI: pip install 'ifan[serve]'")
 
+from ifan.data.images import FORMATS
 from ifan.faces import FaceAnalyzer, service
 from ifan.faces.guard import LocalOnly
 from ifan.faces.server import HOST, Server
@@ -76,10 +77,8 @@ def test_the_answer_is_the_result_and_follows_the_schema(address: str, gate: Gat
 
 
 def test_what_is_no_photo_is_one_line(address: str) -> None:
-    assert post(f"{address}/analyze", b"hello") == (
-        400,
-        {"error": "photo: not a picture this program reads (JPEG, PNG, WebP, BMP, GIF or TIFF); convert it"},
-    )
+    line = f"photo: not a picture this program reads ({FORMATS}); convert it"
+    assert post(f"{address}/analyze", b"hello") == (400, {"error": line})
 
 
 def test_large_photos_are_refused(address: str) -> None:
