@@ -8,7 +8,6 @@ nobody is there. `ifan.faces.trust` says how far the network can be believed.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from ifan.config import POINT_NAMES, NetworkConfig
 from ifan.crop import Crop, crop_image, crop_of_points, points_from_crop
 from ifan.faces.detect import Detection, Detector
 from ifan.faces.framing import FACE_MARGIN, SMALLEST_EXTENT, crop_of
-from ifan.faces.tracked_face import LEAST, Sighting, Track, TrackedFace, matched, without_doubles
+from ifan.faces.tracked_face import LEAST, Sighting, Track, TrackedFace, matched, settled, without_doubles
 from ifan.faces.trust import point_trust
 from ifan.predictions import FacePredictions, joined
 from ifan.refine import WIDER, Runner, moved
@@ -133,11 +132,7 @@ class Tracker:
 
     def _framed(self, track: Track) -> Crop:
         """Crop of the next pass: the last one as long as the face has moved little in it."""
-        wanted, held = crop_of_points(track.last.five + track.motion, SIDE), track.last.crop
-        away = math.hypot(wanted.cx - held.cx, wanted.cy - held.cy) / held.side
-        turned = abs((wanted.angle_deg - held.angle_deg + 180) % 360 - 180)
-        moved_by = max(away, abs(math.log(wanted.side / held.side)) / 2, math.radians(turned) / 2)
-        return held if moved_by < SLACK else wanted
+        return settled(crop_of_points(track.last.five + track.motion, SIDE), track.last.crop, SLACK)
 
     def _look(self, frame: np.ndarray, crops: Sequence[Crop], begun: Sequence[Track] = ()) -> list[Sighting]:
         """One pass at ``crops`` of a frame, begun with what was last found of ``begun`` if these are given."""
