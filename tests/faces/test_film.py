@@ -14,10 +14,10 @@ from ifan.faces.sources import frames
 from tests.support.clips import write_clip
 
 
-def hum(path: Path, count: int) -> Path:
-    """A grey clip of ``count`` frames, ten a second, that hums."""
+def hum(path: Path, count: int, coding: str) -> Path:
+    """A grey clip of ``count`` frames, ten a second, that hums in some coding of sound."""
     with av.open(str(path), "w") as container:
-        pictures, sound = container.add_stream("libx264", 10), container.add_stream("aac", 44100)
+        pictures, sound = container.add_stream("libx264", 10), container.add_stream(coding, 44100)
         pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
         for _ in range(count):
             picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
@@ -52,8 +52,9 @@ def test_what_came_before_the_damage_is_kept(
     assert len(list(frames(str(tmp_path / "out" / "a_overlay.mp4")))) == 7
 
 
-def test_an_overlay_keeps_the_sound(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
-    clip = hum(tmp_path / "a.mp4", 20)
+@pytest.mark.parametrize("coding", ["aac", "mp3"])
+def test_an_overlay_keeps_the_sound(analyzer: FaceAnalyzer, tmp_path: Path, coding: str) -> None:
+    clip = hum(tmp_path / "a.mp4", 20, coding)
     (film, _), _, _ = save_clip(analyzer, str(clip), tmp_path / "out", "a")
     heard = [sound for sound in sounds(clip) if sound[0] <= 2]  # up to the end of the last picture
     assert sounds(film) == heard
