@@ -59,7 +59,7 @@ class TrackedFace:
     ``"occluded"`` where the network is not to be trusted and it was carried on by its motion, else ``"followed"``.
     ``trust`` in [0, 1]: see `ifan.faces.trust`. ``crop``: the square that the network saw; ``found``: what it predicts
     there, one row; ``points`` (P, 2) in pixels; ``detection``: the box carried along, and the detector's last score.
-    ``around``: the wider crop that was seen when the detector last looked, carried along, and the logits of regions
+    ``around``: the wider crop that was seen when the detector last ran, carried along, and the logits of regions
     (K, S, S) found there: hair is wider than a face.
     """
 
@@ -126,7 +126,7 @@ class Track:
         self._corners = (corners - (usual.cx, usual.cy)) / usual.side
         self._score, self._usual_trust = detection.score, self.last.trust
 
-    def look_around(self, wide: Sighting) -> None:
+    def keep_surroundings(self, wide: Sighting) -> None:
         """Keep the regions of a wider crop of the same frame."""
         if len(wide.found.parsing_logits):
             self._around = wide.crop.seen_from(crop_of_points(self.last.five)), wide.found.parsing_logits[0]
