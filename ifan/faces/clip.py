@@ -91,7 +91,7 @@ class _Film:
             self.container = stack.enter_context(av.open(str(self.path), "w", format="mp4"))
             self.pictures = self.container.add_stream("libx264", self.rate)
             self.pictures.pix_fmt, self.pictures.codec_context.time_base = "yuv420p", Fraction(1, TICKS)
-            heard = [s for s in clip.streams.audio if s.codec_context is not None and s.codec_context.name in SOUND]
+            heard = [s for s in clip.streams.audio if s.codec_context and s.codec_context.codec.canonical_name in SOUND]
             self.sound = self.container.add_stream_from_template(heard[0]) if heard else None
             self.packets = _packets(clip, heard[0]) if heard else iter(())
             self.packet = next(self.packets, None)

@@ -1,14 +1,13 @@
 """Faces of a clip or stream, followed from frame to frame.
 
 The last points of a face, carried on by its motion, frame its next crop; one pass of the network for all faces finds
-them there. The detector looks at the first frame, every `DETECT_EVERY`-th one, and more often while a face is hidden or
+them there. The detector runs at the first frame, every `DETECT_EVERY`-th one, and more often while a face is hidden or
 nobody is there. `ifan.faces.trust` says how far the network can be believed.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,13 +18,13 @@ from ifan.config import POINT_NAMES, NetworkConfig
 from ifan.crop import Crop, crop_image, crop_of_points, points_from_crop
 from ifan.faces.detect import Detection, Detector
 from ifan.faces.framing import FACE_MARGIN, SMALLEST_EXTENT, crop_of
-from ifan.faces.tracked_face import LEAST, Sighting, Track, TrackedFace, matched, without_doubles
+from ifan.faces.tracked_face import LEAST, Sighting, Track, TrackedFace, matched, settled, without_doubles
 from ifan.faces.trust import point_trust
 from ifan.predictions import FacePredictions, joined
 from ifan.refine import WIDER, Runner, moved
 
 DETECT_EVERY = 15
-"""Frames between two looks of the detector while all goes well."""
+"""Frames between two runs of the detector while all goes well."""
 
 RETRY = 3
 """Frames between them while a face is hidden or nobody is there."""
@@ -56,7 +55,7 @@ class Tracker:
         config: the network's; it finds the five points (`POINT_NAMES`).
         run: one pass of all tasks (`ifan.refine.Runner`).
         detector: finds the faces.
-        detect_every: frames between two looks of the detector while all goes well.
+        detect_every: frames between two runs of the detector while all goes well.
         carry: begin a pass with what the last one found. The packaged weights are steadier without.
 
     Memory does not grow with the clip. Raises ``ValueError`` for another network or a number out of range.
@@ -83,7 +82,7 @@ class Tracker:
         self._five = [names.index(name) for name in POINT_NAMES]
         self._tracks: list[Track] = []
         self._ids = itertools.count(1)
-        self._since = detect_every  # frames since the detector looked
+        self._since = detect_every  # frames since the detector ran
         self._small: np.ndarray | None = None
         self._shape: tuple[int, ...] | None = None
 
@@ -102,8 +101,8 @@ class Tracker:
             self._tracks.clear()
             self._since = self.detect_every
         hidden = self._follow(frame)
-        settled = self._tracks and not any(track.missed for track in self._tracks)
-        if hidden or self._since >= (self.detect_every if settled else min(RETRY, self.detect_every)):
+        all_well = self._tracks and not any(track.missed for track in self._tracks)
+        if hidden or self._since >= (self.detect_every if all_well else min(RETRY, self.detect_every)):
             self._detect(frame)
         self._tracks = [track for track in self._tracks if track.missed <= REMEMBERED]
         return sorted((track.face() for track in self._tracks if track.missed <= SHOWN), key=lambda face: face.id)
@@ -117,7 +116,7 @@ class Tracker:
     def _follow(self, frame: np.ndarray) -> bool:
         """One pass for all faces; True if one that was followed is hidden now."""
         tracks = self._tracks
-        found = self._look(frame, [self._framed(track) for track in tracks], tracks if self.carry else [])
+        found = self._seen(frame, [self._framed(track) for track in tracks], tracks if self.carry else [])
         found = [track.steadied(sighting) for track, sighting in zip(tracks, found, strict=True)]
         good = [pair for pair in zip(tracks, found, strict=True) if pair[0].is_believed(pair[1])]
         seen = without_doubles(good)
@@ -133,13 +132,9 @@ class Tracker:
 
     def _framed(self, track: Track) -> Crop:
         """Crop of the next pass: the last one as long as the face has moved little in it."""
-        wanted, held = crop_of_points(track.last.five + track.motion, SIDE), track.last.crop
-        away = math.hypot(wanted.cx - held.cx, wanted.cy - held.cy) / held.side
-        turned = abs((wanted.angle_deg - held.angle_deg + 180) % 360 - 180)
-        moved_by = max(away, abs(math.log(wanted.side / held.side)) / 2, math.radians(turned) / 2)
-        return held if moved_by < SLACK else wanted
+        return settled(crop_of_points(track.last.five + track.motion, SIDE), track.last.crop, SLACK)
 
-    def _look(self, frame: np.ndarray, crops: Sequence[Crop], begun: Sequence[Track] = ()) -> list[Sighting]:
+    def _seen(self, frame: np.ndarray, crops: Sequence[Crop], begun: Sequence[Track] = ()) -> list[Sighting]:
         """One pass at ``crops`` of a frame, begun with what was last found of ``begun`` if these are given."""
         if not crops:
             return []
@@ -173,15 +168,15 @@ class Tracker:
         fresh = [detection for j, detection in enumerate(detections) if j not in taken]
         known = [followed[i] for i, _ in pairs] if self.config.parsing else []
         wide = [crop_of_points(track.last.five, WIDER) for track in known]
-        looks = self._look(frame, wide + [crop_of(detection, FACE_MARGIN * WIDER) for detection in fresh])
-        for track, look in zip(known, looks, strict=False):
-            track.look_around(look)
-        first = looks[len(known) :]
+        seen = self._seen(frame, wide + [crop_of(detection, FACE_MARGIN * WIDER) for detection in fresh])
+        for track, sighting in zip(known, seen, strict=False):
+            track.keep_surroundings(sighting)
+        first = seen[len(known) :]
         sound = [i for i, sighting in enumerate(first) if sighting.trust >= LEAST]
-        found = self._look(frame, [crop_of_points(first[i].five, SIDE) for i in sound])
+        found = self._seen(frame, [crop_of_points(first[i].five, SIDE) for i in sound])
         for i, sighting in zip(sound, found, strict=True):
             if sighting.trust >= LEAST and sighting.fits(fresh[i]):
-                self._begin(sighting, fresh[i]).look_around(first[i])
+                self._begin(sighting, fresh[i]).keep_surroundings(first[i])
 
     def _begin(self, sighting: Sighting, detection: Detection) -> Track:
         """Follow a face that the detector found: a hidden one by place and size, or a new one."""

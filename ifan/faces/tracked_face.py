@@ -30,6 +30,9 @@ STRAY, STRAYS, HELD = 0.05, 2, 10
 """Distance, in the same sides, by which a point leaves the others' motion in one frame when something hides it; so many
 of five points are held back at most, for so many frames."""
 
+WIDE_SLACK = 0.02
+"""How far a face moves before the regions around it follow, in sides of the crop that they were found in."""
+
 DOUBLE = 0.2
 """Distance between two faces' points, in the same sides, below which they are one."""
 
@@ -56,7 +59,7 @@ class TrackedFace:
     ``"occluded"`` where the network is not to be trusted and it was carried on by its motion, else ``"followed"``.
     ``trust`` in [0, 1]: see `ifan.faces.trust`. ``crop``: the square that the network saw; ``found``: what it predicts
     there, one row; ``points`` (P, 2) in pixels; ``detection``: the box carried along, and the detector's last score.
-    ``around``: the wider crop that was seen when the detector last looked, carried along, and the logits of regions
+    ``around``: the wider crop that was seen when the detector last ran, carried along, and the logits of regions
     (K, S, S) found there: hair is wider than a face.
     """
 
@@ -123,10 +126,11 @@ class Track:
         self._corners = (corners - (usual.cx, usual.cy)) / usual.side
         self._score, self._usual_trust = detection.score, self.last.trust
 
-    def look_around(self, wide: Sighting) -> None:
+    def keep_surroundings(self, wide: Sighting) -> None:
         """Keep the regions of a wider crop of the same frame."""
         if len(wide.found.parsing_logits):
             self._around = wide.crop.seen_from(crop_of_points(self.last.five)), wide.found.parsing_logits[0]
+            self._wide = wide.crop
 
     def is_believed(self, sighting: Sighting) -> bool:
         """True if this is the face, seen where it was expected."""
@@ -168,12 +172,18 @@ class Track:
         if alone and self.missed == 0:
             self.motion = self.motion + INERTIA * (sighting.five.mean(0) - self.last.five.mean(0) - self.motion)
         self.last, self.missed, self.state = sighting, 0, "followed"
+        self._carry_surroundings()
 
     def carry_on(self) -> None:
         """Go on without."""
         self.last = self.last.shifted(self.motion)
         self.motion = self.motion * SLOWING
         self.missed, self.state = self.missed + 1, "occluded"
+        self._carry_surroundings()
+
+    def _carry_surroundings(self) -> None:
+        if self._around is not None:
+            self._wide = settled(_placed(self._around[0], crop_of_points(self.last.five)), self._wide, WIDE_SLACK)
 
     @property
     def box(self) -> Box:
@@ -184,11 +194,16 @@ class Track:
 
     def face(self) -> TrackedFace:
         """The face as others see it."""
-        last, around = self.last, self._around
+        last, around = self.last, None if self._around is None else (self._wide, self._around[1])
         detection = Detection(self.box, self._score)
-        if around is not None:
-            around = _placed(around[0], crop_of_points(last.five)), around[1]
         return TrackedFace(self.id, self.state, last.trust, last.crop, last.found, last.points, detection, around)
+
+
+def settled(wanted: Crop, held: Crop, slack: float) -> Crop:
+    """``held`` as long as its corners are within about ``slack`` sides of those of the ``wanted`` crop, else that."""
+    away = math.hypot(wanted.cx - held.cx, wanted.cy - held.cy) / held.side
+    turned = abs((wanted.angle_deg - held.angle_deg + 180) % 360 - 180)
+    return held if max(away, abs(math.log(wanted.side / held.side)) / 2, math.radians(turned) / 2) < slack else wanted
 
 
 def _placed(crop: Crop, other: Crop) -> Crop:

@@ -17,7 +17,7 @@ from ifan.faces import FaceAnalyzer
 from ifan.faces.clip import save_clip
 from ifan.faces.matroska import is_torn
 from ifan.faces.sources import count_frames, expand, frame_rate, frames
-from tests.support.clips import sounds, trim_clip, turn_clip, write_clip
+from tests.support.clips import trim_clip, turn_clip, write_clip
 
 
 @pytest.fixture
@@ -188,28 +188,3 @@ def test_torn_files_are_told_from_whole_ones(tmp_path: Path) -> None:
         path.write_bytes(data)
         assert is_torn(str(path)) == expected
     assert not is_torn(str(write_clip(tmp_path / "b.mp4", 2)))
-
-
-def test_what_came_before_the_damage_is_kept(
-    analyzer: FaceAnalyzer, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(path: str, every: int):
-        yield from list(frames(path, every))[:7]
-        raise ValueError(f"{path}: the clip is damaged: expected 11 frames; got 7")
-
-    monkeypatch.setattr("ifan.faces.video.frames", broken)
-    with pytest.raises(ValueError, match=r"grey.mp4: the clip is damaged: .+; 7 frames before that are in .+_overlay"):
-        save_clip(analyzer, str(clip), tmp_path / "out", "a")
-    assert len((tmp_path / "out" / "a.jsonl").read_text().splitlines()) == 7
-    assert len(list(frames(str(tmp_path / "out" / "a_overlay.mp4")))) == 7
-
-
-def test_an_overlay_keeps_the_sound(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "a.mp4", 20, sound=True)
-    (film, _), _, _ = save_clip(analyzer, str(clip), tmp_path / "out", "a")
-    heard = [sound for sound in sounds(clip) if sound[0] <= 2]  # up to the end of the last picture
-    assert sounds(film) == heard
-    assert len(heard) > 50
-    assert len(list(frames(str(film)))) == 20
-    (film, _), _, _ = save_clip(analyzer, str(clip), tmp_path / "third", "a", every=3)
-    assert sounds(film)[: len(heard)] == heard

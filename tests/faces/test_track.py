@@ -1,4 +1,4 @@
-"""The tracker on faces of five dots: ids, states, when the detector looks, what it remembers."""
+"""The tracker on faces of five dots: ids, states, when the detector runs, what it remembers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_moving_faces_keep_their_ids_without_the_detector(carry: bool) -> None:
                 ).max()
                 < 3
             )
-    assert stage.eyes.looks == 2
+    assert stage.eyes.runs == 2
     assert stage.network.calls == [2, 2] + [2] * (2 * DETECT_EVERY - 1) + [2]
 
 
@@ -131,7 +131,7 @@ def test_a_flash_is_no_cut() -> None:
     stage.show([(100, 80)])
     (face,) = stage.tracker(np.minimum(draw([(100, 80)]).astype(int) + 50, 255).astype(np.uint8))
     assert face.id == 1
-    assert stage.eyes.looks <= 2
+    assert stage.eyes.runs <= 2
 
 
 def test_what_the_detector_takes_for_a_face_is_checked() -> None:
@@ -144,7 +144,7 @@ def test_nobody_is_looked_for_now_and_then() -> None:
     stage = Stage()
     for _ in range(4 * RETRY):
         assert stage.show([]) == []
-    assert stage.eyes.looks == 4
+    assert stage.eyes.runs == 4
 
 
 def test_what_cannot_be_tracked_is_one_line() -> None:

@@ -10,40 +10,19 @@ import numpy as np
 
 
 def write_clip(
-    path: Path,
-    count: int,
-    rate: int = 10,
-    size: tuple[int, int] = (64, 48),
-    sound: bool = False,
-    options: dict[str, str] | None = None,
+    path: Path, count: int, rate: int = 10, size: tuple[int, int] = (64, 48), options: dict[str, str] | None = None
 ) -> Path:
-    """A clip whose frame ``i`` is grey of brightness ``8 i``, but for a white upper left quarter; with ``sound`` it
-    hums; ``options`` of the container."""
+    """A clip whose frame ``i`` is grey of brightness ``8 i``, but for a white upper left quarter; ``options`` of the
+    container."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream("libx264", rate)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        hum = container.add_stream("aac", 44100) if sound else None
         for i in range(count):
-            picture = np.full((size[1], size[0], 3), 8 * i % 256, np.uint8)
+            picture = np.full((size[1], size[0], 3), 8 * i, np.uint8)
             picture[: size[1] // 2, : size[0] // 2] = 255
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-        if hum is not None:
-            wave = np.sin(np.arange(44100 * count // rate) / 20).astype(np.float32)[None]
-            samples = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
-            samples.sample_rate = 44100
-            container.mux([*hum.encode(samples), *hum.encode()])
     return path
-
-
-def sounds(path: Path) -> list[tuple[float, bytes]]:
-    """Seconds and bytes of each packet of sound."""
-    with av.open(str(path)) as container:
-        return [
-            (round(float(packet.pts * packet.time_base), 4), bytes(packet))
-            for packet in container.demux(audio=0)
-            if packet.dts is not None
-        ]
 
 
 def turn_clip(path: Path) -> None:

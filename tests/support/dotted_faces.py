@@ -75,14 +75,14 @@ class Network:
 
 
 class Eyes:
-    """A detector that is told where the faces are; ``looks`` counts its calls."""
+    """A detector that is told where the faces are; ``runs`` counts its calls."""
 
     def __init__(self) -> None:
         self.places: Sequence[Place] = ()
-        self.looks = 0
+        self.runs = 0
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        self.looks += 1
+        self.runs += 1
         return [[_detection(*place) for place in self.places]]
 
 
