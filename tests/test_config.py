@@ -166,7 +166,7 @@ def test_the_ends_of_every_range_are_taken() -> None:
         with pytest.raises(ValueError, match=rf"network\.{name} must be between 1 and {value}; got {value + step}"):
             NetworkConfig(**{name: value + step})
     assert NetworkConfig(dropout=0.0).dropout == 0
-    least: dict[str, Any] = {
+    rest: dict[str, Any] = {
         "shares": {"a": 0.0},
         "repeats": {"a.b": 1},
         "iterations": (0.0, 1.0),
@@ -174,7 +174,7 @@ def test_the_ends_of_every_range_are_taken() -> None:
         "calibrate": 0,
     }
     for share in (0.0, 1.0):
-        assert TrainingConfig(refine_share=share, ema_decay=0.0, **least).refine_share == share
+        assert TrainingConfig(refine_share=share, ema_decay=0.0, **rest).refine_share == share
     assert all(getattr(TrainingConfig(**{name: 1}), name) == 1 for name in AT_LEAST_ONE)
 
 
