@@ -210,7 +210,7 @@ def _heads(analyzer: FaceAnalyzer, folder: str | None) -> list[Cutout]:
 
 
 def _switches(analyzer: FaceAnalyzer, scene: Scene, seed: int) -> int:
-    """How often a head gets another id than it had."""
+    """Number of times a head gets another id than it had."""
     tracker = Tracker(analyzer.config, analyzer.one_pass(), analyzer.detector)
     ids: dict[int, int] = {}
     switches = 0

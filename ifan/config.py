@@ -236,7 +236,7 @@ class TrainingConfig:
     batches: Literal["hybrid", "alternating"] = "hybrid"
     """Alternating: each hybrid batch is split, one step a dataset in turn (so as many times the steps, all smaller)."""
     repeats: dict[str, int] = field(default_factory=dict)
-    """How often an epoch holds each sample of a rare category, ``{"pose.left_profile": 3}``; all others once."""
+    """Times that an epoch holds each sample of a rare category, ``{"pose.left_profile": 3}``; all others once."""
     task_weights: dict[str, float] = field(default_factory=dict)
     weighting: Literal["fixed", "uncertainty", "famo"] = "fixed"
     iterations: tuple[float, ...] = (1.0,)

@@ -1,7 +1,7 @@
 """Who may know whom, read from the import statements of package and kernels; how many parameters are too many.
 
 A room is a module or folder directly below ``ifan``. `KNOWS` says of each room which others its modules may import, at
-the top or inside a function. What does not hold yet stands in `NOT_YET`, whose entries fail once they hold.
+the top or inside a function.
 """
 
 from __future__ import annotations
@@ -67,11 +67,6 @@ KNOWS: dict[str, set[str]] = {
 
 WITHOUT_FRAMEWORK = {"config", "wiring", "crop", "predictions", "engine", "faces", "bulk"}
 """Rooms that import no framework, at the top or later, nor load one when they are imported."""
-
-NOT_YET = {
-    "ifan.bulk.run.predict_bulk: more than 7 parameters",
-}
-"""What does not hold yet: it may only become shorter."""
 
 
 @dataclass(frozen=True)
@@ -216,11 +211,7 @@ def test_every_room_has_its_place() -> None:
 
 @pytest.mark.parametrize("rule", [strangers, framework_imports, long_signatures], ids=lambda rule: rule.__name__)
 def test_rule_holds(rule) -> None:
-    assert sorted(rule() - NOT_YET) == []
-
-
-def test_what_holds_is_no_exception() -> None:
-    assert sorted(NOT_YET - strangers() - framework_imports() - long_signatures()) == [], "take it out of NOT_YET"
+    assert sorted(rule()) == []
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice, tee
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from ifan.faces.pipeline import ordered_map, prefetched
 from ifan.faces.png import encode_label_png
 from ifan.faces.sources import count_frames, frames, is_clip
 from ifan.files import FolderLock, checksum, write_files
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 WAITING = 4
 """Photos, in batches of faces, that may wait for their batch to fill."""
@@ -83,16 +86,26 @@ class _Shard:
     maps: dict[str, bytes] = field(default_factory=dict)
 
 
+class BulkOptions(TypedDict, total=False):
+    """Options of `predict_bulk`, each given by its name."""
+
+    every: int
+    """Of a clip, each this many frames; all by default."""
+    maps: bool
+    """Also write each photo's class map as PNG; not by default."""
+    shard_rows: int
+    """Rows a shard, which is what a kill can cost; 1000 by default."""
+    threads: int | None
+    """Photos that are decoded and searched at once; by default as many as processors, 2 to 8."""
+
+
 def predict_bulk(
     analyzer: FaceAnalyzer,
     inputs: Sequence[str],
     out: str | Path,
     *,
-    every: int = 1,
-    maps: bool = False,
-    shard_rows: int = 1000,
-    threads: int | None = None,
     progress: Progress | None = None,
+    **options: Unpack[BulkOptions],
 ) -> Summary:
     """Analyse pictures and clips into the folder ``out``, or go on where an earlier call was stopped.
 
@@ -103,29 +116,25 @@ def predict_bulk(
         analyzer: what analyses; its ``batch_size`` is the number of faces that run at once.
         inputs: paths of pictures and clips, see `ifan.faces.sources.expand`.
         out: folder named ``.parquet``, ``.jsonl`` or ``.csv``, which is the format of the shards in it.
-        every: of a clip, each this many frames.
-        maps: also write each photo's class map as PNG.
-        shard_rows: rows a shard; what a kill can cost.
-        threads: how many photos are decoded and searched at once; ``None`` = as many as processors, 2 to 8.
         progress: see `Progress`.
+        options: ``every``, ``maps``, ``shard_rows``, ``threads``, see `BulkOptions`.
 
     Raises:
-        ValueError: a folder with other things, with results of other settings or of other inputs alone, or that
-            another process writes to; a format that cannot be written.
+        TypeError: an option that there is not.
+        ValueError: a number below 1; a folder with other things, with results of other settings or of other inputs
+            alone, or that another process writes to; a format that cannot be written.
         OSError: the results cannot be written, as on a full disk; what is finished stays and counts.
     """
-    if every < 1 or shard_rows < 1 or (threads is not None and threads < 1):
-        raise ValueError(f"every, shard_rows and threads must be at least 1; got {every}, {shard_rows}, {threads}")
-    run = _Run(analyzer, Path(out), every, maps, shard_rows, threads or min(8, max(2, os.cpu_count() or 2)))
-    settings = settings_digest(analyzer, [every, maps, shard_rows])
-    jobs = plan(inputs, settings, shard_rows)
+    run = _Run(analyzer, Path(out), **options)
+    settings = settings_digest(analyzer, [run.every, run.maps, run.shard_rows])
+    jobs = plan(inputs, settings, run.shard_rows)
     if run.out.exists() and not run.out.is_dir():
         raise ValueError(f"{out}: results become a folder of shards; got a file; choose another name")
     with FolderLock(run.out):
         run.folder = ResultFolder(run.out, jobs, settings)
         if progress:
             run.report = progress
-            run.expected = sum(count_frames(path, every) if is_clip(path) else 1 for path in inputs)
+            run.expected = sum(count_frames(path, run.every) if is_clip(path) else 1 for path in inputs)
         try:
             return run.run(jobs)
         except OSError as error:
@@ -137,10 +146,18 @@ class _Run:
     """One call of `predict_bulk`."""
 
     def __init__(
-        self, analyzer: FaceAnalyzer, out: Path, every: int, maps: bool, shard_rows: int, threads: int
+        self,
+        analyzer: FaceAnalyzer,
+        out: Path,
+        every: int = 1,
+        maps: bool = False,
+        shard_rows: int = 1000,
+        threads: int | None = None,
     ) -> None:
+        if every < 1 or shard_rows < 1 or (threads is not None and threads < 1):
+            raise ValueError(f"every, shard_rows and threads must be at least 1; got {every}, {shard_rows}, {threads}")
         self.analyzer, self.out, self.every, self.maps = analyzer, out, every, maps
-        self.shard_rows, self.threads = shard_rows, threads
+        self.shard_rows, self.threads = shard_rows, threads or min(8, max(2, os.cpu_count() or 2))
         self.write_rows: Writer = writer(out.suffix.lower(), analyzer.predictor.tasks)
         self.folder: ResultFolder
         self.report: Progress | None = None

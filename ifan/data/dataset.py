@@ -54,7 +54,7 @@ class Reader(ABC):
     margin: ClassVar[float] = 1.0
     classes: ClassVar[Mapping[str, tuple[str, ...]]]
     layout: ClassVar[str]
-    """What the folder holds, for error messages."""
+    """Contents of the folder, for error messages."""
 
     def __init__(self, root: Path, split: str, split_file: Path | None = None) -> None:
         self.root, self.split, self.split_file = Path(root), split, split_file

@@ -57,7 +57,7 @@ class MTFL(Reader):
 
 
 def offset(points: np.ndarray, shape: tuple[int, int]) -> float:
-    """What file coordinates ``points`` (5, 2) of a picture of ``shape`` (height, width) are more than ours, in pixels.
+    """Pixels by which file coordinates ``points`` (5, 2) exceed ours, in a picture of ``shape`` (height, width).
 
     Ours reach from 0 to the side, so the first pixel's centre is at 0.5 where the files of the release say 1: 0.5. A
     picture shrunk from ``side`` to ``s * side``, its file coordinates v taken as pixels that count from 0, has

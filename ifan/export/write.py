@@ -25,7 +25,7 @@ BEGUN = "begun_"
 """Prefix of the inputs from which a later iteration begins: this before the name of an output of the one before."""
 
 Arguments = tuple[Tensor | tuple[Tensor, ...], ...]
-"""What a graph is traced with: tensors and tuples of such."""
+"""Arguments that a graph is traced with: tensors and tuples of such."""
 
 
 @dataclass(frozen=True)

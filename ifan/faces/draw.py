@@ -186,7 +186,7 @@ def _text(picture: np.ndarray) -> int:
 
 
 def enlargement(image: np.ndarray, faces: Sequence[Face]) -> float:
-    """How many pixels of `labelled` a pixel of the photo takes across, at least 1."""
+    """Pixels of `labelled` across a pixel of the photo, at least 1."""
     longest = max(image.shape[:2])
     smallest = min((f.crop.side for f in faces), default=longest)
     wanted = max(SMALLEST_SIDE / longest, SMALLEST_FACE / smallest)

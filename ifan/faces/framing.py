@@ -13,7 +13,7 @@ FACE_MARGIN = 1.45
 """Side of the crop / side of a square as large as the face's box, where only a box is known."""
 
 FACE_DROP = 0.07
-"""How far below the box's centre the crop's centre lies, in sides of that square: eyes, nose and mouth are lower than
+"""Distance of the crop's centre below the box's, in sides of that square: eyes, nose and mouth are lower than
 the middle between hairline and chin. Both measured on CenterFace's boxes in MTFL's pictures, see docs/detector.md."""
 
 SMALLEST_EXTENT = 2.0

@@ -1,4 +1,4 @@
-"""What the page shows and offers for download, of a photo or a clip."""
+"""Outputs of the page: pictures and downloads of a photo or a clip."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Predictor(Protocol):
 
     config: NetworkConfig
     tasks: tuple[TaskConfig, ...]
-    """What it predicts, in order."""
+    """Tasks that it predicts, in order."""
 
     def __call__(self, crops: np.ndarray, windows: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
         """Predictions of ``crops`` (N, 3, I, I) uint8 RGB by task name, float32: parsing probabilities (N, K, S, S) or

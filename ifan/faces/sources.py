@@ -18,7 +18,7 @@ from ifan.optional import require
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
 CLIPS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
-"""What is taken from a folder, and by which names a clip is known."""
+"""Endings of files that are taken from a folder, and those of clips."""
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,ogg,flv,asf"
 """FFmpeg's names of what may be in a clip, whatever its name: containers of frames, no lists of other files."""

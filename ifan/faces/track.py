@@ -33,8 +33,8 @@ SIDE = 0.85
 """Side of a followed face's crop, in sides of the usual one around its points."""
 
 SLACK = 0.04
-"""How far a face moves in its crop, in crop sides, before the crop follows: a crop at rest keeps its pixels, and the
-network's small errors, in place."""
+"""Distance that a face moves in its crop, in crop sides, before the crop follows: a crop at rest keeps its pixels, and
+the network's small errors, in place."""
 
 SHOWN, REMEMBERED = 5, 90
 """Frames for which a hidden face is still given, carried on by its motion, and for which it may return with its id."""

@@ -1,4 +1,4 @@
-"""What is known of one face over time, and who is who among several."""
+"""Records of one face over time, and who is who among several."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TrackedFace:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sighting:
-    """What one pass found of a face; ``index``: which of its ``points`` (P, 2) are the `POINT_NAMES`."""
+    """Findings of one pass about a face; ``index``: which of its ``points`` (P, 2) are the `POINT_NAMES`."""
 
     crop: Crop
     found: FacePredictions
