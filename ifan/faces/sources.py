@@ -177,7 +177,8 @@ def open_clip(path: str) -> Iterator[Any]:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
         raise DataError(f"{path}: expected a file with a clip; got a folder, pipe or device; check the path")
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file", "format_whitelist": FORMATS}) as clip:
+        options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+        with av.open(f"file:{path}", options=options, metadata_errors="replace") as clip:
             yield clip
     except av.error.FFmpegError as error:
         raise DataError(f"{path}: the clip cannot be read ({error.strerror or error}); check or convert it") from error

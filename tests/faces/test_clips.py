@@ -188,3 +188,8 @@ def test_torn_files_are_told_from_whole_ones(tmp_path: Path) -> None:
         path.write_bytes(data)
         assert is_torn(str(path)) == expected
     assert not is_torn(str(write_clip(tmp_path / "b.mp4", 2)))
+
+
+def test_metadata_that_is_no_text_does_not_matter(clip: Path) -> None:
+    clip.write_bytes(clip.read_bytes().replace(b"VideoHandler", b"Video\xff\xfe\xb2dler"))
+    assert read(clip) == 11

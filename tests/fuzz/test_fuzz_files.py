@@ -86,7 +86,10 @@ def test_states_of_training(tmp_path: Path) -> None:
     chance, data, expected = chance_of("state"), (folder / "state.json").read_bytes(), read_state(folder)
     said = []
     for _ in range(CASES):
-        (folder / "state.json").write_bytes(damaged(data, chance, reach=150))
+        changed = damaged(data, chance, reach=150)
+        if b'"checksum":' not in changed:  # as if an earlier version had written it
+            continue
+        (folder / "state.json").write_bytes(changed)
         try:
             assert read_state(folder) == expected  # white space
         except CheckpointError as error:
@@ -147,6 +150,8 @@ def test_clips_with_fewer_frames_have_a_line(name: str, damage: Callable[..., by
         except ValueError as error:
             said.append(str(error))
         else:
-            assert count >= whole or count == 0  # a clip without a frame gets its line from who reads it
+            # A clip without a frame gets its line from who reads it. Nothing tells that a block of Matroska is missing
+            # whose track or time was changed.
+            assert count >= whole - (path.suffix in (".mkv", ".webm")) or count == 0
     assert all(line.startswith(f"{path}: ") for line in said)
     assert said
