@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Without the advice of setuptools about folders of the same name.
+CALMLY := PYTHONWARNINGS="ignore:Editable installation"
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
 .PHONY: demo test test-analysis lock sbom fuzz mutants wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
@@ -12,7 +14,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt "setuptools>=77" "pybind11>=3" ninja
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,lint]"
+	$(CALMLY) $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test,lint]"
 	touch $(STAMP)
 
 # IFAN_CUDA=require without nvcc in $CUDA_HOME/bin or on the PATH: it comes from the package index, into a folder of its own.
@@ -44,7 +46,7 @@ $(ANALYSIS_VENV)/.installed: pyproject.toml setup.py $(LOCK) $(NATIVE)
 	test -x $(ANALYSIS_VENV)/bin/python || $(PYTHON) -m venv $(ANALYSIS_VENV)
 	$(ANALYSIS_VENV)/bin/python -m pip install --quiet --require-hashes --requirement $(LOCK)
 	IFAN_CUDA=$(if $(wildcard ifan/_cuda*.so),build,off) \
-	  $(ANALYSIS_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	  $(CALMLY) $(ANALYSIS_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 test-analysis: $(ANALYSIS_VENV)/.installed
