@@ -248,7 +248,7 @@ class TrainingConfig:
     """Steps over which the planes that are fed back turn from the label means into the predictions. Weights that know
     only the means take later iterations for first ones to begin with, instead of being thrown off."""
     supervise: Literal["last", "all"] = "last"
-    """Which of a step's iterations are trained: the last, or each one, with the mean of their losses."""
+    """Iterations of a step that are trained: the last, or each one, with the mean of their losses."""
     only: tuple[str, ...] = ()
     """Parts of names: parameters whose names hold none of them are frozen; running statistics follow the data all the
     same. Empty: all are trained."""

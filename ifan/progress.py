@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 AFTER_SECONDS, EVERY_SECONDS = 2.0, 60.0
-"""What is done sooner shows no bar; seconds between two lines."""
+"""Seconds of work before a bar is shown; seconds between two lines."""
 
 _shown: list[Progress] = []
 """The display on the terminal: whoever comes later adds a bar to it, as two would overwrite each other."""

@@ -26,7 +26,7 @@ SIDES = 0.75, 0.95
 """Sides of the closest and the widest later crop, in sides of the usual crop around a face's points."""
 
 REACH = 0.3
-"""How far from the first crop's centre a later one's may be, in its sides; points farther away are wrong."""
+"""Largest distance of a later crop's centre from the first one's, in its sides; points farther away are wrong."""
 
 NEAREST, FARTHEST = 0.4, 1.4
 """Bounds of a later crop's side, in sides of the first."""

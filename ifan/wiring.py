@@ -25,7 +25,7 @@ MIDDLE = LEVELS
 path."""
 
 BGR_MEAN = (103.939, 116.779, 123.68)
-"""What is taken off an image's channels, which are 0 to 255."""
+"""Means that are subtracted from an image's channels, which are 0 to 255."""
 
 ENCODER_WIDTHS = (24, 48, 64)
 FIRST_FILTERS = 16

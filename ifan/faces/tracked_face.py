@@ -31,7 +31,7 @@ STRAY, STRAYS, HELD = 0.05, 2, 10
 of five points are held back at most, for so many frames."""
 
 WIDE_SLACK = 0.02
-"""How far a face moves before the regions around it follow, in sides of the crop that they were found in."""
+"""Distance that a face moves before the regions around it follow, in sides of the crop that they were found in."""
 
 DOUBLE = 0.2
 """Distance between two faces' points, in the same sides, below which they are one."""

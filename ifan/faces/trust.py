@@ -13,7 +13,7 @@ from ifan.predictions import FacePredictions
 from ifan.refine import softmax
 
 REACH = 1 / 32
-"""How far around a point its regions are looked for, in sides of the crop."""
+"""Distance around a point within which its regions count, in sides of the crop."""
 
 _MOUTH = ("upper_lip", "inside_mouth", "lower_lip")
 _REGIONS = {

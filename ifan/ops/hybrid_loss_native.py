@@ -11,7 +11,7 @@ from ifan.ops import checks, native
 from ifan.ops.hybrid_loss_checks import NAME, check_labels
 
 _READ = (torch.float32, torch.uint8, torch.int64)
-"""What the kernel reads: predictions and weights, parsing labels, class labels."""
+"""Types that the kernel reads: predictions and weights, parsing labels, class labels."""
 
 Tensors = Sequence[Tensor]
 Optional = Sequence[Tensor | None]
@@ -38,7 +38,7 @@ class NativeLoss:
         shapes = logits.shape, labels.shape[1:], points.shape[::2], len(classes)
         self.kernel = native.cpu_module().HybridLoss(*shapes, self.class_sizes, self.settings, point_loss)
         self.readable = all(x is None or (x.is_contiguous() and x.dtype in _READ) for x in (*predictions, *targets))
-        """Whether the kernel reads calls of this kind as they are, without `converted`."""
+        """True if the kernel reads calls of this kind as they are, without `converted`."""
 
     @staticmethod
     def converted(predictions: Tensors, targets: Optional) -> tuple[list[Tensor], list[Tensor | None]]:

@@ -19,7 +19,7 @@ from ifan.files import write_files
 from ifan.progress import close_bars, open_bars
 
 Figures = Mapping[str, Mapping[str, float | None]]
-"""What a validation says: entry (dataset and task) -> metric -> value, leading metric first, ``None`` = unmeasured."""
+"""Figures of a validation: entry (dataset and task) -> metric -> value, leading metric first, ``None`` = unmeasured."""
 
 
 @dataclass(frozen=True)
