@@ -31,6 +31,7 @@ def run(arguments: list[str], **variables: str) -> None:
 
 @needs("triton", "Triton")
 @needs("coverage", "coverage")
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_triton_kernels_in_the_interpreter_and_their_coverage(tmp_path: Path) -> None:
     """Interpreted kernels are Python, so their lines and branches are counted like any other's."""
