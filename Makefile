@@ -8,7 +8,7 @@ CALMLY := PYTHONWARNINGS="ignore:Editable installation"
 NATIVE := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*/*.cpp csrc/*/*/*.h csrc/*/*.cu)
 
 .PHONY: demo test test-analysis lock sbom fuzz mutants wheel-check docs docs-generated lint format bench gpu-proof gpu-interpret-oldest \
-  gpu-sanitize gpu-compile-cuda gpu-check clean instruction-counts sanitize
+  gpu-coverage gpu-sanitize gpu-compile-cuda gpu-check clean instruction-counts sanitize
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -130,7 +130,10 @@ $(FAMILIES:%=gpu-compile-oldest-%): gpu-compile-oldest-%: $(OLD_TRITON)/.install
 	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m tests.gpu.tools.gpu_compile --families $*
 
 gpu-interpret-oldest: $(OLD_TRITON)/.installed
-	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/gpu/test_triton_kernels.py
+	PYTHONPATH=$(abspath $(OLD_TRITON)) $(BIN)/python -m pytest tests/gpu/test_triton_kernels.py -m "full or not full"
+
+gpu-coverage: $(STAMP)
+	$(BIN)/python -m pytest tests/gpu/test_triton_kernels.py -m full
 
 gpu-compile-cuda: $(STAMP)
 	$(BIN)/python -m tests.gpu.tools.cuda_compile
@@ -138,7 +141,7 @@ gpu-compile-cuda: $(STAMP)
 gpu-sanitize: $(STAMP)
 	$(BIN)/python -m pytest tests/gpu/cuda/test_sanitizers.py -m full
 
-gpu-proof: gpu-interpret-oldest gpu-sanitize gpu-compile-cuda $(FAMILIES:%=gpu-compile-%) $(FAMILIES:%=gpu-compile-oldest-%)
+gpu-proof: gpu-coverage gpu-interpret-oldest gpu-sanitize gpu-compile-cuda $(FAMILIES:%=gpu-compile-%) $(FAMILIES:%=gpu-compile-oldest-%)
 
 # On a machine with a GPU, with its own Python: needs torch, triton and the CUDA toolkit, and no network.
 gpu-check:

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_COVERAGE = 95
 
-
-TESTS = ["-m", "pytest", "tests/gpu/triton", "-x", "-p", "no:cacheprovider"]
+TESTS = ["-m", "pytest", "-x", "-p", "no:cacheprovider"]
+MUTANTS = "tests/gpu/triton/test_mutants.py"
 
 
 def needs(module: str, name: str) -> pytest.MarkDecorator:
@@ -30,11 +30,19 @@ def run(arguments: list[str], **variables: str) -> None:
 
 
 @needs("triton", "Triton")
-@needs("coverage", "coverage")
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_triton_kernels_in_the_interpreter_and_their_coverage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tests", [["tests/gpu/triton", f"--ignore={MUTANTS}"], [MUTANTS]], ids=["kernels", "mutants"])
+def test_triton_kernels_in_the_interpreter(tests: list[str]) -> None:
+    run([*TESTS, *tests])
+
+
+@needs("triton", "Triton")
+@needs("coverage", "coverage")
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_coverage_of_the_triton_kernels(tmp_path: Path) -> None:
     """Interpreted kernels are Python, so their lines and branches are counted like any other's."""
-    file = str(tmp_path / "coverage")
-    run(["-m", "coverage", "run", "--branch", "--source=kernels", *TESTS], COVERAGE_FILE=file)
+    file, tests = str(tmp_path / "coverage"), [*TESTS, "tests/gpu/triton", f"--ignore={MUTANTS}"]
+    run(["-m", "coverage", "run", "--branch", "--source=kernels", *tests], COVERAGE_FILE=file)
     run(["-m", "coverage", "report", "--show-missing", f"--fail-under={LEAST_COVERAGE}"], COVERAGE_FILE=file)
