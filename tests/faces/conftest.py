@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ifan.config import EMOTIONS, PARSING_CLASSES, POINT_NAMES, NetworkConfig, TaskConfig
+from ifan.config import TaskConfig
 from ifan.faces import FaceAnalyzer
+from tests.support.dotted_faces import CONFIG
 
-TINY = NetworkConfig(
-    size=32,
-    iterations=2,
-    growth=4,
-    block_layers=1,
-    stem_channels=8,
-    up_channels=16,
-    tasks=(
-        TaskConfig("parsing", "parsing", PARSING_CLASSES),
-        TaskConfig("landmarks", "landmarks", POINT_NAMES),
-        TaskConfig("emotion", "classification", EMOTIONS),
-        TaskConfig("smile", "classification", ("yes", "no")),
-    ),
-)
+TINY = replace(CONFIG, iterations=2, tasks=(*CONFIG.tasks, TaskConfig("smile", "classification", ("yes", "no"))))
 
 
 @pytest.fixture
