@@ -20,7 +20,7 @@ Dtype dtype_of(const std::string& name) {
   throw std::invalid_argument("dtype must be float32 or bfloat16; got " + name + ". Convert the tensor.");
 }
 
-// What both directions of channel_moments are told, and the values (T, C) that they read or write.
+// Arguments of both directions of channel_moments, and the values (T, C) that they read or write.
 void expect_moments(Address x, const Sizes& shape, const Sizes& strides, const std::vector<int64_t>& segments,
                     std::initializer_list<Address> values, int threads) {
   expect_strides("strides of x", strides, shape);
@@ -73,8 +73,7 @@ void channel_moments_backward(Address x, const std::string& dtype, const Sizes& 
   if (!IFAN_PICK(channel_moments_backward)(call)) throw std::bad_alloc();
 }
 
-// What integrate and integrate_with_moments are told beside their inputs: `values` (T, C) and `maps` (N, C, H / pool, W
-// / pool).
+// Arguments of both directions of integrate beside the inputs: `values` (T, C) and `maps` (N, C, H / pool, W / pool).
 void expect_integrate(const Inputs& inputs, int pool, std::initializer_list<Address> values,
                       std::initializer_list<Address> maps, int threads) {
   const Concatenation& x = inputs.x;
@@ -87,7 +86,7 @@ void expect_integrate(const Inputs& inputs, int pool, std::initializer_list<Addr
   expect_threads(threads);
 }
 
-// A backward kernel is told where the gradients go.
+// The addresses of a backward kernel's gradients.
 void expect_targets(const Inputs& inputs) {
   expect(inputs.targets.size() == inputs.sources.size(), "gradients", "one a source",
          static_cast<int64_t>(inputs.targets.size()));
@@ -286,7 +285,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("integrate_backward", &integrate_backward);
   module.def("packed_filters", &packed_filters, "Floats that pack_filters writes for an instruction set.");
   module.def("pack_filters", &pack_filters,
-             "Weights as the convolutions of that instruction set read them; they are told which it was.");
+             "Weights as the convolutions of that instruction set read them; they must be given the same one.");
   module.def("normalisation", &normalisation, "Scale and shift of a normalisation by task and channel.");
   module.def("normalisation_backward", &normalisation_backward,
              "Gradients of a normalisation's values from sums by lane and channel.");

@@ -52,7 +52,7 @@ struct DenseBlock {
   }
 };
 
-// What both directions are told: norms that fit the layers, and sizes whose products fit. `maps`: (N, channels grown,
+// Arguments of both directions: norms that fit the layers, and sizes whose products fit. `maps`: (N, channels grown,
 // H, W).
 void expect_block(const DenseBlock& block, std::initializer_list<Address> maps, Address filters) {
   const Concatenation& x = block.sources.x;

@@ -20,7 +20,7 @@ PointLoss point_loss_of(const std::string& name) {
   throw std::invalid_argument("point_loss must be wing, smooth_l1 or l2; got " + name + ". Choose one of them.");
 }
 
-// What both directions of encode_predictions are told; shape: (N, classes, S, S). Returns the values of all planes.
+// Arguments of both directions of encode_predictions; shape: (N, classes, S, S). Returns the values of all planes.
 int64_t expect_planes(const std::vector<int64_t>& sizes, const Sizes& shape, int64_t points_count, int threads) {
   expect(shape[2] == shape[3], "W of the parsing logits", "its H", shape[3]);
   expect_range("S", shape[2], 0, kMostSide);
@@ -75,7 +75,7 @@ void encode_backward(Address gradient, Address parsing, Address logits, const st
   IFAN_PICK(encode_backward)(call);
 }
 
-// hybrid_loss for calls of one kind: shapes and settings are told once, addresses every time. `settings`: parsing
+// hybrid_loss for calls of one kind: shapes and settings are given once, addresses every time. `settings`: parsing
 // smoothing, class smoothing, wing width and curvature.
 class HybridLossKernel {
  public:

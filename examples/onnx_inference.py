@@ -69,6 +69,10 @@ class Analyzer:
         )
         self.size, self.parsing_side = self.about["images"]["shape"][2], self.about["parsing_side"]
         self.tasks = {task["output"]: task for task in self.about["tasks"]}
+        self.parsing_task: dict[str, Any] = next(
+            (task for task in self.tasks.values() if task["kind"] == "parsing"), {}
+        )
+        self.around: dict[str, Any] = (self.about["refinement"] or {}).get("around", {})
 
     def __call__(self, photo: np.ndarray, boxes: Sequence[Sequence[float]] | None = None) -> list[Face]:
         """The faces of ``photo`` (H, W, 3) uint8 RGB: in ``boxes`` (x0, y0, x1, y1), or those that are found."""
@@ -139,14 +143,18 @@ class Analyzer:
 
     def analyze(self, photo: np.ndarray, box: np.ndarray, crop: Crop) -> Face:
         """All iterations on one face."""
-        found = self.run(self.first, self.cut(photo, crop, self.size))
+        found, seen = self.run(self.first, self.cut(photo, crop, self.size)), crop
         if self.about["refinement"]:
-            found = self.refined(photo, crop, found)
+            width = self.about["refinement"]["window"]
+            window = self.cut(photo, replace(crop, side=crop.side * width), round(2 * self.size * width))
+            found = self.refined(window, found)
+            if self.reaches_out(found):
+                found, seen = self.surrounded(window, found), replace(crop, side=crop.side * self.around["side"])
         else:
             pixels = self.cut(photo, crop, self.size)
             for _ in range(1, self.about["iterations"]):
                 found = self.run(self.later, pixels, found)
-        return self.face(photo.shape[:2], box, crop, found)
+        return self.face(photo.shape[:2], box, crop, seen, found)
 
     def run(self, graph: Any, pixels: np.ndarray, begun: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
         """One iteration on one crop: outputs by name."""
@@ -155,20 +163,44 @@ class Analyzer:
         names = self.about["first"]["outputs"]
         return {name: value[0] for name, value in zip(names, graph.run(names, feeds), strict=True)}
 
-    def refined(self, photo: np.ndarray, crop: Crop, first: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def refined(self, window: np.ndarray, first: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Later iterations: each sees a closer crop framed by the points found so far, begun with all that was found.
 
         Their points and logits are averaged. Regions are a weighted mean with the first iteration's.
         """
-        width, found, mean = self.about["refinement"]["window"], first, Mean(self, first)
-        window = self.cut(photo, replace(crop, side=crop.side * width), round(2 * self.size * width))
-        unit, middle = window.shape[0] / width, window.shape[0] / 2  # pixels in a side of the first crop; the centre
+        found, mean = first, Mean(self, first)
         for i in range(1, self.about["iterations"]):
             closer = self.closer(found, i)
-            there = replace(closer, cx=closer.cx * unit + middle, cy=closer.cy * unit + middle, side=closer.side * unit)
-            seen = self.run(self.later, self.cut(window, there, self.size), self.moved(found, closer))
-            found = mean.with_later(seen, closer)
+            found = mean.with_later(self.seen_again(window, closer, found), closer)
         return found
+
+    def seen_again(self, window: np.ndarray, crop: Crop, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A pass at a ``crop`` in sides of the first one, cut from the ``window``, that begins with what was found."""
+        unit, middle = window.shape[0] / self.about["refinement"]["window"], window.shape[0] / 2
+        there = replace(crop, cx=crop.cx * unit + middle, cy=crop.cy * unit + middle, side=crop.side * unit)
+        return self.run(self.later, self.cut(window, there, self.size), self.moved(found, crop))
+
+    def reaches_out(self, found: dict[str, np.ndarray]) -> bool:
+        """True if hair reaches the first crop's border, so that it goes on beyond it."""
+        if not (task := self.parsing_task) or self.around["class"] not in task["classes"]:
+            return False
+        hair = found[task["output"]].argmax(0) == task["classes"].index(self.around["class"])
+        border = np.concatenate([hair[0], hair[-1], hair[:, 0], hair[:, -1]])
+        return bool(border.mean() > self.around["touching"])
+
+    def surrounded(self, window: np.ndarray, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Regions as before inside the first crop and, around it, those that a pass at a wider one finds."""
+        name, ratio = self.parsing_task["output"], self.around["side"]
+        near, wide = softmax(found[name]), softmax(self.seen_again(window, Crop(0, 0, ratio), found)[name])
+        size = near.shape[-1]
+        side = max(2 * wide.shape[-1], round(size * ratio))
+        at = ((np.arange(side) + 0.5) / side - 0.5) * ratio + 0.5
+        edge = np.clip(np.minimum(at, 1 - at) / self.about["refinement"]["feather"], 0, 1)
+        to_wide = chained(inverse(Crop(0, 0, 1).matrix(size)), Crop(0, 0, ratio).matrix(side))
+        inner = np.array([warp(plane, to_wide, (side, side)) for plane in near])
+        outer = np.array([cv2.resize(plane, (side, side)) for plane in wide])
+        mixed = outer + np.minimum.outer(edge, edge) * (inner - outer)
+        return {**found, name: np.log(np.maximum(mixed, TINY)).astype(np.float32)}
 
     def closer(self, found: dict[str, np.ndarray], iteration: int) -> Crop:
         """The crop of a later iteration, in sides of the first one from its centre."""
@@ -195,16 +227,16 @@ class Analyzer:
             begun[name] = mirrored(value, task) if crop.flip else value
         return begun
 
-    def face(self, shape: Sequence[int], box: np.ndarray, crop: Crop, found: dict[str, np.ndarray]) -> Face:
-        """Outputs as a face in a photo of ``shape`` (H, W)."""
+    def face(self, shape: Sequence[int], box: np.ndarray, crop: Crop, seen: Crop, found: dict[str, np.ndarray]) -> Face:
+        """Outputs as a face in a photo of ``shape`` (H, W): regions in the crop ``seen``, points in ``crop``."""
         points, classes, parsing = {}, {}, np.zeros(shape, np.uint8)
         for name, task in self.tasks.items():
             if task["kind"] == "parsing":
-                back = inverse(crop.matrix(found[name].shape[-1]))
+                back = inverse(seen.matrix(found[name].shape[-1]))
                 size = (shape[1], shape[0])
                 parsing = np.argmax([warp(p, back, size) for p in softmax(found[name])], 0).astype(np.uint8)
                 y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
-                inside = transformed(np.stack([x.ravel(), y.ravel()]), crop.matrix(1)).reshape(2, *shape)
+                inside = transformed(np.stack([x.ravel(), y.ravel()]), seen.matrix(1)).reshape(2, *shape)
                 parsing[(inside < 0).any(0) | (inside > 1).any(0)] = 0
             elif task["kind"] == "landmarks":
                 pixels = transformed(found[name] + 0.5, inverse(crop.matrix(1))).T.tolist()

@@ -213,6 +213,10 @@ class AugmentConfig:
     flip: float = 0.5
     shift: float = 0.06
     scale: tuple[float, float] = (0.8, 1.2)
+    wide: float = 0.0
+    """Share of the crops that show the whole head and what is around it: their scale is between ``scale``'s larger one
+    and ``widest``."""
+    widest: float = 2.2
     rotate: float = 15.0
     brightness: float = 0.2
     contrast: float = 0.2

@@ -86,11 +86,11 @@ def box_around(points: np.ndarray, factor: float = 3.2) -> tuple[float, float, f
     return float(cx - half), float(cy - half), float(cx + half), float(cy + half)
 
 
-def crop_image(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """The crop of ``image`` (H, W, 3) uint8 as (size, size, 3) uint8; the border pixel repeats outside the picture.
+def crop_image(image: np.ndarray, crop: Crop, size: int, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+    """The crop of ``image`` (H, W, 3) uint8 as (size, size, 3) uint8; outside the picture its border pixel repeats.
 
-    A crop that shrinks is drawn at twice its size, from areas averaged to about that size, and halved: nothing aliases
-    and the warp's interpolation blurs little.
+    ``border``: another of OpenCV's ways to go on there. A crop that shrinks is drawn at twice its size, from areas
+    averaged to about that size, and halved: nothing aliases and the warp's interpolation blurs little.
     """
     drawn = 2 * size if crop.side > SHRINK_ABOVE * size else size
     ratio, matrix = crop.side / drawn, crop.matrix(drawn)
@@ -104,7 +104,7 @@ def crop_image(image: np.ndarray, crop: Crop, size: int) -> np.ndarray:
         matrix[:, :2] *= (width / small[0], height / small[1])
     if image.shape[:2] != (drawn, drawn) or np.abs(matrix - np.eye(2, 3)).max() > 1e-9:
         image = cv2.warpAffine(
-            image, _centres_on_integers(matrix), (drawn, drawn), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            image, _centres_on_integers(matrix), (drawn, drawn), flags=cv2.INTER_LINEAR, borderMode=border
         )
     if drawn != size:
         image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)

@@ -175,8 +175,8 @@ class DenseBlock(nn.Module):
         if context.training:
             grown = x
             # Moments that other processes or tasks share in must be joined before the next layer can begin.
-            apart = context.reduce is not None or not layers[0][0].by_task
-            for some in [[layer] for layer in layers] if apart else [layers]:
+            singly = context.reduce is not None or not layers[0][0].by_task
+            for some in [[layer] for layer in layers] if singly else [layers]:
                 statistics = some[0][0].statistics(grown, context.later)
                 new, mean, var = self._grow(grown, some, [statistics], context.later)
                 grown = grown + context.with_moments(new, mean, var)

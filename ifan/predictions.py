@@ -22,7 +22,7 @@ class FacePredictions:
     points: np.ndarray
     class_logits: dict[str, np.ndarray]
 
-    def __getitem__(self, faces: slice) -> FacePredictions:
+    def __getitem__(self, faces: slice | np.ndarray) -> FacePredictions:
         """The rows of some faces."""
         classes = {name: logits[faces] for name, logits in self.class_logits.items()}
         return FacePredictions(self.parsing_logits[faces], self.points[faces], classes)

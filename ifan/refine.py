@@ -43,6 +43,15 @@ FIRST = 0.2
 FEATHER = 0.06
 """Sides of a later crop along its border over which its parsing counts less and less."""
 
+HAIR = "hair"
+"""Class that often goes on beyond the first crop."""
+
+TOUCHING = 0.02
+"""Share of the first crop's border that is hair where it goes on beyond it."""
+
+AROUND = 1.45
+"""Side of the crop that such a face is seen in once more, in sides of the first; at most `WINDOW`."""
+
 TINY = np.finfo(np.float32).tiny
 
 Runner = Callable[[np.ndarray, FacePredictions | None], FacePredictions]
@@ -112,6 +121,25 @@ def refine(
         closer = np.stack([_cut(window, crop, images.shape[-1]) for window, crop in zip(windows, crops, strict=True)])
         found.append(mean.with_later(run(closer, moved(config, found[-1], crops)), crops))
     return found
+
+
+def reaching_out(config: NetworkConfig, found: FacePredictions) -> np.ndarray:
+    """For each face whether its hair reaches the border of the first crop: (N,) bool."""
+    if not config.parsing or HAIR not in config.parsing.classes or not len(found.parsing_logits):
+        return np.zeros(len(found.points), bool)
+    hair = found.parsing_logits.argmax(1) == config.parsing.classes.index(HAIR)
+    border = np.concatenate([hair[:, 0], hair[:, -1], hair[:, :, 0], hair[:, :, -1]], 1)
+    return np.asarray(border.mean(1) > TOUCHING)
+
+
+def around(
+    config: NetworkConfig, run: Runner, windows: Sequence[np.ndarray], found: FacePredictions, size: int
+) -> np.ndarray:
+    """Logits of regions (N, K, S, S) in the crops `AROUND` times as large as the first ones, in one pass that begins
+    with what was ``found`` in these; ``size``: pixels of the network's images."""
+    crops = [Crop(0.0, 0.0, AROUND)] * len(windows)
+    images = np.stack([_cut(window, crop, size) for window, crop in zip(windows, crops, strict=True)])
+    return run(images, moved(config, found, crops)).parsing_logits
 
 
 def moved(config: NetworkConfig, found: FacePredictions, crops: Sequence[Crop]) -> FacePredictions:

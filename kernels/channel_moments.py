@@ -50,7 +50,7 @@ def backward(
     segments: Sequence[int],
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Gradient of ``x``, in its memory layout and, unless told otherwise, its dtype."""
+    """Gradient of ``x``, in its memory layout and, unless ``dtype`` is given, its dtype."""
     result = torch.empty_like(x, dtype=dtype)
     channels, height, width = x.shape[1:]
     tiles = tile(x, height * width)

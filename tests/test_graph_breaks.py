@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ifan.config import NetworkConfig
+from ifan.export.graph import FeedbackGraph
 from ifan.network import IFAN, Predictions
 
 SIZE = 32
@@ -39,6 +40,15 @@ def test_inference_with_feedback(head: Literal["dense", "heat_maps"]) -> None:
     with torch.no_grad():
         found = one_graph(lambda x: network(x, None, 2)[-1], "eager")(images)
         assert_same(found, network(images, None, 2)[-1])
+
+
+def test_an_iteration_of_the_exported_graph() -> None:
+    """The benchmark compiles it as what a user would pick instead."""
+    graph = FeedbackGraph(IFAN(NetworkConfig(size=SIZE)))
+    with torch.no_grad():
+        share = graph.image_share(faces())
+        found = one_graph(graph.iterate, "eager")(share, graph.first)
+        torch.testing.assert_close(found, graph.iterate(share, graph.first), rtol=1e-4, atol=1e-5)
 
 
 def test_training() -> None:

@@ -58,8 +58,8 @@ struct Buffers {
   float* sums_of(int64_t prologue) const { return sums + prologue * kPoints * stride; }
 };
 
-// Reads a part of a block into strips, as many channels at a time as it is told: memory answers late, so the next part
-// is read little by little between the products of the one before.
+// Reads a part of a block into strips, a given number of channels at a time: memory answers late, so the next part is
+// read little by little between the products of the one before.
 template <int N, bool normalise>
 struct Reader {
   const Context& context;

@@ -48,7 +48,7 @@ inline void forward_plane(const float* x, int pool, int64_t height, int64_t widt
 template <typename Write>
 inline void visit_pairs(const float* x, const float* d, int64_t height, int64_t width, Affine f, double* sums,
                         Write write, const float* next) {
-  constexpr int64_t block = kRun / 4;  // averages between two looks at whether a run is over
+  constexpr int64_t block = kRun / 4;  // averages between two tests whether a run is over
   AffineSums run;
   for (int64_t r = 0, visited = 0; r < height; r += 2, d += width / 2)
     for (int64_t begun = 0, end; begun < width / 2; begun = end) {

@@ -49,7 +49,7 @@ inline Moments moments_of(const float* x, int64_t n, const float* next) {
   return moments_about(mean, centre, total(squares, lanes), n);
 }
 
-// Of at most kPlaneChunk values. The second look, which finds them in the first-level cache, asks for the values to
+// Of at most kPlaneChunk values. The second pass, which finds them in the first-level cache, asks for the values to
 // come at `next`.
 inline Moments moments_of(const float* x, int64_t n, const float* next) {
   return n < kLongPlane ? moments_of<8>(x, n, next) : moments_of<32>(x, n, next);

@@ -23,7 +23,7 @@ export class Analyzer {
     for (const { box, points } of await this.detect(picture, maxSide)) {
       const crop = cropOfPoints(points, this.about.crop.points.factor, wider);
       const found = await this.iterate(picture, crop, iterations);
-      faces.push({ box, crop, ...this.named(found, crop) });
+      faces.push({ box, crop, ...this.named(found, crop), ...(await this.surrounded(picture, crop, found, iterations)) });
     }
     return faces;
   }
@@ -74,6 +74,34 @@ export class Analyzer {
       found = mean.add(seen, closer);
     }
     return found;
+  }
+
+  // Regions of the first crop, and around it those of a pass at a wider one: { parsing, seen }, where hair goes on there.
+  async surrounded(picture, crop, found, iterations) {
+    const { around, feather } = this.about.refinement ?? {};
+    const task = this.about.tasks.find(({ kind }) => kind === "parsing");
+    const hair = task?.classes.indexOf(around?.class) ?? -1;
+    if (iterations < 2 || hair < 0) return { seen: crop };
+    const near = probabilities(found[task.output], task);
+    const own = Math.sqrt(near.length / task.classes.length);
+    const cells = Array.from({ length: own }, (_, i) => [i, (own - 1) * own + i, i * own, i * own + own - 1]).flat();
+    const largest = (i) => task.classes.every((_, k) => near[k * own ** 2 + i] <= near[hair * own ** 2 + i]);
+    if (cells.filter(largest).length <= around.touching * cells.length) return { seen: crop };
+    const wider = { cx: 0, cy: 0, side: around.side, angle: 0, flip: false };
+    const seen = absolute(wider, crop);
+    const outer = probabilities((await this.run(this.later, cut(picture, seen, this.size), this.moved(found, wider)))[task.output], task);
+    const side = Math.max(2 * this.side, Math.round(own * around.side));
+    const planes = drawn(outer, this.side, [this.side / side, 0, 0, 0, this.side / side, 0], side);
+    for (let i = 0; i < side ** 2; i++) {
+      const [u, v] = [i % side, Math.floor(i / side)].map((n) => ((n + 0.5) / side - 0.5) * around.side + 0.5);
+      const share = clip(Math.min(u, v, 1 - u, 1 - v) / feather, 0, 1);
+      if (!share) continue;
+      for (let k = 0; k < task.classes.length; k++) {
+        const inner = sample(near.subarray(k * own ** 2), own, own, u * own, v * own);
+        planes[k * side ** 2 + i] += share * (inner - planes[k * side ** 2 + i]);
+      }
+    }
+    return { parsing: { planes, side }, seen };
   }
 
   async run(graph, pixels, begun = {}) {

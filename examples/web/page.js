@@ -18,7 +18,7 @@ function say(text) {
 
 function draw(faces) {
   const picture = context.getImageData(0, 0, canvas.width, canvas.height);
-  for (const { crop, parsing } of faces) if (parsing) paint(picture, crop, parsing);
+  for (const { seen, parsing } of faces) if (parsing) paint(picture, seen, parsing);
   context.putImageData(picture, 0, 0);
   context.lineWidth = Math.max(1, canvas.width / 400);
   context.font = `${Math.max(12, canvas.width / 35)}px system-ui`;

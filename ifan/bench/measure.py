@@ -41,7 +41,7 @@ def measure(
     turn: Callable[[str], None] = lambda name: None,
 ) -> Row:
     """Measure ``case`` with ifan and the rivals in ``against``; never raises for what a contender does. ``turn`` is
-    told the name of each before it is prepared or runs.
+    called with the name of each before it is prepared or runs.
 
     The row holds the case (name, op, shape, work, dtype, bytes, flop), ``machine``, ``contenders`` (each ``status`` ok,
     missing, failed or wrong, ``note``, ``error``, ``prepare_s``, ``ms`` with median, p20, p80 and count, ``extra_mb``),

@@ -108,8 +108,8 @@ def _notes(row: Row) -> list[str]:
     found = [f"- {row['name']}: {row['problem']}"] if row["problem"] else []
     for name, entry in row["contenders"].items():
         said = row["problem"] and name == OURS
-        told = entry["note"] and not said and (entry["status"] != "ok" or name == "compile")
-        found += [f"- {row['name']}: {name}: {entry['note']}"] if told else []
+        noted = entry["note"] and not said and (entry["status"] != "ok" or name == "compile")
+        found += [f"- {row['name']}: {name}: {entry['note']}"] if noted else []
         found += [f"- {row['name']}: {name}: memory: {entry['memory_note']}"] if entry.get("memory_note") else []
     return found
 

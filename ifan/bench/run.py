@@ -66,7 +66,7 @@ def fill_caches(rivals: Sequence[tuple[Case, str]], setting: Setting, say: Calla
 
 def _kept_graphs() -> Path | None:
     """A file in the folder where torch.compile keeps its graphs, there once those of this commit's goals are; none for
-    a changed checkout, whose next change would not be told from this one."""
+    a changed checkout, whose next change could not be distinguished from this one."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     found = commit() or "installed"

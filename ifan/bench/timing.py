@@ -59,7 +59,7 @@ def interleave(
     """Seconds of each run in each round, and what each returned last.
 
     A round runs everybody once, beginning with another one each time. Before each run is a `PAUSE`, and ``turn`` is
-    told whose it is.
+    called with its name.
     """
     names, began = list(runs), clock()
     taken: dict[str, list[float]] = {name: [] for name in names}

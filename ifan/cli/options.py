@@ -42,7 +42,7 @@ def sizes(datasets: Mapping[str, Sized]) -> str:
 
 
 def over_all(datasets: Mapping[str, Sized], report: Report) -> Callable[[str, int, int], None]:
-    """Progress of an evaluation, which is told each dataset's, as one over all of them."""
+    """Progress of an evaluation over all datasets, from the progress over each."""
     done, total = dict.fromkeys(datasets, 0), sum(map(len, datasets.values()))
 
     def note(name: str, images: int, _: int) -> None:

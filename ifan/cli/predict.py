@@ -117,7 +117,7 @@ def predict(
 
 @dataclass(frozen=True)
 class _Ear:
-    """Whoever is told what is done: in lines on stdout, and how far it is."""
+    """Receiver of what is done, in lines on stdout, and of how far it is."""
 
     say: Say
     report: Report

@@ -19,13 +19,17 @@ EARLIER = AugmentConfig(flip=0.5, shift=0.12, scale=(1.0, 1.8), rotate=20.0)
 """From a closer crop to what the iteration before it may have seen of the face (`ifan.refine`): as much or more, less
 upright, not in the middle, perhaps mirrored."""
 
+INNER = AugmentConfig(flip=0.0, shift=0.05, scale=(0.45, 0.9), rotate=10.0)
+"""From a wide crop to what the iteration before it saw: the middle of it."""
+
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def augment_crop(crop: Crop, rng: np.random.Generator, config: AugmentConfig) -> Crop:
     """Shift, scale, turn and mirror a crop at random."""
     flip, dx, dy, scale, turn = rng.random(5)
-    low, high = (math.log(s) for s in config.scale)
+    wide = config.wide > 0 and rng.random() < config.wide
+    low, high = (math.log(s) for s in ((config.scale[1], config.widest) if wide else config.scale))
     side = crop.side * math.exp(low + (high - low) * scale)
     return replace(
         crop,

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ifan.concat import Lanes
 from ifan.config import NetworkConfig, TrainingConfig
 from ifan.crop import Crop, crop_image
-from ifan.data.augment import EARLIER, augment_crop, augment_pixels
+from ifan.data.augment import EARLIER, INNER, augment_crop, augment_pixels
 from ifan.data.dataset import DataError, FaceDataset
 from ifan.data.evaluation import EvaluationBatch, evaluation_batches, label_means
 from ifan.data.targets import TargetMap, Targets
@@ -142,11 +142,15 @@ class Mixture:
         to_targets, augment = self.maps[name], self.training.augment
         sample = self.datasets[name][self._index(name, number)]
         rng = np.random.default_rng((self.training.seed, zlib.crc32(name.encode()), number))
-        crop = augment_crop(to_targets.base_crop(sample), rng, augment)
-        targets = to_targets(sample, crop)
+        base = to_targets.base_crop(sample)
+        crop = augment_crop(base, rng, augment)
+        wide = crop.side > base.side * augment.scale[1]
+        # What lies beyond the picture has no labels; mirrored, it looks more like a scene than the repeated border.
+        border = cv2.BORDER_REFLECT_101 if wide and rng.random() < 0.5 else cv2.BORDER_REPLICATE
+        targets = to_targets(sample, crop, border)
         targets = replace(targets, image=augment_pixels(targets.image, rng, augment))
         if reframes:
-            before = augment_crop(crop, rng, EARLIER)
+            before = augment_crop(crop, rng, INNER if wide else EARLIER)
             image = augment_pixels(crop_image(sample.image, before, self.network.image_size), rng, augment)
             targets = replace(targets, earlier=image, reframed=crop.seen_from(before))
         return sample.key, targets

@@ -12,7 +12,7 @@ from typing import Any
 from ifan.data.celebamask import CelebAMaskHQ
 from ifan.data.dataset import DataError, FaceDataset, Reader, check_split
 from ifan.data.fer2013 import FER2013Reader
-from ifan.data.folders import RAFDB, AffectNet, ClassFolders
+from ifan.data.folders import RAFDB, AffectNet, ClassFolders, PhotoEmotions
 from ifan.data.helen import Helen
 from ifan.data.lapa import LaPa
 from ifan.data.mtfl import MTFL
@@ -20,7 +20,19 @@ from ifan.data.pts import Helen194, Points300W
 from ifan.data.shards import ShardDataset, shard_folder
 from ifan.data.toy import ToyFaces, open_toy
 
-READERS = (MTFL, CelebAMaskHQ, FER2013Reader, Helen, LaPa, Points300W, Helen194, RAFDB, AffectNet, ClassFolders)
+READERS = (
+    MTFL,
+    CelebAMaskHQ,
+    FER2013Reader,
+    Helen,
+    LaPa,
+    Points300W,
+    Helen194,
+    RAFDB,
+    AffectNet,
+    ClassFolders,
+    PhotoEmotions,
+)
 DATASETS: dict[str, type[Reader]] = {reader.name: reader for reader in READERS}
 """Reader of each dataset name. The drawn faces, ``toy``, need no folder."""
 
@@ -34,7 +46,7 @@ def open_dataset(name: str, path: str | Path, split: str, splits: str | Path | N
     """Open a split (train, val or test) of the dataset ``name``.
 
     ``path`` is the dataset's own folder (or FER2013's csv), or a folder written by ``ifan pack``. ``READER=PATH`` names
-    the reader apart from the dataset: a known one, or ``module:Class`` of one's own, which is called with the folder,
+    a reader for the dataset: a known one, or ``module:Class`` of one's own, which is called with the folder,
     the split and the split's list or ``None``, and returns a `FaceDataset`. Without it the reader is that of the name:
     a built-in one, else an entry point of the group ``ifan.datasets``. ``splits`` is a folder of lists
     ``<name>_<split>.txt``, one key a line, that overrule the official split; without it, ``path``/splits is looked for.

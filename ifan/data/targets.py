@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from ifan.config import IGNORE, UNLABELLED, NetworkConfig, TaskConfig, mirrored
@@ -57,11 +58,11 @@ class TargetMap:
         height, width = sample.image.shape[:2]
         return Crop.from_box(sample.box or (0, 0, width, height), self.margin)
 
-    def __call__(self, sample: FaceSample, crop: Crop) -> Targets:
-        """Crop the sample's picture and labels at the size of the network's images."""
+    def __call__(self, sample: FaceSample, crop: Crop, border: int = cv2.BORDER_REPLICATE) -> Targets:
+        """Crop the sample's picture and labels at the size of the network's images; ``border`` as for `crop_image`."""
         size = self.network.image_size
         return Targets(
-            crop_image(sample.image, crop, size),
+            crop_image(sample.image, crop, size, border),
             None if self.parsing is None else self._parsing(sample.parsing, crop),
             None if self.points is None else self._points(sample.points, crop),
             self._classes(sample.labels, crop.flip),

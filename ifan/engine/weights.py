@@ -92,9 +92,9 @@ class PackedWeights:
     def norm(self, name: str, rows: Sequence[int], later: bool) -> tuple[int, int]:
         """Addresses of scale and shift of these of a norm's tasks, in the first or a later iteration."""
         kind = self.config.iteration_norm
-        apart = later and kind != "shared"
-        affine = "later_" if apart and kind == "separate" else ""
-        statistics = "later" if apart else "running"
+        own = later and kind != "shared"
+        affine = "later_" if own and kind == "separate" else ""
+        statistics = "later" if own else "running"
         names = [f"{affine}weight", f"{affine}bias", f"{statistics}_mean", f"{statistics}_var"]
 
         def make() -> np.ndarray:
@@ -105,5 +105,5 @@ class PackedWeights:
             cpu_module().normalisation(fields, tasks, channels, EPSILON, address(out))
             return out
 
-        scale, shift = self.keep((name, tuple(rows), apart), make)
+        scale, shift = self.keep((name, tuple(rows), own), make)
         return address(scale), address(shift)

@@ -182,6 +182,7 @@ def _refinement() -> dict[str, Any]:
         "mirrored": "every other iteration, beginning with the second",
         "first_weight": refine.FIRST,
         "feather": refine.FEATHER,
+        "around": {"class": refine.HAIR, "touching": refine.TOUCHING, "side": refine.AROUND},
     }
 
 

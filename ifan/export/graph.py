@@ -117,10 +117,10 @@ class _Layers:
 
     def __init__(self, graph: FeedbackGraph, task: TaskConfig, later: bool) -> None:
         self.config, self.graph, self.later = graph.config, graph, later
-        tasks = self.config.tasks
-        past_tap = [t for t in tasks if t.kind != "landmarks"]
-        self.row = tasks.index(task)
-        self.row_past_tap = past_tap.index(task) if task in past_tap else 0
+        names = [t.name for t in self.config.tasks]  # torch.compile cannot compare tasks
+        past_tap = [t.name for t in self.config.tasks if t.kind != "landmarks"]
+        self.row = names.index(task.name)
+        self.row_past_tap = past_tap.index(task.name) if task.name in past_tap else 0
 
     def dense(self, block: int, x: _Maps[Tensor]) -> _Maps[Tensor]:
         """See `ifan.wiring.Net`; a tensor a layer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,10 @@ from ifan.faces.detect import Box, CenterFace, Detection, Detector
 from ifan.faces.face import Face
 from ifan.faces.framing import FACE_MARGIN, crop_of
 from ifan.faces.photo import as_rgb, is_photo
-from ifan.faces.predictor import NetworkOptions, NetworkPredictor, Predictor
+from ifan.faces.predictor import AROUND_KEY, NetworkOptions, NetworkPredictor, Predictor
 from ifan.faces.result import PhotoResult
-from ifan.refine import WIDER, source_window
+from ifan.faces.surroundings import merged
+from ifan.refine import AROUND, WIDER, source_window
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from ifan.faces.video import Source, VideoFrame
     from ifan.network import IFAN
     from ifan.weights import SavedModel
+
+
+ROOM = 1.1
+"""Pixels of a wider crop in the photo over those of the first, from which it is worth a look."""
 
 
 class AnalyzerOptions(NetworkOptions, total=False):
@@ -64,16 +69,20 @@ def load(
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A photo before the network runs: its ``size`` (width, height), its ``faces`` with their crops, what the network
-    will see of them, ``pixels`` (N, 3, I, I) uint8 RGB, and the ``windows`` that later crops are cut from."""
+    will see of them, ``pixels`` (N, 3, I, I) uint8 RGB, the ``windows`` that later crops are cut from, and for each
+    whether there is ``room`` for a wider crop in the photo."""
 
     size: tuple[int, int]
     faces: list[tuple[Detection, Crop]]
     pixels: np.ndarray
     windows: list[np.ndarray]
+    room: list[bool]
 
-    def rows(self) -> list[tuple[np.ndarray, ...]]:
-        """Arguments of a `Predictor` for each face: its pixels, and its source window if it is reframed."""
-        return list(zip(self.pixels, self.windows, strict=True)) if self.windows else [(face,) for face in self.pixels]
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Arguments of a `Predictor` for each face: its pixels, and if it is reframed its source window and room."""
+        if not self.windows:
+            return [(face,) for face in self.pixels]
+        return list(zip(self.pixels, self.windows, self.room, strict=True))
 
 
 class FaceAnalyzer:
@@ -244,7 +253,8 @@ class FaceAnalyzer:
         for row, (_, crop) in zip(pixels, faces, strict=True):
             row[:] = crop_image(image, crop, size).transpose(2, 0, 1)
         windows = [source_window(image, crop, size) for _, crop in faces] if self._reframes else []
-        return Prepared((width, height), faces, pixels, windows)
+        room = [_area(_wider(crop), image.shape) > ROOM * _area(crop, image.shape) for _, crop in faces]
+        return Prepared((width, height), faces, pixels, windows, room)
 
     def predict(
         self, photos: Iterable[Prepared | None], patience: int | None = None
@@ -254,7 +264,7 @@ class FaceAnalyzer:
         Photos are taken as they are needed, and batches go over photos: all are full but the last, and those that have
         waited while ``patience`` photos came; ``None`` counts as a photo without a face.
         """
-        waiting: list[tuple[np.ndarray, ...]] = []
+        waiting: list[tuple[Any, ...]] = []
         taken = 0
         for photo in photos:
             waiting += photo.rows() if photo else []
@@ -266,7 +276,7 @@ class FaceAnalyzer:
         for start in range(0, len(waiting), self.batch_size):
             yield from self._run(waiting[start : start + self.batch_size])
 
-    def _run(self, faces: Sequence[tuple[np.ndarray, ...]]) -> Iterator[dict[str, np.ndarray]]:
+    def _run(self, faces: Sequence[tuple[Any, ...]]) -> Iterator[dict[str, np.ndarray]]:
         pixels, *windows = zip(*faces, strict=True)
         predicted = self.predictor(np.stack(pixels), *windows)
         return ({name: value[i] for name, value in predicted.items()} for i in range(len(pixels)))
@@ -277,21 +287,38 @@ class FaceAnalyzer:
 
     def face(self, size: tuple[int, int], found: Detection, crop: Crop, predicted: dict[str, np.ndarray]) -> Face:
         """One face of a photo of ``size``, in its pixels, from the predictions of one row in its ``crop``."""
-        x0, y0, x1, y1 = region = covered(crop, size[::-1])
+        region = covered(crop, size[::-1])
         parsing: np.ndarray | None = None
+        seen: Crop | None = None
         names: tuple[str, ...] = ()
         landmarks, classes = {}, {}
         for task in self.predictor.tasks:
             value = predicted[task.name]
             if task.kind == "parsing":
-                inside = Crop(crop.cx - x0, crop.cy - y0, crop.side, crop.angle_deg, crop.flip)
+                wide = predicted.get(AROUND_KEY)
+                if wide is not None and np.isfinite(wide).all():
+                    seen = _wider(crop)
+                    value = merged(value, crop, wide, seen)
+                square = seen or crop
+                x0, y0, x1, y1 = region = covered(square, size[::-1])
+                inside = replace(square, cx=square.cx - x0, cy=square.cy - y0)
                 parsing, names = map_to_image(value, inside, (y1 - y0, x1 - x0)), task.classes
             elif task.kind == "landmarks":
                 pixels = points_from_crop(value, crop)
                 landmarks = {name: (float(x), float(y)) for name, (x, y) in zip(task.classes, pixels, strict=True)}
             else:
                 classes[task.name] = {name: float(p) for name, p in zip(task.classes, value, strict=True)}
-        return Face(found.box, crop, region, parsing, names, landmarks, classes, found.score)
+        return Face(found.box, crop, region, parsing, names, landmarks, classes, found.score, seen=seen)
+
+
+def _wider(crop: Crop) -> Crop:
+    return replace(crop, side=crop.side * AROUND)
+
+
+def _area(crop: Crop, shape: Sequence[int]) -> int:
+    """Pixels of the rectangle of a photo that a crop touches."""
+    x0, y0, x1, y1 = covered(crop, shape)
+    return (x1 - x0) * (y1 - y0)
 
 
 def _detector(detector: Detector | str | None) -> Detector | None:

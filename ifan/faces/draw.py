@@ -21,6 +21,9 @@ BORDER = 4
 BITS = 4
 """Of a place below one pixel."""
 
+FADE = 0.08
+"""Sides of the square that the network saw along its border, over which a region fades that ends there."""
+
 LARGE = 220
 """Side of a crop in pixels of the picture from which a point has room for an open middle."""
 
@@ -91,6 +94,7 @@ def _regions(picture: np.ndarray, face: Face, ids: np.ndarray, scale: float) -> 
     width = max(1.0, face.crop.side * scale * 0.003)
     counts = np.bincount(ids.ravel(), minlength=1)
     colours = palette(max(len(counts), 1))
+    fade = _fade(face, ids)
     for k in sorted(np.flatnonzero(counts[1:]) + 1, key=lambda k: -counts[k]):
         x0, y0, x1, y1 = _around(ids == k, BORDER)
         inside = (ids[y0:y1, x0:x1] == k).astype(np.float32)
@@ -100,9 +104,24 @@ def _regions(picture: np.ndarray, face: Face, ids: np.ndarray, scale: float) -> 
         inside = cv2.resize(inside, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
         inside = cv2.GaussianBlur(inside, (0, 0), max(0.8, 0.8 * scale), borderType=cv2.BORDER_REPLICATE)
         distance = _distance(inside)
+        strength = 1.0 if fade is None else cv2.resize(fade[y0:y1, x0:x1], inside.shape[::-1])
         view = picture[top:bottom, left:right]
-        _blend(view, INK, RIM * np.clip(width / 2 + 1.2 - distance, 0, 1))
-        _blend(view, colours[k], np.maximum(FILL * inside, LINE * np.clip(width / 2 + 0.5 - distance, 0, 1)))
+        _blend(view, INK, strength * (RIM * np.clip(width / 2 + 1.2 - distance, 0, 1)))
+        line = np.maximum(FILL * inside, LINE * np.clip(width / 2 + 0.5 - distance, 0, 1))
+        _blend(view, colours[k], strength * line)
+
+
+def _fade(face: Face, ids: np.ndarray) -> np.ndarray | None:
+    """Strength of each pixel of ``ids``, less towards the border of what the network saw; ``None`` if no class ends
+    there."""
+    height, width = ids.shape
+    square, (left, top) = face.seen or face.crop, face.region[:2]
+    x, y = np.arange(width, dtype=np.float32) + left + 0.5, np.arange(height, dtype=np.float32) + top + 0.5
+    matrix = square.matrix(1).astype(np.float32)
+    across, down = (row[0] * x + (row[1] * y + row[2])[:, None] for row in matrix)
+    border = np.minimum(np.minimum(across, 1 - across), np.minimum(down, 1 - down))
+    ends = (border > 0) & (border < 1.5 / max(1.0, min(square.side, 200)))
+    return np.clip(border * np.float32(1 / FADE), 0, 1) if ids[ends].any() else None
 
 
 def _around(mask: np.ndarray, border: int) -> tuple[int, int, int, int]:

@@ -18,10 +18,11 @@ class Face:
     """One face; all places are in pixels of the photo.
 
     ``box``: what was found or asked for, ``score`` the detector's certainty in [0, 1] if it was found; ``crop``: the
-    square the network saw. ``parsing`` (h, w) uint8 class ids at the photo's resolution inside ``region`` (x0, y0, x1,
-    y1), the part of the crop within the photo, and ``parsing_classes`` their names. ``landmarks``: point name to (x,
-    y). ``classes``: classification task to class name to probability. What a network does not predict, or was not asked
-    for, is ``None`` or empty. ``id``: the same number in all frames of a clip in which the face was followed.
+    square the network saw, ``seen`` a larger one that it saw once more because hair goes on there. ``parsing`` (h, w)
+    uint8 class ids at the photo's resolution inside ``region`` (x0, y0, x1, y1), the part of the larger square within
+    the photo, and ``parsing_classes`` their names. ``landmarks``: point name to (x, y). ``classes``: classification
+    task to class name to probability. What a network does not predict, or was not asked for, is ``None`` or empty.
+    ``id``: the same number in all frames of a clip in which the face was followed.
     ``photo`` (H, W, 3) uint8 RGB is the picture that it was found in, where a `PhotoResult` holds both.
     """
 
@@ -35,6 +36,7 @@ class Face:
     score: float | None = None
     id: int | None = None
     photo: np.ndarray | None = None
+    seen: Crop | None = None
 
     def __repr__(self) -> str:
         score = "" if self.score is None else f", score={self.score:.2f}"

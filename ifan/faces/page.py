@@ -165,6 +165,6 @@ def _iterations(count: int) -> str:
 
 
 def gradio() -> Any:
-    """The module ``gradio``, told to call nobody. Raises ``ImportError`` without it."""
+    """The module ``gradio``, set to call nobody. Raises ``ImportError`` without it."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else it reports to its makers
     return require("the page", "gradio", "Gradio", "ifan[serve]")

@@ -10,7 +10,7 @@ import numpy as np
 from ifan.config import NetworkConfig, TaskConfig
 from ifan.engine.predictor import make_runner
 from ifan.predictions import FacePredictions
-from ifan.refine import refine, softmax
+from ifan.refine import around, reaching_out, refine, softmax
 from ifan.weights import SavedModel
 
 if TYPE_CHECKING:
@@ -26,11 +26,19 @@ class Predictor(Protocol):
     tasks: tuple[TaskConfig, ...]
     """Tasks that it predicts, in order."""
 
-    def __call__(self, crops: np.ndarray, windows: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
+    def __call__(
+        self, crops: np.ndarray, windows: Sequence[np.ndarray] = (), room: Sequence[bool] = ()
+    ) -> dict[str, np.ndarray]:
         """Predictions of ``crops`` (N, 3, I, I) uint8 RGB by task name, float32: parsing probabilities (N, K, S, S) or
         finer, points (N, 2, P) normalised to the crop, probabilities of a classification (N, C). ``windows``: a crop's
-        source window each, where several iterations reframe the face (`ifan.refine`)."""
+        source window each, where several iterations reframe the face (`ifan.refine`). ``room``: True for each crop
+        beside which the photo goes on. Then there may be `AROUND_KEY`: parsing probabilities (N, K, S, S) of the crops
+        `ifan.refine.AROUND` times as large, NaN where they are not needed."""
         ...
+
+
+AROUND_KEY = "regions around"
+"""Key of what is predicted in a wider crop, beside the tasks' names."""
 
 
 class NetworkOptions(TypedDict, total=False):
@@ -80,13 +88,21 @@ class NetworkPredictor:
             precision=precision,
         )
 
-    def __call__(self, crops: np.ndarray, windows: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
+    def __call__(
+        self, crops: np.ndarray, windows: Sequence[np.ndarray] = (), room: Sequence[bool] = ()
+    ) -> dict[str, np.ndarray]:
         """See `Predictor`. Raises ``ValueError`` when the weights are so damaged that a prediction is not finite."""
-        if self.config.reframe:
-            last = refine(self.config, self.runner, crops, windows, self.iterations)[-1]
-        else:
-            last = self.runner(crops)
-        return probabilities(self.tasks, last)
+        if not self.config.reframe:
+            return probabilities(self.tasks, self.runner(crops))
+        last = refine(self.config, self.runner, crops, windows, self.iterations)[-1]
+        found = probabilities(self.tasks, last)
+        wide = np.flatnonzero(reaching_out(self.config, last) & room) if len(room) else np.empty(0, int)
+        if len(wide) and self.config.parsing in self.tasks:
+            seen = [windows[face] for face in wide.tolist()]
+            logits = around(self.config, self.runner, seen, last[wide], crops.shape[-1])
+            found[AROUND_KEY] = np.full((len(crops), *logits.shape[1:]), np.nan, np.float32)
+            found[AROUND_KEY][wide] = softmax(logits, 1)
+        return found
 
 
 def probabilities(tasks: Sequence[TaskConfig], found: FacePredictions) -> dict[str, np.ndarray]:

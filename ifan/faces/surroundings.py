@@ -21,16 +21,23 @@ def with_surroundings(face: TrackedFace) -> tuple[Crop, FacePredictions]:
     if face.around is None:
         return face.crop, face.found
     crop, logits = face.around
-    near = softmax(face.found.parsing_logits[0])
-    size, side = near.shape[-1], 2 * near.shape[-1]
+    planes = merged(softmax(face.found.parsing_logits[0]), face.crop, softmax(logits), crop)
+    return crop, replace(face.found, parsing_logits=logarithms(planes)[None])
+
+
+def merged(near: np.ndarray, crop: Crop, wide: np.ndarray, wide_crop: Crop) -> np.ndarray:
+    """Probabilities ``near`` (K, N, N) in ``crop`` set into those of a wider one, ``wide`` (K, S, S), as finely as they
+    are or a little finer: (K, M, M) in ``wide_crop``."""
+    size = near.shape[-1]
+    side = max(2 * wide.shape[-1], round(size * wide_crop.side / crop.side))
     place = np.arange(size, dtype=np.float32) + 0.5
     edge = np.clip(np.minimum(place, size - place) / (FEATHER * size), 0, 1)
-    weight = warped(np.minimum.outer(edge, edge)[None], face.crop, crop, side, beyond=0)[0]
+    weight = warped(np.minimum.outer(edge, edge)[None], crop, wide_crop, side, beyond=0)[0]
     planes = []
-    for inner, outer in zip(near, softmax(logits), strict=True):
+    for inner, outer in zip(near, wide, strict=True):
         drawn = cv2.resize(outer, (side, side), interpolation=cv2.INTER_LINEAR)
-        planes.append(drawn + weight * (warped(inner[None], face.crop, crop, side)[0] - drawn))
-    return crop, replace(face.found, parsing_logits=logarithms(np.stack(planes))[None])
+        planes.append(drawn + weight * (warped(inner[None], crop, wide_crop, side)[0] - drawn))
+    return np.stack(planes)
 
 
 def warped(planes: np.ndarray, old: Crop, new: Crop, side: int = 0, beyond: float | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The native kernel of `ifan.ops.hybrid_loss`, told once of the shapes and settings of calls that are alike."""
+"""The native kernel of `ifan.ops.hybrid_loss`, given the shapes and settings once for calls that are alike."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_batches_do_not_depend_on_what_was_drawn_before() -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_closer_crop_is_of_the_same_sample_as_the_one_before() -> None:
-    """Its pictures and labels are those of a step without; what the look before saw is another crop of the picture."""
+    """Its pictures and labels are those of a step without; the iteration before saw another crop of the picture."""
     still = AugmentConfig(
         **dict.fromkeys(("brightness", "contrast", "saturation", "grey", "low_resolution", "blur", "noise", "erase"), 0)
     )
@@ -115,6 +115,14 @@ def test_a_closer_crop_is_of_the_same_sample_as_the_one_before() -> None:
         turned = np.abs(drawn[:, ::-1] - now.permute(1, 2, 0).numpy())[inner, inner].mean()
         assert far < 12
         assert far < turned
+
+
+def test_wide_crops_follow_closer_ones_and_have_labels_inside_the_picture() -> None:
+    usual, wide = (mixture(refine_share=1.0, augment=AugmentConfig(wide=share, shift=0.0)) for share in (0.0, 1.0))
+    for batch, apart in ((usual.batch(1), False), (wide.batch(1), True)):
+        assert all((crop.side > 1) == apart for crop in batch.reframed)
+    ignored, known = ((batch.parsing_target == IGNORE).float().mean() for batch in (wide.batch(1), usual.batch(1)))
+    assert ignored > 0.3 > known
 
 
 def test_workers_change_nothing() -> None:

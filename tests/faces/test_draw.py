@@ -212,3 +212,16 @@ def test_write_files_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space"):
         write_files({old: b"new", tmp_path / "b": b"new"})
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_regions_fade_where_the_network_saw_no_further() -> None:
+    """Not where the photo ends: there the square goes on."""
+    box = (30.0, 40.0, 110.0, 120.0)
+    ids = np.ones((80, 80), np.uint8)
+    photo = np.full((160, 110, 3), 90, np.uint8)
+    face = Face(box, Crop.from_box(box), (30, 40, 110, 120), ids, PARSING_CLASSES)
+    change = np.abs(draw_faces(photo, [replace(face, box=(0, 0, 110, 160))], 1).astype(int) - photo).sum(2)
+    assert 0 < change[80, 33] < 0.7 * change[80, 70]
+    cut = Crop(90, 80, 120)
+    change = np.abs(draw_faces(photo, [replace(face, box=(0, 0, 110, 160), crop=cut)], 1).astype(int) - photo).sum(2)
+    assert change[80, 106] == change[80, 70] > 0

@@ -168,7 +168,7 @@ def test_subclasses_and_traces_see_the_registered_operation(ways: list[str]) -> 
     assert ways[-1] == "direct"
 
 
-def test_a_kind_that_is_known_still_shows_itself_to_who_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_that_is_known_still_shows_itself_to_who_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     x, values = torch.randn(2, 3, 4, 4), torch.rand(4, 1, 3)
     expected = [integrate([x], *values, [2]) for _ in range(2)][1]
     leaf = x.clone().requires_grad_()
@@ -194,19 +194,19 @@ def test_importing_the_operations_leaves_the_compiler_out() -> None:
 
 
 def test_calls_are_kept_by_key() -> None:
-    cache, looks = CallCache[int](weighted_sum), 0
+    cache, calls = CallCache[int](weighted_sum), 0
 
-    def look(tensors: list[Tensor | None], constant: int = 0, keep: bool = True) -> object:
+    def made(tensors: list[Tensor | None], constant: int = 0, keep: bool = True) -> object:
         def check() -> tuple[int, str]:
-            nonlocal looks
-            looks += 1
-            return looks, "cpu"
+            nonlocal calls
+            calls += 1
+            return calls, "cpu"
 
         return cache(tensors, constant, check, keep)[0]
 
     x = torch.randn(2, 3)
-    assert [look([x, None]), look([x.clone(), None])] == [1, 1]
+    assert [made([x, None]), made([x.clone(), None])] == [1, 1]
     others = (x.double(), x.t(), x[:1], x.clone().requires_grad_(), x.as_subclass(Named))
-    assert [look([value, None]) for value in others] == [2, 3, 4, 5, 6]
-    assert [look([x, x]), look([x, None], 1), look([x, None], keep=False), look([x, None], keep=False)] == [7, 8, 9, 10]
-    assert look([x, None]) == 1
+    assert [made([value, None]) for value in others] == [2, 3, 4, 5, 6]
+    assert [made([x, x]), made([x, None], 1), made([x, None], keep=False), made([x, None], keep=False)] == [7, 8, 9, 10]
+    assert made([x, None]) == 1
