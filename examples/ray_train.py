@@ -22,14 +22,18 @@ from ifan.training import Trainer
 
 def work(settings: dict[str, Any]) -> None:
     """A worker's part of the run; Ray has told PyTorch where the other workers are."""
-    named = dict(entry.split("=", 1) for entry in settings["data"])
-    datasets = {name: open_dataset(name, path, "train") for name, path in named.items()}
-    Trainer(load_config(settings["config"]), datasets, Path(settings["out"])).run()
+    datasets = {name: open_dataset(name, path, "train") for name, path in settings["data"].items()}
+    Trainer(settings["config"], datasets, settings["out"]).run()
 
 
 def main(config: str, out: str, workers: str, *data: str) -> None:
     """Train ``config``, a preset or a YAML file, on ``data`` (NAME=PATH each) into the folder ``out``."""
-    settings = {"config": config, "out": str(Path(out).absolute()), "data": data}
+    paths = dict(entry.split("=", 1) for entry in data)
+    settings = {
+        "config": load_config(config),
+        "out": Path(out).absolute(),  # workers run in a folder of their own
+        "data": {name: str(Path(path).absolute()) if Path(path).exists() else path for name, path in paths.items()},
+    }
     TorchTrainer(work, train_loop_config=settings, scaling_config=ScalingConfig(num_workers=int(workers))).fit()
     print(f"weights in {Path(out) / 'model'}")
 

@@ -201,7 +201,8 @@ TRAINING = {
         "wing_width": 0.1, "wing_curvature": 0.02,
     },
     "augment": {
-        "flip": 0.5, "shift": 0.06, "scale": [0.8, 1.2], "wide": 0.0, "widest": 2.2, "rotate": 15.0, "brightness": 0.2, "contrast": 0.2,
+        "flip": 0.5, "shift": 0.06, "scale": [0.8, 1.2], "wide": 0.0, "widest": 2.2,
+        "rotate": 15.0, "brightness": 0.2, "contrast": 0.2,
         "saturation": 0.3, "grey": 0.2, "low_resolution": 0.2, "blur": 0.1, "noise": 0.1, "erase": 0.1,
     },
 }  # fmt: skip

@@ -101,6 +101,17 @@ def test_notebook() -> None:
     assert names["result"]._repr_png_().startswith(b"\x89PNG")
 
 
+def test_training_on_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray.train", reason="Ray is large: pip install 'ray[train]' to run this")
+    (tmp_path / "tiny.yaml").write_text(
+        "network: {size: 32, growth: 4, block_layers: 1, stem_channels: 8, up_channels: 16, iterations: 1}\n"
+        "training: {steps: 2, batch_size: 6}\n"
+    )
+    found = run("ray_train.py", tmp_path / "tiny.yaml", tmp_path / "run", 1, "toy=20")
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
 def test_ray(tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="Ray is large: pip install 'ifan[ray]' to run this")
     (tmp_path / "photos").mkdir()
