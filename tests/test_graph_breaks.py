@@ -36,7 +36,7 @@ def assert_same(found: Predictions, expected: Predictions) -> None:
 
 @pytest.mark.parametrize("head", ["dense", "heat_maps"])
 def test_inference_with_feedback(head: Literal["dense", "heat_maps"]) -> None:
-    network, images = IFAN(NetworkConfig(size=SIZE, landmark_head=head)).eval(), faces()
+    network, images = IFAN(NetworkConfig(size=SIZE, block_layers=2, landmark_head=head)).eval(), faces()
     with torch.no_grad():
         found = one_graph(lambda x: network(x, None, 2)[-1], "eager")(images)
         assert_same(found, network(images, None, 2)[-1])
@@ -44,7 +44,7 @@ def test_inference_with_feedback(head: Literal["dense", "heat_maps"]) -> None:
 
 def test_an_iteration_of_the_exported_graph() -> None:
     """The benchmark compiles it as what a user would pick instead."""
-    graph = FeedbackGraph(IFAN(NetworkConfig(size=SIZE)))
+    graph = FeedbackGraph(IFAN(NetworkConfig(size=SIZE, block_layers=2)))
     with torch.no_grad():
         share = graph.image_share(faces())
         found = one_graph(graph.iterate, "eager")(share, graph.first)
@@ -53,7 +53,7 @@ def test_an_iteration_of_the_exported_graph() -> None:
 
 def test_training() -> None:
     """Forward and backward, with batch statistics and the fused operations' own gradients."""
-    network, images = IFAN(NetworkConfig(size=SIZE, dropout=0.0)).train(), faces()
+    network, images = IFAN(NetworkConfig(size=SIZE, block_layers=2, dropout=0.0)).train(), faces()
 
     def total(predictions: Predictions) -> Tensor:
         return torch.stack([value.square().mean() for value in values(predictions)]).sum()
