@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ifan.bulk.run import MANIFEST, Progress, Summary, predict_bulk
+from ifan.bulk.run import MANIFEST, BulkOptions, Progress, Summary, predict_bulk
 from ifan.config import TaskConfig
 from ifan.faces.analyzer import FaceAnalyzer
 from ifan.faces.columns import PLACE, Row, columns, flat_rows
@@ -36,6 +36,7 @@ def predict_table(
     out: str | Path,
     *,
     every: int = 1,
+    smooth: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """Analyse pictures and clips into the file ``out``, or go on where an earlier call was stopped.
@@ -45,6 +46,7 @@ def predict_table(
         inputs: paths of pictures and clips, see `ifan.faces.sources.expand`.
         out: a name ending in ``.csv``, ``.jsonl`` or ``.parquet``. A table that is there is replaced at the end.
         every: of a clip, each this many frames.
+        smooth: filter a clip's points, boxes and probabilities over time.
         progress: see `ifan.bulk.run.Progress`.
 
     Raises:
@@ -56,7 +58,8 @@ def predict_table(
     write = table_writer(out.suffix.lower(), analyzer.predictor.tasks)
     _check_target(out)
     folder = out.with_name(f"{out.name}.unfinished.jsonl")
-    summary = predict_bulk(analyzer, inputs, folder, every=every, shard_rows=SHARD_ROWS, progress=progress)
+    options: BulkOptions = {"every": every, "smooth": smooth, "shard_rows": SHARD_ROWS}
+    summary = predict_bulk(analyzer, inputs, folder, progress=progress, **options)
     try:
         with FolderLock(folder):
             with replacing(out) as part:

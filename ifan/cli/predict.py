@@ -17,6 +17,7 @@ from ifan.cli.options import Quiet, Verbose
 from ifan.progress import Report, later, progress
 
 if TYPE_CHECKING:
+    from ifan.bulk.run import BulkOptions
     from ifan.faces import FaceAnalyzer, PhotoResult
 
 TABLES = (".parquet", ".jsonl", ".csv")
@@ -56,6 +57,7 @@ def predict(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad photo.")] = False,
     batch: Annotated[int, typer.Option(help="Faces the network sees at once.", min=1)] = 32,
     every: Annotated[int, typer.Option(help="Of a clip, each this many frames.", min=1)] = 1,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Tables: filter the faces of clips over time.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search the folders in folders too.")] = False,
     shards: Annotated[
         int | None, typer.Option(help="Tables: a folder of files of at most so many photos each.", min=1)
@@ -73,6 +75,10 @@ def predict(
     table = out.suffix.lower() in TABLES
     if table and (box or json_file or strict):
         raise ValueError(f"--out {out}: tables go without --box, --json and --strict; leave them out or name a folder")
+    if smooth and not table:
+        raise ValueError(
+            f"--smooth: expected a table as --out; got {out}; overlays are smoothed anyway, so leave it out"
+        )
     if (shards or maps) and not (table and shards):
         raise ValueError("--shards, --maps: expected a table as --out, and --maps only with --shards; leave them out")
     began, boxes = time.monotonic(), [parse_box(text) for text in box or []]
@@ -104,7 +110,10 @@ def predict(
     say: Say = (lambda _: None) if quiet else lambda text: typer.echo(one_line(text))
     with progress("predict", quiet=quiet) as report:
         if table:
-            failures = _table(analyzer, paths, out, every, shards, maps, _Ear(say, report))
+            options: BulkOptions = {"every": every, "smooth": smooth}
+            if shards:
+                options |= {"shard_rows": shards, "maps": maps}
+            failures = _table(analyzer, paths, out, options, _Ear(say, report))
         else:
             work = _Folder(analyzer, out, boxes, every, strict, _Ear(say, report))
             failures = work.run(dict(zip(paths, stems, strict=True)), json_file)
@@ -123,21 +132,20 @@ class _Ear:
     report: Report
 
 
-def _table(
-    analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, every: int, shards: int | None, maps: bool, ear: _Ear
-) -> list[str]:
-    """Write one table, or a folder of shards; returns lines about what failed."""
+def _table(analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, options: BulkOptions, ear: _Ear) -> list[str]:
+    """Write one table, or with ``shard_rows`` a folder of shards; returns lines about what failed."""
     from ifan.bulk.flat import predict_table
     from ifan.bulk.run import predict_bulk
 
-    if shards:
-        summary = predict_bulk(analyzer, paths, out, every=every, maps=maps, shard_rows=shards, progress=ear.report)
+    if "shard_rows" in options:
+        summary = predict_bulk(analyzer, paths, out, progress=ear.report, **options)
         ear.say(f"{out}: {summary.rows} rows, {summary.faces} faces, {summary.shards} shards")
         if gone := summary.removed:
             named = ", ".join(gone[:NAMED]) + (", ..." if len(gone) > NAMED else "")
             ear.say(f"{out}: rows of {len(gone)} inputs that are not given any more are gone: {named}")
     else:
-        summary = predict_table(analyzer, paths, out, every=every, progress=ear.report)
+        every, smooth = options["every"], options["smooth"]
+        summary = predict_table(analyzer, paths, out, every=every, smooth=smooth, progress=ear.report)
         ear.say(f"{out}: {summary.faces} faces in {summary.rows} photos and frames")
     lines = [f"error: {one_line(failure['error'])}" for failure in summary.failures[:REPORTED]]
     if len(summary.failures) > REPORTED:

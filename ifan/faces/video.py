@@ -6,7 +6,6 @@ import os
 import time as clock
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 import cv2
@@ -20,7 +19,7 @@ from ifan.faces.photo import as_rgb
 from ifan.faces.predictor import probabilities
 from ifan.faces.result import PhotoResult
 from ifan.faces.smooth import Smoother
-from ifan.faces.sources import frames
+from ifan.faces.sources import ClipError, frames
 from ifan.faces.surroundings import with_surroundings
 from ifan.faces.track import DETECT_EVERY, Tracker
 from ifan.faces.tracked_face import TrackedFace
@@ -97,19 +96,26 @@ def tracked(
     if every < 1:
         raise ValueError(f"every: expected at least 1 frame; got {every}")
     tracker = _tracker(analyzer, detect_every)
-    name = f"camera {source}" if isinstance(source, int) else source if isinstance(source, (str, Path)) else "video"
+    name = name_of(source)
     first: tuple[int, ...] = ()
     for number, time, image in _read(source, every):
         first = first or image.shape[:2]
         if image.shape[:2] != first:
             (h, w), (height, width) = image.shape[:2], first
-            raise ValueError(
+            raise ClipError(
                 f"{name}: frame {number}: expected {width} x {height} pixels as before; got {w} x {h}; cut the clip "
                 "there"
             )
         yield Tracked(number, time, image, tracker(image))
     if not first:
-        raise ValueError(f"{name}: the clip has no frames; check it")
+        raise ClipError(f"{name}: the clip has no frames; check it")
+
+
+def name_of(source: Source) -> str:
+    """Name of a source in results and messages."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return f"camera {source}" if isinstance(source, int) else "video"
 
 
 def _tracker(analyzer: FaceAnalyzer, detect_every: int) -> Callable[[np.ndarray], list[TrackedFace]]:
@@ -136,7 +142,7 @@ def _camera(index: int, every: int) -> Iterator[tuple[int, float | None, np.ndar
         while True:
             ok, picture = camera.read()
             if not ok:
-                raise ValueError(
+                raise ClipError(
                     f"camera {index}: "
                     + (f"it gave no more frames after {number}" if number else "it cannot be opened")
                     + "; check that it is connected and that no other program uses it"
