@@ -33,6 +33,7 @@ from ifan.faces.face import compose
 from ifan.faces.pipeline import ordered_map, prefetched
 from ifan.faces.png import encode_label_png
 from ifan.faces.sources import count_frames, is_clip
+from ifan.faces.streams import is_address
 from ifan.files import FolderLock, checksum, write_files
 
 if TYPE_CHECKING:
@@ -126,6 +127,10 @@ def predict_bulk(
         OSError: the results cannot be written, as on a full disk; what is finished stays and counts.
     """
     run = _Run(analyzer, Path(out), **options)
+    if addresses := [path for path in inputs if is_address(path)]:
+        raise ValueError(
+            f"{addresses[0]}: expected files; got an address, where nothing can be done again; see stream_table"
+        )
     settings = settings_digest(analyzer, [run.every, run.smooth, run.maps, run.shard_rows])
     jobs = plan(inputs, settings, run.shard_rows)
     if run.out.exists() and not run.out.is_dir():

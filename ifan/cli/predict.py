@@ -36,7 +36,13 @@ NAMED = 5
 
 
 def predict(
-    photos: Annotated[list[str], typer.Argument(help="Pictures, clips, folders, or patterns such as 'in/*.jpg'.")],
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Pictures, clips, folders, or patterns such as 'in/*.jpg'; or a camera's number, an address such as "
+            "rtsp://... or http://..., or - for raw RGB frames from a pipe."
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(help="Folder for overlays and JSON; or a table: NAME.csv, NAME.parquet or NAME.jsonl.")
     ],
@@ -57,6 +63,8 @@ def predict(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad photo.")] = False,
     batch: Annotated[int, typer.Option(help="Faces the network sees at once.", min=1)] = 32,
     every: Annotated[int, typer.Option(help="Of a clip, each this many frames.", min=1)] = 1,
+    size: Annotated[str | None, typer.Option(help="Of raw frames: WIDTHxHEIGHT, such as 640x360.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Of raw frames: how many a second.")] = None,
     smooth: Annotated[bool, typer.Option("--smooth", help="Tables: filter the faces of clips over time.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search the folders in folders too.")] = False,
     shards: Annotated[
@@ -68,8 +76,10 @@ def predict(
 ) -> None:
     """Analyse faces: for each photo <name>.json, <name>_overlay.jpg and <name>_parsing.png (class ids), or one table.
 
-    A table has a row a face; the same command goes on where it was stopped. Exit code 1: some photo failed.
+    A table has a row a face; the same command goes on where it was stopped. Ctrl-C ends a camera or stream, and what
+    came of it is kept. Exit code 1: some photo failed.
     """
+    from ifan.cli.streams import follow, stem_of, stream_of
     from ifan.faces.sources import expand, unique_stems
 
     table = out.suffix.lower() in TABLES
@@ -81,9 +91,12 @@ def predict(
         )
     if (shards or maps) and not (table and shards):
         raise ValueError("--shards, --maps: expected a table as --out, and --maps only with --shards; leave them out")
+    stream = stream_of(photos, size, rate)
+    if stream and (box or json_file or strict or shards):
+        raise ValueError(f"{stream.name}: goes without --box, --json, --strict and --shards; leave them out")
     began, boxes = time.monotonic(), [parse_box(text) for text in box or []]
-    paths, skipped = expand(photos, recursive=recursive)
-    stems = unique_stems(paths)
+    paths, skipped = ([], []) if stream else expand(photos, recursive=recursive)
+    stems = [stem_of(stream)] if stream else unique_stems(paths)
     if not table:
         _refuse_to_overwrite(paths, stems, out, json_file)
     if skipped and not quiet:
@@ -109,7 +122,9 @@ def predict(
         typer.echo(f"{weights or DEFAULT}: {_described(analyzer)}, {precision} on {device}", err=True)
     say: Say = (lambda _: None) if quiet else lambda text: typer.echo(one_line(text))
     with progress("predict", quiet=quiet) as report:
-        if table:
+        if stream:
+            failures = follow(analyzer, stream, out, table, every, smooth, say)
+        elif table:
             options: BulkOptions = {"every": every, "smooth": smooth}
             if shards:
                 options |= {"shard_rows": shards, "maps": maps}

@@ -97,46 +97,59 @@ def is_clip(path: str) -> bool:
 def frames(path: str, every: int = 1, skip: int = 0) -> Iterator[tuple[int, float | None, np.ndarray]]:
     """Every ``every``-th frame of a clip, less the first ``skip`` of these: number, seconds, (H, W, 3) uint8 RGB.
 
-    Frames come upright, as players show them. Raises `ClipError` for what cannot be read; frames
-    before the damage have been given by then.
+    Frames come upright, as players show them. Raises `ClipError` for what cannot be read; frames before the damage have
+    been given by then.
     """
     with open_clip(path) as clip:
-        if not clip.streams.video:
-            raise ClipError(f"{path}: the file has no video; pass a clip or a picture")
-        stream = clip.streams.video[0]
-        if stream.codec_context is None:
-            raise ClipError(f"{path}: the clip's coding is unknown or damaged; convert it")
-        stream.thread_type = "AUTO"
-        if stream.width * stream.height > MAX_PIXELS:
-            raise ClipError(f"{path}: frames beyond the limit of {MAX_PIXELS // 10**6} megapixels; shrink the clip")
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of frames larger than the header says
-        number, damaged, end, hidden = -1, False, 0.0, 0
+        yield from decoded(clip, path, every, skip)
+        if not clip.streams.video[0].frames and is_torn(path):
+            raise ClipError(f"{path}: the clip is damaged: its parts do not fit together; copy or convert it again")
 
-        def shown() -> Iterator[Any]:
-            nonlocal hidden
+
+def decoded(clip: Any, name: str, every: int, skip: int = 0) -> Iterator[tuple[int, float | None, np.ndarray]]:
+    """Frames of an open clip, as `frames` gives them; ``name`` stands in messages."""
+    import av
+
+    if not clip.streams.video:
+        raise ClipError(f"{name}: the file has no video; pass a clip or a picture")
+    stream = clip.streams.video[0]
+    if stream.codec_context is None:
+        raise ClipError(f"{name}: the clip's coding is unknown or damaged; convert it")
+    stream.thread_type = "AUTO"
+    if stream.width * stream.height > MAX_PIXELS:
+        raise ClipError(f"{name}: frames beyond the limit of {MAX_PIXELS // 10**6} megapixels; shrink the clip")
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of frames larger than the header says
+    number, damaged, end, hidden = -1, False, 0.0, 0
+
+    def shown() -> Iterator[Any]:
+        nonlocal hidden
+        try:
             for packet in clip.demux(stream):
                 hidden += packet.is_discard  # cut off by an edit list, as where a clip was trimmed
                 yield from packet.decode()
+        except av.error.FFmpegError:
+            last = av.Packet()  # an empty one gives the frames that wait in the decoder
+            last.stream, last.time_base = stream, stream.time_base
+            yield from last.decode()
+            raise
 
-        for number, frame in enumerate(shown()):
-            damaged |= frame.is_corrupt
-            end = max(end, _end_of(frame, stream))
-            if number % every == 0 and number // every >= skip:
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                yield number, frame.time, np.ascontiguousarray(upright)
-        expected = max(0, stream.frames - hidden)
-        if damaged or number + 1 < expected:
-            raise ClipError(
-                f"{path}: the clip is damaged: expected {expected or 'whole'} frames; got {number + 1}"
-                f"{', some of them with errors' if damaged else ''}; copy or convert it again"
-            )
-        length = 0.0 if stream.frames else _length(clip, stream)
-        if end < length - 0.9 / float(stream.average_rate or 25):  # a frame is missing
-            raise ClipError(
-                f"{path}: the clip is damaged: expected {length:.2f} s; got {end:.2f} s; copy or convert it again"
-            )
-        if not stream.frames and is_torn(path):
-            raise ClipError(f"{path}: the clip is damaged: its parts do not fit together; copy or convert it again")
+    for number, frame in enumerate(shown()):
+        damaged |= frame.is_corrupt
+        end = max(end, _end_of(frame, stream))
+        if number % every == 0 and number // every >= skip:
+            upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            yield number, frame.time, np.ascontiguousarray(upright)
+    expected = max(0, stream.frames - hidden)
+    if damaged or number + 1 < expected:
+        raise ClipError(
+            f"{name}: the clip is damaged: expected {expected or 'whole'} frames; got {number + 1}"
+            f"{', some of them with errors' if damaged else ''}; copy or convert it again"
+        )
+    length = 0.0 if stream.frames else _length(clip, stream)
+    if end < length - 0.9 / float(stream.average_rate or 25):  # a frame is missing
+        raise ClipError(
+            f"{name}: the clip is damaged: expected {length:.2f} s; got {end:.2f} s; copy or convert it again"
+        )
 
 
 def _end_of(frame: Any, stream: Any) -> float:

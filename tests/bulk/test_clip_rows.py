@@ -114,3 +114,9 @@ def test_a_broken_clip_has_its_rows_and_one_reason_however_often_it_is_begun(
         assert [row for row, _ in clip_rows(watcher, str(small), skip=skip)] == made[skip:]
     (empty,) = clip_rows(watcher, [])
     assert empty[0]["error"] == "video: the clip has no frames; check it"
+
+
+def test_addresses_are_no_files(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"http://host/a\.mp4: expected files; got an address"):
+        predict_bulk(analyzer, ["http://host/a.mp4"], tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
