@@ -95,7 +95,7 @@ def tracked(
     """Every ``every``-th frame of ``source`` with its faces; arguments and errors are those of `FaceAnalyzer.video`."""
     if every < 1:
         raise ValueError(f"every: expected at least 1 frame; got {every}")
-    tracker = _tracker(analyzer, detect_every)
+    tracker = tracker_of(analyzer, detect_every)
     name = name_of(source)
     first: tuple[int, ...] = ()
     for number, time, image in _read(source, every):
@@ -118,7 +118,8 @@ def name_of(source: Source) -> str:
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "video"
 
 
-def _tracker(analyzer: FaceAnalyzer, detect_every: int) -> Callable[[np.ndarray], list[TrackedFace]]:
+def tracker_of(analyzer: FaceAnalyzer, detect_every: int = DETECT_EVERY) -> Callable[[np.ndarray], list[TrackedFace]]:
+    """A new tracker with an analyzer's network and detector; it is given the frames of one size in order."""
     config, run, detector = analyzer.config, analyzer.one_pass(), analyzer.detector
     if detector is None or not (config.landmarks and set(POINT_NAMES) <= set(config.landmarks.classes)):
         return BoxTracker(config, run, detector, analyzer.margin)
