@@ -60,6 +60,9 @@ def predict(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, or bf16 on a CPU with AVX512_BF16: faster.")] = "fp32",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Of one clip or stream: also plot classes, mouth and eyes over time, as PNG.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad photo.")] = False,
     batch: Annotated[int, typer.Option(help="Faces the network sees at once.", min=1)] = 32,
     every: Annotated[int, typer.Option(help="Of a clip, each this many frames.", min=1)] = 1,
@@ -97,6 +100,8 @@ def predict(
     began, boxes = time.monotonic(), [parse_box(text) for text in box or []]
     paths, skipped = ([], []) if stream else expand(photos, recursive=recursive)
     stems = [stem_of(stream)] if stream else unique_stems(paths)
+    if plot:
+        _check_plot(plot, paths, table, stream is not None)
     if not table:
         _refuse_to_overwrite(paths, stems, out, json_file)
     if skipped and not quiet:
@@ -132,11 +137,28 @@ def predict(
         else:
             work = _Folder(analyzer, out, boxes, every, strict, _Ear(say, report))
             failures = work.run(dict(zip(paths, stems, strict=True)), json_file)
+    if plot and not failures:
+        from ifan.faces.timeline import draw_timeline
+        from ifan.files import write_files
+
+        lines = (out / f"{stems[0]}.jsonl").read_text(encoding="utf-8").splitlines()
+        write_files({plot: draw_timeline(map(json.loads, lines))})
+        say(f"{plot}: {len(lines)} frames over time")
     if verbose:
         typer.echo(f"{time.monotonic() - began:.1f} s", err=True)
     if failures:
         typer.echo("\n".join(failures), err=True)
         raise typer.Exit(1)
+
+
+def _check_plot(plot: Path, paths: Sequence[str], table: bool, is_stream: bool) -> None:
+    """Refuse to plot what is no clip, and without what it takes, before anything is analysed."""
+    from ifan.faces.sources import is_clip
+    from ifan.optional import require_matplotlib
+
+    if table or plot.suffix.lower() != ".png" or not (is_stream or (len(paths) == 1 and is_clip(paths[0]))):
+        raise ValueError(f"--plot {plot}: expected NAME.png, one clip or stream, and a folder as --out; change that")
+    require_matplotlib()
 
 
 @dataclass(frozen=True)
