@@ -112,8 +112,25 @@ def test_a_broken_clip_has_its_rows_and_one_reason_however_often_it_is_begun(
     assert len(made) > 2
     for skip in range(len(made) + 1):
         assert [row for row, _ in clip_rows(watcher, str(small), skip=skip)] == made[skip:]
+
+
+def test_no_frames_and_another_size_are_reasons(watcher: FaceAnalyzer) -> None:
     (empty,) = clip_rows(watcher, [])
     assert empty[0]["error"] == "video: the clip has no frames; check it"
+    *whole, (last, _) = clip_rows(watcher, [draw([(60, 60)])] * 2 + [draw([])[:100]])
+    assert [(row["frame"], len(row["faces"])) for row, _ in whole] == [(0, 1), (1, 1)]
+    assert "frame 2: expected 240 x 160 pixels as before; got 240 x 100" in last["error"]
+
+
+def test_damaged_weights_stop_instead_of_filling_a_table(
+    watcher: FaceAnalyzer, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = Network()
+    damaged.lies = float("nan"), 0.0
+    monkeypatch.setattr(watcher, "one_pass", lambda: damaged)
+    with pytest.raises(ValueError, match="its weights are damaged"):
+        predict_table(watcher, [str(clip)], tmp_path / "faces.csv")
+    assert not (tmp_path / "faces.csv").exists()
 
 
 def test_addresses_are_no_files(analyzer: FaceAnalyzer, tmp_path: Path) -> None:
