@@ -188,7 +188,7 @@ def test_the_camera_as_a_stream(page: Any) -> None:
 
     def another() -> bool:
         seen.extend(src for src, _ in shown(page, "#watched img") if src not in seen)
-        return len(seen) >= 3
+        return len(seen) >= 2
 
     eventually(another)
     pictures = [cv2.imdecode(np.frombuffer(fetch(page, src), np.uint8), 1) for src in seen]
