@@ -25,6 +25,9 @@ PROTOCOLS = "http,https,httpproxy,rtmp,rtmps,rtmpt,rtp,rtsp,rtsps,srt,tcp,tls,ud
 STREAM_FORMATS = f"{FORMATS},hls,mjpeg,mpjpeg,rtp,rtsp,sdp"
 """FFmpeg's names of what may come from an address."""
 
+UNTIMED = "mjpeg", "mpjpeg"
+"""Formats without times, as web cameras send them: the clock says when a frame came."""
+
 _ADDRESS = re.compile(r"(https?|rtmp[st]?|rtsps?|rtp|srt|tcp|udp)://", re.IGNORECASE)
 
 Numbered = tuple[int, "float | None", np.ndarray]
@@ -98,9 +101,12 @@ class Address(Stream):
         count = 0
         try:
             with av.open(self.address, options=options, timeout=PATIENCE, metadata_errors="replace") as clip:
-                for frame in decoded(clip, self.name, every):
+                start = 0.0
+                for number, time, image in decoded(clip, self.name, every):
+                    now = clock.monotonic()
+                    start = start if count else now
                     count += 1
-                    yield frame
+                    yield number, now - start if clip.format.name in UNTIMED else time, image
         except av.error.FFmpegError as error:
             state = f"it broke off after {count} frames" if count else "it cannot be opened"
             raise ClipError(

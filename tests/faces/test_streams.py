@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -50,8 +52,8 @@ def test_a_clip_at_an_address_is_that_of_the_file(analyzer: FaceAnalyzer, clip: 
         found = list(Address(f"{root}/a.mkv").frames(every=5))
         results = [frame.result.path for frame in analyzer.video(f"{root}/a.mkv", every=5)]
     assert results == [None] * 3
-    for (number, time, image), (n, t, expected) in zip(found, frames(str(clip), every=5), strict=True):
-        assert (number, time) == (n, t)
+    for (number, seconds, image), (n, t, expected) in zip(found, frames(str(clip), every=5), strict=True):
+        assert (number, seconds) == (n, t)
         assert np.array_equal(image, expected)
 
 
@@ -114,6 +116,21 @@ def test_a_web_camera_is_read(analyzer: FaceAnalyzer) -> None:
         with pytest.raises(ValueError, match=r"/other: frame 5: expected 64 x 48 pixels as before; got 32 x 32"):
             seen.extend(analyzer.video(f"{root}/other"))
         assert len(seen) == 5
+
+
+def test_times_of_a_web_camera_are_those_of_the_clock() -> None:
+    def slow() -> Iterator[bytes]:
+        for part in multipart([(64, 48)] * 8):
+            yield part
+            time.sleep(0.1)
+
+    times: list[float | None] = []
+    answers = {"/a": ("multipart/x-mixed-replace; boundary=next", None, slow())}
+    with serving(answers) as root, pytest.raises(ValueError, match="broke off after 8 frames"):
+        times.extend(seconds for _, seconds, _ in Address(f"{root}/a").frames())
+    assert times[0] == 0
+    assert times == sorted(times)
+    assert times[-1] > 0.35  # ffmpeg's guess, 25 frames a second, would be 0.28
 
 
 def test_raw_frames_come_from_a_pipe(analyzer: FaceAnalyzer) -> None:
