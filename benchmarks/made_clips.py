@@ -35,18 +35,19 @@ class Actor:
 @dataclass(frozen=True)
 class Scene:
     """Actors from back to front, and in front of them all a plate at ``plate`` (its left edge at a frame) of
-    ``width`` pixels; ``colour`` of the background."""
+    ``width`` pixels; ``colour`` of the background; ``size`` (width, height) of the frames."""
 
     actors: Sequence[Actor]
     frames: int
     plate: Callable[[int], float] | None = None
     width: float = 0.0
     colour: int = 120
+    size: tuple[int, int] = SIZE
 
     def draw(self, seed: int = 0, noise: float = 2.0) -> Iterator[tuple[np.ndarray, list[np.ndarray | None]]]:
         """Frames (H, W, 3) uint8 RGB with sensor noise, and each actor's true points (``None`` = absent)."""
         rng = np.random.default_rng(seed)
-        width, height = SIZE
+        width, height = self.size
         ramp = np.linspace(-30, 30, width)[None, :, None] + np.linspace(-20, 20, height)[:, None, None]
         background = np.clip(self.colour + ramp + np.array([0, 5, 12]), 0, 255)
         for i in range(self.frames):
@@ -100,6 +101,16 @@ def still(head: Cutout, frames: int = 60) -> Scene:
 def drifting(head: Cutout, frames: int = 90) -> Scene:
     """A head that swings to and fro."""
     return Scene([Actor(head, lambda i: (240 + 90 * np.sin(i / 14), 135 + 20 * np.cos(i / 9)), 130)], frames)
+
+
+def group(heads: Sequence[Cutout], frames: int = 30) -> Scene:
+    """Five heads that sway, 640 x 360."""
+    homes = [(110, 100), (320, 95), (530, 100), (215, 255), (425, 255)]
+    ways = [
+        lambda i, k=k, x=x, y=y: (x + 14 * np.sin(i / 9 + k), y + 8 * np.cos(i / 7 + k))
+        for k, (x, y) in enumerate(homes)
+    ]
+    return Scene([Actor(heads[k % len(heads)], way, 120) for k, way in enumerate(ways)], frames, size=(640, 360))
 
 
 def crossing(heads: Sequence[Cutout], seed: int) -> Scene:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.video clips CLIP ...   # real clips with one face, against the same frames as photos
     python -m benchmarks.video made             # clips made of cut-out faces: identities, recovery, exact places
-    python -m benchmarks.video time CLIP        # ms of processor time a frame by part, photos and video by turns
+    python -m benchmarks.video time [CLIP]      # ms of processor time a frame by part, photos and video by turns; of a
+                                                # made clip with five faces if none is given
 
 Distances are in per cent of the eye distance. *Jitter* is the second difference of points, and *flicker* the share of
 face pixels that change class, both where optical flow says that nothing moves. What is printed goes into
@@ -110,8 +111,8 @@ def timed(options: argparse.Namespace) -> None:
     follow, photos = clocked("tracker, all", tracker), clocked("photos, all", analyzer)
     finish = clocked("results", lambda frame, faces: frame.result(analyzer, None, faces))
     smooth = clocked("smoothing", Smoother())
-    stream, count = frames(options.clip), 0
-    stream = islice(stream, options.frames)
+    stream, count = islice(frames(options.clip) if options.clip else _five_faces(analyzer), options.frames), 0
+    seen: dict[str, list[int]] = {"video": [], "photos": []}
     while True:
         start = time.process_time()
         chunk = list(islice(stream, 10))
@@ -122,13 +123,24 @@ def timed(options: argparse.Namespace) -> None:
             frame = Tracked(number, seconds, image, follow(image))
             finish(frame, frame.faces)
             smooth(seconds, frame.faces)
-        for _, _, image in chunk:
-            photos(image)
+            seen["video"].append(len(frame.faces))
+        seen["photos"] += [len(photos(image)) for _, _, image in chunk]
         count += len(chunk)
+    print(f"  {count} frames, faces in them by photos {_counts(seen['photos'])}, by video {_counts(seen['video'])}")
     for name, seconds_taken in clocks.items():
         each = 1e3 * sum(seconds_taken) / count
         print(f"  {name:14s} {each:7.2f} ms a frame, {len(seconds_taken)} calls, "
               f"median {1e3 * statistics.median(seconds_taken):.2f} ms a call")  # fmt: skip
+
+
+def _five_faces(analyzer: FaceAnalyzer) -> Iterator[tuple[int, float | None, np.ndarray]]:
+    """Frames of a made clip, as `ifan.faces.sources.frames` gives them."""
+    scene = made_clips.group(_heads(analyzer, None))
+    return ((i, i / 25, image) for i, (image, _) in enumerate(scene.draw()))
+
+
+def _counts(faces: Sequence[int]) -> str:
+    return " to ".join(map(str, dict.fromkeys((min(faces), max(faces)))))
 
 
 def _only(result: ifan.faces.PhotoResult) -> Found:
@@ -262,7 +274,7 @@ def main() -> None:
     two.add_argument("--identities", action="store_true", help="leave the still and drifting heads out")
     two.set_defaults(run=made)
     three = commands.add_parser("time")
-    three.add_argument("clip")
+    three.add_argument("clip", nargs="?")
     three.set_defaults(run=timed)
     options = parser.parse_args()
     options.run(options)

@@ -14,10 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ifan.bulk.run import MANIFEST, Progress, Summary, predict_bulk
+from ifan.bulk.clips import clip_rows
+from ifan.bulk.run import MANIFEST, BulkOptions, Progress, Summary, predict_bulk
 from ifan.config import TaskConfig
 from ifan.faces.analyzer import FaceAnalyzer
 from ifan.faces.columns import PLACE, Row, columns, flat_rows
+from ifan.faces.video import Source
 from ifan.files import FolderLock, replacing
 from ifan.optional import require
 
@@ -36,6 +38,7 @@ def predict_table(
     out: str | Path,
     *,
     every: int = 1,
+    smooth: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
     """Analyse pictures and clips into the file ``out``, or go on where an earlier call was stopped.
@@ -45,6 +48,7 @@ def predict_table(
         inputs: paths of pictures and clips, see `ifan.faces.sources.expand`.
         out: a name ending in ``.csv``, ``.jsonl`` or ``.parquet``. A table that is there is replaced at the end.
         every: of a clip, each this many frames.
+        smooth: filter a clip's points, boxes and probabilities over time.
         progress: see `ifan.bulk.run.Progress`.
 
     Raises:
@@ -56,7 +60,8 @@ def predict_table(
     write = table_writer(out.suffix.lower(), analyzer.predictor.tasks)
     _check_target(out)
     folder = out.with_name(f"{out.name}.unfinished.jsonl")
-    summary = predict_bulk(analyzer, inputs, folder, every=every, shard_rows=SHARD_ROWS, progress=progress)
+    options: BulkOptions = {"every": every, "smooth": smooth, "shard_rows": SHARD_ROWS}
+    summary = predict_bulk(analyzer, inputs, folder, progress=progress, **options)
     try:
         with FolderLock(folder):
             with replacing(out) as part:
@@ -66,6 +71,39 @@ def predict_table(
         hint = f"the results are kept in {folder.name}; make room and run the same command again"
         raise OSError(error.errno, f"{error.strerror or error}; {hint}", str(out)) from error
     return summary
+
+
+def stream_table(
+    analyzer: FaceAnalyzer, source: Source, out: str | Path, *, every: int = 1, smooth: bool = False
+) -> Summary:
+    """Follow the faces of a camera or stream into the file ``out``, until it ends or its `Stream.stop` is called.
+
+    Rows of a stream that breaks off are kept; the last row says why. Arguments are those of `predict_table`.
+
+    Raises:
+        ValueError: a stream that gives no frame; another format; a file there that is no such table.
+        OSError: the table cannot be written.
+        ImportError: Parquet without pyarrow.
+    """
+    out = Path(out)
+    write = table_writer(out.suffix.lower(), analyzer.predictor.tasks)
+    _check_target(out)
+    frames = faces = 0
+    failures: list[dict[str, Any]] = []
+
+    def rows() -> Iterator[Row]:
+        nonlocal frames, faces
+        for row, _ in clip_rows(analyzer, source, every, smooth=smooth):
+            if row["error"] is not None:
+                if not frames:
+                    raise ValueError(row["error"])
+                failures.append({key: row[key] for key in ("input", "error")})
+            frames, faces = frames + 1, faces + len(row["faces"])
+            yield from _flat(row)
+
+    with replacing(out) as part:
+        write(part, rows())
+    return Summary(frames, faces, 1, failures, [])
 
 
 def table_writer(suffix: str, tasks: Sequence[TaskConfig]) -> TableWriter:
@@ -84,9 +122,12 @@ def _rows(folder: Path) -> Iterator[Row]:
     for shard in json.loads((folder / MANIFEST).read_bytes())["shards"]:
         with (folder / shard["file"]).open(encoding="utf-8") as lines:
             for line in lines:
-                row = json.loads(line)
-                about = {name: row[name] for name in ("frame", "time", "width", "height", "error")}
-                yield from flat_rows({"photo": row["input"], **about}, row["faces"])
+                yield from _flat(json.loads(line))
+
+
+def _flat(row: Mapping[str, Any]) -> list[Row]:
+    about = {name: row[name] for name in ("frame", "time", "width", "height", "error")}
+    return flat_rows({"photo": row["input"], **about}, row["faces"])
 
 
 def _csv(names: Mapping[str, type]) -> TableWriter:

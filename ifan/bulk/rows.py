@@ -20,7 +20,12 @@ def prepare(analyzer: FaceAnalyzer, photo: Any, name: str) -> tuple[Prepared | N
         (found,) = analyzer.prepare([as_rgb(photo, name)], [None], [name])
         return found, None
     except (ValueError, OSError, MemoryError, cv2.error) as error:
-        return None, " ".join(str(error).split()) or type(error).__name__
+        return None, reason_of(error)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def spelled(name: str) -> str:
@@ -30,14 +35,14 @@ def spelled(name: str) -> str:
 
 def as_row(
     name: str,
-    found: Prepared | None,
+    size: tuple[int, int] | None,
     faces: Sequence[Face],
-    reason: str | None,
+    reason: str | None = None,
     frame: int | None = None,
     time: float | None = None,
 ) -> Row:
-    """The row of a photo or frame, see `ifan.bulk.tables.COLUMNS`."""
-    width, height = found.size if found else (None, None)
+    """The row of a photo or frame of ``size`` (width, height), see `ifan.bulk.tables.COLUMNS`."""
+    width, height = size or (None, None)
     return {
         "input": spelled(name),
         "frame": frame,
@@ -55,6 +60,6 @@ def analyse(analyzer: FaceAnalyzer, photos: Sequence[Any], names: Sequence[str])
     prepared = [prepare(analyzer, photo, name) for photo, name in zip(photos, names, strict=True)]
     predictions = analyzer.predict([found for found, _ in prepared if found])
     return [
-        as_row(name, found, analyzer.faces(found, predictions) if found else (), reason)
+        as_row(name, found.size if found else None, analyzer.faces(found, predictions) if found else (), reason)
         for name, (found, reason) in zip(names, prepared, strict=True)
     ]

@@ -23,9 +23,8 @@ from itertools import chain, islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import numpy as np
-
 from ifan import __version__
+from ifan.bulk.clips import clip_rows
 from ifan.bulk.folder import COMMITS, MANIFEST, MAPS, Job, ResultFolder, plan, settings_digest
 from ifan.bulk.rows import as_row, prepare, spelled
 from ifan.bulk.tables import Row, Writer, writer
@@ -33,7 +32,8 @@ from ifan.faces.analyzer import FaceAnalyzer, Prepared
 from ifan.faces.face import compose
 from ifan.faces.pipeline import ordered_map, prefetched
 from ifan.faces.png import encode_label_png
-from ifan.faces.sources import count_frames, frames, is_clip
+from ifan.faces.sources import count_frames, is_clip
+from ifan.faces.streams import is_address
 from ifan.files import FolderLock, checksum, write_files
 
 if TYPE_CHECKING:
@@ -66,16 +66,15 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A photo or frame on its way to a row, or with the ``row`` that it had; without ``path`` the end of the job."""
+    """A photo on its way to a row, or a photo or frame that has its ``row``, perhaps with a new class map as PNG;
+    without ``path`` the end of the job."""
 
     job: Job
     path: str | None = None
-    frame: int | None = None
-    time: float | None = None
-    image: np.ndarray | None = None
     found: Prepared | None = None
     error: str | None = None
     row: Row | None = None
+    map: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -91,6 +90,8 @@ class BulkOptions(TypedDict, total=False):
 
     every: int
     """Of a clip, each this many frames; all by default."""
+    smooth: bool
+    """Filter a clip's points, boxes and probabilities over time; not by default."""
     maps: bool
     """Also write each photo's class map as PNG; not by default."""
     shard_rows: int
@@ -117,7 +118,7 @@ def predict_bulk(
         inputs: paths of pictures and clips, see `ifan.faces.sources.expand`.
         out: folder named ``.parquet``, ``.jsonl`` or ``.csv``, which is the format of the shards in it.
         progress: see `Progress`.
-        options: ``every``, ``maps``, ``shard_rows``, ``threads``, see `BulkOptions`.
+        options: ``every``, ``smooth``, ``maps``, ``shard_rows``, ``threads``, see `BulkOptions`.
 
     Raises:
         TypeError: an option that there is not.
@@ -126,7 +127,11 @@ def predict_bulk(
         OSError: the results cannot be written, as on a full disk; what is finished stays and counts.
     """
     run = _Run(analyzer, Path(out), **options)
-    settings = settings_digest(analyzer, [run.every, run.maps, run.shard_rows])
+    if addresses := [path for path in inputs if is_address(path)]:
+        raise ValueError(
+            f"{addresses[0]}: expected files; got an address, where nothing can be done again; see stream_table"
+        )
+    settings = settings_digest(analyzer, [run.every, run.smooth, run.maps, run.shard_rows])
     jobs = plan(inputs, settings, run.shard_rows)
     if run.out.exists() and not run.out.is_dir():
         raise ValueError(f"{out}: results become a folder of shards; got a file; choose another name")
@@ -150,13 +155,14 @@ class _Run:
         analyzer: FaceAnalyzer,
         out: Path,
         every: int = 1,
+        smooth: bool = False,
         maps: bool = False,
         shard_rows: int = 1000,
         threads: int | None = None,
     ) -> None:
         if every < 1 or shard_rows < 1 or (threads is not None and threads < 1):
             raise ValueError(f"every, shard_rows and threads must be at least 1; got {every}, {shard_rows}, {threads}")
-        self.analyzer, self.out, self.every, self.maps = analyzer, out, every, maps
+        self.analyzer, self.out, self.every, self.smooth, self.maps = analyzer, out, every, smooth, maps
         self.shard_rows, self.threads = shard_rows, threads or min(8, max(2, os.cpu_count() or 2))
         self.write_rows: Writer = writer(out.suffix.lower(), analyzer.predictor.tasks)
         self.folder: ResultFolder
@@ -183,18 +189,18 @@ class _Run:
 
     def groups(self, todo: Sequence[tuple[Job, int]]) -> Iterator[list[_Item]]:
         """`items` in the portions in which they are prepared: handing one to a thread costs as much as a ready crop, so
-        these go together; what takes long, or holds a picture, goes alone."""
+        these go together; what takes long goes alone."""
         group: list[_Item] = []
         for item in self.items(todo):
             group.append(item)
-            if self.analyzer.detector or item.image is not None or len(group) == CROPS_TOGETHER:
+            if self.analyzer.detector or len(group) == CROPS_TOGETHER:
                 yield group
                 group = []
         if group:
             yield group
 
     def items(self, todo: Sequence[tuple[Job, int]]) -> Iterator[_Item]:
-        """Photos by path, frames decoded, after each job its end."""
+        """Photos by path, frames with their rows, after each job its end."""
         for job, shards in todo:
             for path, key in zip(job.paths, job.keys, strict=True):
                 if is_clip(path):
@@ -208,37 +214,29 @@ class _Run:
         for row in islice(self.folder.kept(key), skip, None):
             count += 1
             yield _Item(job, path, row=row)
-        if self.folder.is_kept_whole(key):
-            return
-        try:
-            for number, time, image in frames(path, self.every, count):
-                count += 1
-                yield _Item(job, path, number, time, image)
-            if count == 0:
-                yield _Item(job, path, error=f"{path}: the clip has no frames; check it")
-        except ValueError as error:
-            yield _Item(job, path, error=str(error))
+        if not self.folder.is_kept_whole(key):
+            made = clip_rows(self.analyzer, path, self.every, smooth=self.smooth, maps=self.maps, skip=count)
+            yield from (_Item(job, path, row=row, map=map_) for row, map_ in made)
 
     def prepare(self, items: Sequence[_Item]) -> list[_Item]:
         """Decode, find and crop; a failure becomes a reason. The pictures themselves are let go."""
         done = []
         for item in items:
-            if item.path is not None and not item.error and not item.row:
-                found, reason = prepare(self.analyzer, item.path if item.image is None else item.image, item.path)
-                item = replace(item, image=None, found=found, error=reason)
+            if item.path is not None and not item.row:
+                found, reason = prepare(self.analyzer, item.path, item.path)
+                item = replace(item, found=found, error=reason)
             done.append(item)
         return done
 
     def write(self, stream: Iterator[_Item], shards: dict[Job, int]) -> Iterator[dict[str, Any]]:
         """Rows into shards, shards onto the disk; ``shards`` says how many of a job are there already."""
         shard = _Shard()
-        for item, row, ids in self.rows(stream):
+        for item, row, map_ in self.rows(stream):
             number = shards[item.job]
             if item.path is not None:
-                if ids is not None or row["map"]:
-                    picture = (self.out / row["map"]).read_bytes() if ids is None else encode_label_png(ids)
+                if map_ is not None:
                     row["map"] = f"{MAPS}/{item.job.shard(number)}-{len(shard.rows):06}.png"
-                    shard.maps[row["map"]] = picture
+                    shard.maps[row["map"]] = map_
                 shard.rows.append(row)
                 self.count(1, row["error"] is not None)
             full = len(shard.rows) == self.shard_rows and is_clip(item.job.paths[0])
@@ -247,14 +245,20 @@ class _Run:
                 shards[item.job] += 1
                 shard = _Shard()
 
-    def rows(self, stream: Iterator[_Item]) -> Iterator[tuple[_Item, Row, np.ndarray | None]]:
+    def rows(self, stream: Iterator[_Item]) -> Iterator[tuple[_Item, Row, bytes | None]]:
         """Each item with its row and class map, in order; the network runs whenever a batch of faces is there."""
         items, ahead = tee(stream)
         predictions = self.analyzer.predict((item.found for item in ahead), WAITING * self.analyzer.batch_size)
         for item in items:
-            faces = self.analyzer.faces(item.found, predictions) if item.found else ()
-            row = item.row or as_row(item.path or "", item.found, faces, item.error, item.frame, item.time)
-            yield item, row, compose(item.found.size, faces) if self.maps and item.found else None
+            if item.row:
+                kept = item.row["map"]
+                yield item, item.row, (self.out / kept).read_bytes() if kept else item.map
+                continue
+            found = item.found
+            faces = self.analyzer.faces(found, predictions) if found else ()
+            ids = compose(found.size, faces) if self.maps and found else None
+            row = as_row(item.path or "", found.size if found else None, faces, item.error)
+            yield item, row, None if ids is None else encode_label_png(ids)
 
     def commit(self, job: Job, number: int, shard: _Shard, last: bool) -> dict[str, Any]:
         """Write maps and rows, and then the note that makes them count."""

@@ -17,6 +17,7 @@ COMMANDS = {
     "info": "Show versions, processor, backends, settings and weights.",
     "demo": "Analyse the portrait in the package.",
     "predict": "Analyse photos and clips: files for each, or one table.",
+    "live": "Show a camera's faces in a window.",
     "serve": "Serve a page to try the network, on this machine only.",
     "train": "Train one network on datasets that each label some of its tasks.",
     "evaluate": "Measure weights on datasets, beside a constant predictor.",

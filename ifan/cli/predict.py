@@ -17,6 +17,7 @@ from ifan.cli.options import Quiet, Verbose
 from ifan.progress import Report, later, progress
 
 if TYPE_CHECKING:
+    from ifan.bulk.run import BulkOptions
     from ifan.faces import FaceAnalyzer, PhotoResult
 
 TABLES = (".parquet", ".jsonl", ".csv")
@@ -35,7 +36,13 @@ NAMED = 5
 
 
 def predict(
-    photos: Annotated[list[str], typer.Argument(help="Pictures, clips, folders, or patterns such as 'in/*.jpg'.")],
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Pictures, clips, folders, or patterns such as 'in/*.jpg'; or a camera's number, an address such as "
+            "rtsp://... or http://..., or - for raw RGB frames from a pipe."
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(help="Folder for overlays and JSON; or a table: NAME.csv, NAME.parquet or NAME.jsonl.")
     ],
@@ -53,9 +60,15 @@ def predict(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, or bf16 on a CPU with AVX512_BF16: faster.")] = "fp32",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write all results to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Of one clip or stream: also plot classes, mouth and eyes over time, as PNG.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad photo.")] = False,
     batch: Annotated[int, typer.Option(help="Faces the network sees at once.", min=1)] = 32,
     every: Annotated[int, typer.Option(help="Of a clip, each this many frames.", min=1)] = 1,
+    size: Annotated[str | None, typer.Option(help="Of raw frames: WIDTHxHEIGHT, such as 640x360.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Of raw frames: how many a second.")] = None,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Tables: filter the faces of clips over time.")] = False,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search the folders in folders too.")] = False,
     shards: Annotated[
         int | None, typer.Option(help="Tables: a folder of files of at most so many photos each.", min=1)
@@ -66,18 +79,29 @@ def predict(
 ) -> None:
     """Analyse faces: for each photo <name>.json, <name>_overlay.jpg and <name>_parsing.png (class ids), or one table.
 
-    A table has a row a face; the same command goes on where it was stopped. Exit code 1: some photo failed.
+    A table has a row a face; the same command goes on where it was stopped. Ctrl-C ends a camera or stream, and what
+    came of it is kept. Exit code 1: some photo failed.
     """
+    from ifan.cli.streams import follow, stem_of, stream_of
     from ifan.faces.sources import expand, unique_stems
 
     table = out.suffix.lower() in TABLES
     if table and (box or json_file or strict):
         raise ValueError(f"--out {out}: tables go without --box, --json and --strict; leave them out or name a folder")
+    if smooth and not table:
+        raise ValueError(
+            f"--smooth: expected a table as --out; got {out}; overlays are smoothed anyway, so leave it out"
+        )
     if (shards or maps) and not (table and shards):
         raise ValueError("--shards, --maps: expected a table as --out, and --maps only with --shards; leave them out")
+    stream = stream_of(photos, size, rate)
+    if stream and (box or json_file or strict or shards):
+        raise ValueError(f"{stream.name}: goes without --box, --json, --strict and --shards; leave them out")
     began, boxes = time.monotonic(), [parse_box(text) for text in box or []]
-    paths, skipped = expand(photos, recursive=recursive)
-    stems = unique_stems(paths)
+    paths, skipped = ([], []) if stream else expand(photos, recursive=recursive)
+    stems = [stem_of(stream)] if stream else unique_stems(paths)
+    if plot:
+        _check_plot(plot, paths, table, stream is not None)
     if not table:
         _refuse_to_overwrite(paths, stems, out, json_file)
     if skipped and not quiet:
@@ -103,16 +127,38 @@ def predict(
         typer.echo(f"{weights or DEFAULT}: {_described(analyzer)}, {precision} on {device}", err=True)
     say: Say = (lambda _: None) if quiet else lambda text: typer.echo(one_line(text))
     with progress("predict", quiet=quiet) as report:
-        if table:
-            failures = _table(analyzer, paths, out, every, shards, maps, _Ear(say, report))
+        if stream:
+            failures = follow(analyzer, stream, out, table, every, smooth, say)
+        elif table:
+            options: BulkOptions = {"every": every, "smooth": smooth}
+            if shards:
+                options |= {"shard_rows": shards, "maps": maps}
+            failures = _table(analyzer, paths, out, options, _Ear(say, report))
         else:
             work = _Folder(analyzer, out, boxes, every, strict, _Ear(say, report))
             failures = work.run(dict(zip(paths, stems, strict=True)), json_file)
+    if plot and not failures:
+        from ifan.faces.timeline import draw_timeline
+        from ifan.files import write_files
+
+        lines = (out / f"{stems[0]}.jsonl").read_text(encoding="utf-8").splitlines()
+        write_files({plot: draw_timeline(map(json.loads, lines))})
+        say(f"{plot}: {len(lines)} frames over time")
     if verbose:
         typer.echo(f"{time.monotonic() - began:.1f} s", err=True)
     if failures:
         typer.echo("\n".join(failures), err=True)
         raise typer.Exit(1)
+
+
+def _check_plot(plot: Path, paths: Sequence[str], table: bool, is_stream: bool) -> None:
+    """Refuse to plot what is no clip, and without what it takes, before anything is analysed."""
+    from ifan.faces.sources import is_clip
+    from ifan.optional import require_matplotlib
+
+    if table or plot.suffix.lower() != ".png" or not (is_stream or (len(paths) == 1 and is_clip(paths[0]))):
+        raise ValueError(f"--plot {plot}: expected NAME.png, one clip or stream, and a folder as --out; change that")
+    require_matplotlib()
 
 
 @dataclass(frozen=True)
@@ -123,21 +169,20 @@ class _Ear:
     report: Report
 
 
-def _table(
-    analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, every: int, shards: int | None, maps: bool, ear: _Ear
-) -> list[str]:
-    """Write one table, or a folder of shards; returns lines about what failed."""
+def _table(analyzer: FaceAnalyzer, paths: Sequence[str], out: Path, options: BulkOptions, ear: _Ear) -> list[str]:
+    """Write one table, or with ``shard_rows`` a folder of shards; returns lines about what failed."""
     from ifan.bulk.flat import predict_table
     from ifan.bulk.run import predict_bulk
 
-    if shards:
-        summary = predict_bulk(analyzer, paths, out, every=every, maps=maps, shard_rows=shards, progress=ear.report)
+    if "shard_rows" in options:
+        summary = predict_bulk(analyzer, paths, out, progress=ear.report, **options)
         ear.say(f"{out}: {summary.rows} rows, {summary.faces} faces, {summary.shards} shards")
         if gone := summary.removed:
             named = ", ".join(gone[:NAMED]) + (", ..." if len(gone) > NAMED else "")
             ear.say(f"{out}: rows of {len(gone)} inputs that are not given any more are gone: {named}")
     else:
-        summary = predict_table(analyzer, paths, out, every=every, progress=ear.report)
+        every, smooth = options["every"], options["smooth"]
+        summary = predict_table(analyzer, paths, out, every=every, smooth=smooth, progress=ear.report)
         ear.say(f"{out}: {summary.faces} faces in {summary.rows} photos and frames")
     lines = [f"error: {one_line(failure['error'])}" for failure in summary.failures[:REPORTED]]
     if len(summary.failures) > REPORTED:

@@ -201,13 +201,14 @@ class FaceAnalyzer:
         One pass of the network a frame, framed by the last points; the detector looks now and then.
 
         Args:
-            source: a clip's path, a camera's number, or pictures one after the other, as a call takes them.
+            source: a clip's path, a camera's number, an address such as ``rtsp://...`` or ``http://...``, raw frames
+                from a pipe (`ifan.faces.streams.RawVideo`), or pictures one after the other, as a call takes them.
             every: 1 for all frames.
             smooth: filter points, boxes and probabilities over time, for what people look at.
 
         Raises:
-            ValueError: a source that cannot be read, has no frames, is damaged or changes its size; a camera that
-                stops. The frames before have been given by then.
+            ValueError: a source that cannot be read, has no frames, is damaged or changes its size; a camera or stream
+                that breaks off. The frames before have been given by then.
         """
         from ifan.faces.video import video
 

@@ -14,7 +14,8 @@ import numpy as np
 from ifan.faces.draw import annotate
 from ifan.faces.smooth import Smoother
 from ifan.faces.sources import frame_rate, open_clip
-from ifan.faces.video import tracked
+from ifan.faces.streams import Stream, as_stream
+from ifan.faces.video import name_of, tracked
 from ifan.files import part_beside
 from ifan.optional import require
 
@@ -30,7 +31,7 @@ SOUND = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
 
 def save_clip(
     analyzer: FaceAnalyzer,
-    path: str,
+    source: str | Stream,
     folder: str | Path,
     stem: str,
     every: int = 1,
@@ -38,25 +39,26 @@ def save_clip(
 ) -> tuple[list[Path], int, int]:
     """Write ``<stem>_overlay.mp4``, with the clip's sound, and ``<stem>.jsonl``.
 
-    The overlay shows smoothed faces, the lines have them as they were found. Of a clip that is damaged or changes its
-    size, the frames before are kept. ``progress`` is called with frames done.
+    ``source`` is a clip's path, or a stream, whose sound is left out. The overlay shows smoothed faces, the lines have
+    them as they were found. Of a clip that is damaged, breaks off or changes its size, the frames before are kept.
+    ``progress`` is called with frames done.
 
     Returns the paths and the numbers of frames and faces. Raises ``ValueError`` for a clip that cannot be read to its
     end, ``OSError`` for a folder that cannot be written.
     """
-    base = Path(folder)
+    base, name = Path(folder), name_of(source)
     base.mkdir(parents=True, exist_ok=True)
     targets = [base / f"{stem}_overlay.mp4", base / f"{stem}.jsonl"]
     waiting = [part_beside(target) for target in targets]
     count = faces = 0
     broken: ValueError | None = None
     try:
-        with waiting[1].open("x", encoding="utf-8") as lines, _Film(waiting[0], path, every) as film:
+        with waiting[1].open("x", encoding="utf-8") as lines, _film(waiting[0], source, every) as film:
             smoother = Smoother()
             try:
-                for frame in tracked(analyzer, path, every):
-                    shown = frame.result(analyzer, path, smoother(frame.time, frame.faces))
-                    row = frame.result(analyzer, path, frame.faces)
+                for frame in tracked(analyzer, source, every):
+                    shown = frame.result(analyzer, name, smoother(frame.time, frame.faces))
+                    row = frame.result(analyzer, name, frame.faces)
                     film.add(annotate(frame.image, shown.result.faces), frame.time)
                     lines.write(json.dumps(row.to_dict()) + "\n")
                     count, faces = count + 1, faces + len(row)
@@ -76,22 +78,28 @@ def save_clip(
     return targets, count, faces
 
 
-class _Film:
-    """An MP4 file that grows by RGB pictures of one size, with the sound of the clip ``source``."""
+def _film(path: Path, source: str | Stream, every: int) -> _Film:
+    stream = as_stream(source)
+    return _Film(path, stream.rate / every) if stream else _Film(path, frame_rate(str(source)) / every, str(source))
 
-    def __init__(self, path: Path, source: str, every: int) -> None:
-        self.path, self.source, self.every = path, source, every
+
+class _Film:
+    """An MP4 file that grows by RGB pictures of one size, ``rate`` a second unless they say when they are shown, with
+    the sound of the clip ``heard``."""
+
+    def __init__(self, path: Path, rate: float, heard: str | None = None) -> None:
+        self.path, self.rate, self.heard = path, Fraction(rate).limit_denominator(1001), heard
         self.ticks = -1  # of the last picture
 
     def __enter__(self) -> _Film:
         av = require("writing a clip", "av", "PyAV", "av")
-        self.rate = Fraction(frame_rate(self.source) / self.every).limit_denominator(1001)
         with ExitStack() as stack:
-            clip = stack.enter_context(open_clip(self.source))
             self.container = stack.enter_context(av.open(str(self.path), "w", format="mp4"))
             self.pictures = self.container.add_stream("libx264", self.rate)
             self.pictures.pix_fmt, self.pictures.codec_context.time_base = "yuv420p", Fraction(1, TICKS)
-            heard = [s for s in clip.streams.audio if s.codec_context and s.codec_context.codec.canonical_name in SOUND]
+            clip = stack.enter_context(open_clip(self.heard)) if self.heard is not None else None
+            sounds = [s for s in clip.streams.audio if s.codec_context] if clip else []
+            heard = [s for s in sounds if s.codec_context.codec.canonical_name in SOUND]
             self.sound = self.container.add_stream_from_template(heard[0]) if heard else None
             self.packets = _packets(clip, heard[0]) if heard else iter(())
             self.packet = next(self.packets, None)

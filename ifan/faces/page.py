@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import threading
+import time
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ifan.data.limited import read_limited
 from ifan.faces.analyzer import FaceAnalyzer, load
+from ifan.faces.jpeg import encode_jpeg
+from ifan.faces.live import Live
 from ifan.faces.outputs import Outputs, Shelf
 from ifan.faces.result import PhotoResult
 from ifan.faces.sources import is_clip
@@ -96,6 +102,15 @@ def build(models: Models) -> Any:
             gr.Warning(line, title="Cannot be analysed")
             return outputs.nothing(line)
 
+    def watch(picture: np.ndarray | None, name: str, seen: Live | None) -> tuple[Any, Live | None]:
+        if picture is None:
+            return gr.HTML(), seen
+        analyzer = models[name].finder
+        seen = seen if seen is not None and seen.analyzer is analyzer else Live(analyzer)
+        drawn, _ = seen(picture, time.monotonic())
+        data = base64.b64encode(encode_jpeg(drawn)).decode()  # a file for each picture would fill the disk
+        return f'<img src="data:image/jpeg;base64,{data}" style="width: 100%">', seen
+
     with gr.Blocks(title="ifan", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown("# ifan\nRegions, points and emotion of every face. Photos and clips do not leave this machine.")
         with gr.Row():
@@ -112,6 +127,15 @@ def build(models: Models) -> Any:
                         webcam_options=gr.WebcamOptions(mirror=False),  # left stays left
                         elem_id="camera",
                     )
+                with gr.Tab("Live") as live_tab:
+                    live = gr.Image(
+                        label="live camera",
+                        sources=["webcam"],
+                        type="numpy",
+                        streaming=True,
+                        webcam_options=gr.WebcamOptions(mirror=False),
+                        elem_id="live",
+                    )
                 weights = gr.Dropdown(models.names, value=first, label="weights", elem_id="weights")
                 counts = [_iterations(count) for count in models[first].analyzers]
                 several = len(counts) > 1
@@ -124,6 +148,7 @@ def build(models: Models) -> Any:
                         for kind in ("overlay", "JSON", "CSV")
                     ]
             with gr.Column(scale=3):
+                watched = gr.HTML(visible=False, elem_id="watched")
                 slider = gr.ImageSlider(
                     label="the wheel zooms, the line compares",
                     interactive=False,
@@ -142,6 +167,19 @@ def build(models: Models) -> Any:
         chosen = gr.State(None)
         file.change(lambda path: path, file, chosen, api_visibility="private")
         camera.change(lambda path: path, camera, chosen, api_visibility="private")
+        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        live_tab.select(lambda: gr.HTML(visible=True), None, watched, **quiet)
+        chosen.change(lambda: gr.HTML("", visible=False), None, watched, **quiet)
+        seen = gr.State(None)
+        live.stream(
+            watch,
+            [live, weights, seen],
+            [watched, seen],
+            stream_every=0.04,
+            time_limit=None,
+            concurrency_limit=1,  # its own, as photos would wait until the camera ends
+            **quiet,
+        )
         example.click(_example, None, chosen, api_visibility="private")
         asked = {
             "fn": show,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ifan.data.dataset import DataError
 from ifan.data.images import MAX_PIXELS
 from ifan.faces.matroska import is_torn
 from ifan.optional import require
@@ -22,6 +21,10 @@ CLIPS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpegts,mpeg,ogg,flv,asf"
 """FFmpeg's names of what may be in a clip, whatever its name: containers of frames, no lists of other files."""
+
+
+class ClipError(ValueError):
+    """A clip, camera or stream that cannot be read to its end; the message names it and the way out."""
 
 
 def expand(
@@ -94,46 +97,59 @@ def is_clip(path: str) -> bool:
 def frames(path: str, every: int = 1, skip: int = 0) -> Iterator[tuple[int, float | None, np.ndarray]]:
     """Every ``every``-th frame of a clip, less the first ``skip`` of these: number, seconds, (H, W, 3) uint8 RGB.
 
-    Frames come upright, as players show them. Raises `DataError`, a ``ValueError``, for what cannot be read; frames
-    before the damage have been given by then.
+    Frames come upright, as players show them. Raises `ClipError` for what cannot be read; frames before the damage have
+    been given by then.
     """
     with open_clip(path) as clip:
-        if not clip.streams.video:
-            raise DataError(f"{path}: the file has no video; pass a clip or a picture")
-        stream = clip.streams.video[0]
-        if stream.codec_context is None:
-            raise DataError(f"{path}: the clip's coding is unknown or damaged; convert it")
-        stream.thread_type = "AUTO"
-        if stream.width * stream.height > MAX_PIXELS:
-            raise DataError(f"{path}: frames beyond the limit of {MAX_PIXELS // 10**6} megapixels; shrink the clip")
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of frames larger than the header says
-        number, damaged, end, hidden = -1, False, 0.0, 0
+        yield from decoded(clip, path, every, skip)
+        if not clip.streams.video[0].frames and is_torn(path):
+            raise ClipError(f"{path}: the clip is damaged: its parts do not fit together; copy or convert it again")
 
-        def shown() -> Iterator[Any]:
-            nonlocal hidden
+
+def decoded(clip: Any, name: str, every: int, skip: int = 0) -> Iterator[tuple[int, float | None, np.ndarray]]:
+    """Frames of an open clip, as `frames` gives them; ``name`` stands in messages."""
+    import av
+
+    if not clip.streams.video:
+        raise ClipError(f"{name}: the file has no video; pass a clip or a picture")
+    stream = clip.streams.video[0]
+    if stream.codec_context is None:
+        raise ClipError(f"{name}: the clip's coding is unknown or damaged; convert it")
+    stream.thread_type = "AUTO"
+    if stream.width * stream.height > MAX_PIXELS:
+        raise ClipError(f"{name}: frames beyond the limit of {MAX_PIXELS // 10**6} megapixels; shrink the clip")
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # of frames larger than the header says
+    number, damaged, end, hidden = -1, False, 0.0, 0
+
+    def shown() -> Iterator[Any]:
+        nonlocal hidden
+        try:
             for packet in clip.demux(stream):
                 hidden += packet.is_discard  # cut off by an edit list, as where a clip was trimmed
                 yield from packet.decode()
+        except av.error.FFmpegError:
+            last = av.Packet()  # an empty one gives the frames that wait in the decoder
+            last.stream, last.time_base = stream, stream.time_base
+            yield from last.decode()
+            raise
 
-        for number, frame in enumerate(shown()):
-            damaged |= frame.is_corrupt
-            end = max(end, _end_of(frame, stream))
-            if number % every == 0 and number // every >= skip:
-                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                yield number, frame.time, np.ascontiguousarray(upright)
-        expected = max(0, stream.frames - hidden)
-        if damaged or number + 1 < expected:
-            raise DataError(
-                f"{path}: the clip is damaged: expected {expected or 'whole'} frames; got {number + 1}"
-                f"{', some of them with errors' if damaged else ''}; copy or convert it again"
-            )
-        length = 0.0 if stream.frames else _length(clip, stream)
-        if end < length - 0.9 / float(stream.average_rate or 25):  # a frame is missing
-            raise DataError(
-                f"{path}: the clip is damaged: expected {length:.2f} s; got {end:.2f} s; copy or convert it again"
-            )
-        if not stream.frames and is_torn(path):
-            raise DataError(f"{path}: the clip is damaged: its parts do not fit together; copy or convert it again")
+    for number, frame in enumerate(shown()):
+        damaged |= frame.is_corrupt
+        end = max(end, _end_of(frame, stream))
+        if number % every == 0 and number // every >= skip:
+            upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            yield number, frame.time, np.ascontiguousarray(upright)
+    expected = max(0, stream.frames - hidden)
+    if damaged or number + 1 < expected:
+        raise ClipError(
+            f"{name}: the clip is damaged: expected {expected or 'whole'} frames; got {number + 1}"
+            f"{', some of them with errors' if damaged else ''}; copy or convert it again"
+        )
+    length = 0.0 if stream.frames else _length(clip, stream)
+    if end < length - 0.9 / float(stream.average_rate or 25):  # a frame is missing
+        raise ClipError(
+            f"{name}: the clip is damaged: expected {length:.2f} s; got {end:.2f} s; copy or convert it again"
+        )
 
 
 def _end_of(frame: Any, stream: Any) -> float:
@@ -159,12 +175,12 @@ def count_frames(path: str, every: int = 1) -> int:
     try:
         with open_clip(path) as clip:
             return max(1, -(-clip.streams.video[0].frames // every))
-    except (DataError, IndexError):
+    except (ClipError, IndexError):
         return 1
 
 
 def frame_rate(path: str) -> float:
-    """Frames a second, 25 where the file does not say. Raises `DataError` for what cannot be read."""
+    """Frames a second, 25 where the file does not say. Raises `ClipError` for what cannot be read."""
     with open_clip(path) as clip:
         return float(clip.streams.video[0].average_rate or 25) if clip.streams.video else 25.0
 
@@ -175,10 +191,10 @@ def open_clip(path: str) -> Iterator[Any]:
     here it reads this file."""
     av = require("reading a clip", "av", "PyAV", "av")
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for ever
-        raise DataError(f"{path}: expected a file with a clip; got a folder, pipe or device; check the path")
+        raise ClipError(f"{path}: expected a file with a clip; got a folder, pipe or device; check the path")
     try:
         options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
         with av.open(f"file:{path}", options=options, metadata_errors="replace") as clip:
             yield clip
     except av.error.FFmpegError as error:
-        raise DataError(f"{path}: the clip cannot be read ({error.strerror or error}); check or convert it") from error
+        raise ClipError(f"{path}: the clip cannot be read ({error.strerror or error}); check or convert it") from error

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import time as clock
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, cast
 
-import cv2
 import numpy as np
 
 from ifan.config import POINT_NAMES
@@ -20,7 +17,8 @@ from ifan.faces.photo import as_rgb
 from ifan.faces.predictor import probabilities
 from ifan.faces.result import PhotoResult
 from ifan.faces.smooth import Smoother
-from ifan.faces.sources import frames
+from ifan.faces.sources import ClipError, frames
+from ifan.faces.streams import Stream, as_stream
 from ifan.faces.surroundings import with_surroundings
 from ifan.faces.track import DETECT_EVERY, Tracker
 from ifan.faces.tracked_face import TrackedFace
@@ -28,8 +26,9 @@ from ifan.faces.tracked_face import TrackedFace
 if TYPE_CHECKING:
     from ifan.faces.analyzer import FaceAnalyzer
 
-Source = Union[str, "os.PathLike[str]", int, Iterable[Any]]
-"""A clip's path, a camera's number, or any pictures that an analyzer takes, one after the other."""
+Source = Union[str, "os.PathLike[str]", int, Stream, Iterable[Any]]
+"""A clip's path, a camera's number, the address of a stream, a `Stream`, or any pictures that an analyzer takes, one
+after the other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +82,7 @@ def video(
     analyzer: FaceAnalyzer, source: Source, every: int = 1, smooth: bool = False, detect_every: int = DETECT_EVERY
 ) -> Iterator[VideoFrame]:
     """See `FaceAnalyzer.video`."""
-    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    path = os.fspath(source) if isinstance(source, (str, os.PathLike)) and not as_stream(source) else None
     smoother = Smoother() if smooth else None
     for frame in tracked(analyzer, source, every, detect_every):
         faces = smoother(frame.time, frame.faces) if smoother else frame.faces
@@ -96,23 +95,31 @@ def tracked(
     """Every ``every``-th frame of ``source`` with its faces; arguments and errors are those of `FaceAnalyzer.video`."""
     if every < 1:
         raise ValueError(f"every: expected at least 1 frame; got {every}")
-    tracker = _tracker(analyzer, detect_every)
-    name = f"camera {source}" if isinstance(source, int) else source if isinstance(source, (str, Path)) else "video"
+    tracker = tracker_of(analyzer, detect_every)
+    name = name_of(source)
     first: tuple[int, ...] = ()
     for number, time, image in _read(source, every):
         first = first or image.shape[:2]
         if image.shape[:2] != first:
             (h, w), (height, width) = image.shape[:2], first
-            raise ValueError(
+            raise ClipError(
                 f"{name}: frame {number}: expected {width} x {height} pixels as before; got {w} x {h}; cut the clip "
                 "there"
             )
         yield Tracked(number, time, image, tracker(image))
     if not first:
-        raise ValueError(f"{name}: the clip has no frames; check it")
+        raise ClipError(f"{name}: the clip has no frames; check it")
 
 
-def _tracker(analyzer: FaceAnalyzer, detect_every: int) -> Callable[[np.ndarray], list[TrackedFace]]:
+def name_of(source: Source) -> str:
+    """Name of a source in results and messages."""
+    if stream := as_stream(source):
+        return stream.name
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else "video"
+
+
+def tracker_of(analyzer: FaceAnalyzer, detect_every: int = DETECT_EVERY) -> Callable[[np.ndarray], list[TrackedFace]]:
+    """A new tracker with an analyzer's network and detector; it is given the frames of one size in order."""
     config, run, detector = analyzer.config, analyzer.one_pass(), analyzer.detector
     if detector is None or not (config.landmarks and set(POINT_NAMES) <= set(config.landmarks.classes)):
         return BoxTracker(config, run, detector, analyzer.margin)
@@ -120,29 +127,9 @@ def _tracker(analyzer: FaceAnalyzer, detect_every: int) -> Callable[[np.ndarray]
 
 
 def _read(source: Source, every: int) -> Iterator[tuple[int, float | None, np.ndarray]]:
-    if isinstance(source, int):
-        return _camera(source, every)
+    if stream := as_stream(source):
+        return stream.frames(every)
     if isinstance(source, (str, os.PathLike)):
         return frames(os.fspath(source), every)
-    return ((i, None, as_rgb(image, f"frame {i}")) for i, image in enumerate(source) if i % every == 0)
-
-
-def _camera(index: int, every: int) -> Iterator[tuple[int, float | None, np.ndarray]]:
-    """Frames of a camera with the seconds since the first; the caller ends it. Raises ``ValueError`` when the camera
-    does."""
-    camera = cv2.VideoCapture(index)
-    try:
-        start, number = clock.monotonic(), 0
-        while True:
-            ok, picture = camera.read()
-            if not ok:
-                raise ValueError(
-                    f"camera {index}: "
-                    + (f"it gave no more frames after {number}" if number else "it cannot be opened")
-                    + "; check that it is connected and that no other program uses it"
-                )
-            if number % every == 0:
-                yield number, clock.monotonic() - start, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-            number += 1
-    finally:
-        camera.release()
+    pictures = cast("Iterable[Any]", source)
+    return ((i, None, as_rgb(image, f"frame {i}")) for i, image in enumerate(pictures) if i % every == 0)

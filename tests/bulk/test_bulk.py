@@ -24,7 +24,6 @@ from PIL import Image
 
 from ifan.bulk.run import COMMITS, MANIFEST, MAPS, predict_bulk
 from ifan.faces import Detection, FaceAnalyzer
-from ifan.faces.sources import frames
 from ifan.files import FolderLock
 
 EXIT_CODE_OF_A_KILL = -signal.SIGKILL
@@ -307,11 +306,11 @@ def test_every_photo_and_frame_has_a_map_of_its_own(analyzer: FaceAnalyzer, tmp_
     predict_bulk(analyzer, [clips[0], *paths, clips[1]], out, maps=True, shard_rows=2)
     rows = table(out)
     assert len({row["map"] for row in rows}) == len(rows) == len(list((out / MAPS).iterdir())) == 11
-    first, second = ([image for _, _, image in frames(clip)] for clip in clips)
-    for row, image in zip(rows, [*first, *paths, *second], strict=True):
+    first, second = ([frame.result for frame in analyzer.video(clip)] for clip in clips)
+    for row, result in zip(rows, [*first, *analyzer(paths), *second], strict=True):
         with Image.open(out / row["map"]) as picture:
             found = np.array(picture)
-        expected = analyzer(image).parsing
+        expected = result.parsing
         assert found.shape == expected.shape
         assert np.mean(found != expected) < 1e-3  # another batch rounds otherwise
 

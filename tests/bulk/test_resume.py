@@ -19,15 +19,21 @@ from tests.support.clips import write_clip
 
 @pytest.fixture
 def analysed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the photos, and of the frames' clips, that were analysed since."""
+    """Names of the photos that were analysed since, and of the clips of frames whose rows were made."""
     seen: list[str] = []
-    real = ifan.bulk.run.prepare
+    real, real_rows = ifan.bulk.run.prepare, ifan.bulk.run.clip_rows
 
     def noted(analyzer: FaceAnalyzer, photo: Any, name: str) -> Any:
         seen.append(name)
         return real(analyzer, photo, name)
 
+    def noted_rows(analyzer: FaceAnalyzer, path: str, *arguments: Any, **options: Any) -> Any:
+        for row in real_rows(analyzer, path, *arguments, **options):
+            seen.append(path)
+            yield row
+
     monkeypatch.setattr(ifan.bulk.run, "prepare", noted)
+    monkeypatch.setattr(ifan.bulk.run, "clip_rows", noted_rows)
     return seen
 
 

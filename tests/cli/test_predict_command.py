@@ -17,6 +17,7 @@ from PIL import Image
 
 from ifan.faces.sources import expand, unique_stems
 from ifan.progress import progress
+from tests.support.clips import write_clip
 
 
 def huge(path: Path, width: int = 100_000, height: int = 100_000) -> Path:
@@ -108,8 +109,10 @@ def test_strict_stops_at_once(run, photo: Path, weights: Path, tmp_path: Path) -
         (["--tasks", "age"], "unknown task 'age'"),
         (["--device", "abacus"], "abacus"),
         (["--precision", "half"], "precision: expected 'fp32' or 'bf16'; got 'half'"),
+        (["--smooth"], "--smooth: expected a table as --out"),
+        (["--plot", "a.png"], "--plot a.png: expected NAME.png, one clip or stream, and a folder"),
     ],
-    ids=["weights", "box", "task", "device", "precision"],
+    ids=["weights", "box", "task", "device", "precision", "smooth", "plot"],
 )
 def test_wrong_options_are_one_line(
     run, photo: Path, weights: Path, tmp_path: Path, options: list[str], message: str
@@ -224,6 +227,26 @@ def test_one_flat_table_is_the_default(run, photos: Path, weights: Path, tmp_pat
     code, _, errors = run("predict", photos, "--out", tmp_path / "new.csv", "--weights", weights, "--maps")
     assert code == 1
     assert "--maps only with --shards" in errors
+
+
+def test_a_table_of_a_clip_has_ids(run, weights: Path, tmp_path: Path) -> None:
+    clip, common = write_clip(tmp_path / "a.mp4", 4), ("--crops", "--weights", weights)
+    for name, options in (("raw.csv", ()), ("smooth.csv", ("--smooth",))):
+        code, text, _ = run("predict", clip, "--out", tmp_path / name, *common, *options)
+        assert (code, text) == (0, f"{tmp_path / name}: 4 faces in 4 photos and frames\n")
+    raw, smooth = (list(csv.DictReader((tmp_path / name).open())) for name in ("raw.csv", "smooth.csv"))
+    assert [(row["id"], row["frame"]) for row in raw] == [("1", str(i)) for i in range(4)]
+    assert raw[0]["nose_x"] == smooth[0]["nose_x"]
+    assert raw[3]["nose_x"] != smooth[3]["nose_x"]
+
+
+def test_a_plot_over_time(run, weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots need the extra plot")
+    clip, plot = write_clip(tmp_path / "a.mp4", 4), tmp_path / "plots" / "a.png"
+    code, text, _ = run("predict", clip, "--out", tmp_path, "--plot", plot, "--crops", "--weights", weights)
+    assert code == 0
+    assert text.endswith(f"{plot}: 4 frames over time\n")
+    assert cv2.imread(str(plot)).min() < 100
 
 
 def test_skipped_files_are_named_and_folders_searched_when_asked(

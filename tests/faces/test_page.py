@@ -46,10 +46,12 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium whose camera shows the bundled portrait."""
+    """Headless Chromium whose camera plays a clip: the bundled portrait, which moves to and fro."""
     folder = tmp_path_factory.mktemp("browser")
     camera = cv2.resize(cv2.imdecode(np.frombuffer(PORTRAIT.read_bytes(), np.uint8), 1)[:384], (640, 480))
-    (folder / "camera.mjpeg").write_bytes(cv2.imencode(".jpg", camera)[1].tobytes())
+    places = [*range(0, 40, 4), *range(40, 0, -4)]
+    pictures = [cv2.imencode(".jpg", np.roll(camera, place, 1))[1].tobytes() for place in places]
+    (folder / "camera.mjpeg").write_bytes(b"".join(pictures))
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     for flag in (
@@ -173,6 +175,25 @@ def test_the_camera(page: Any) -> None:
     eventually(lambda: page.execute_script("return document.querySelector('#camera video')?.videoWidth"))
     eventually(lambda: page.find_elements("css selector", "#camera button[aria-label*=apture]"))[0].click()
     eventually(lambda: text(page, "#count") == "1 face")
+
+
+def test_the_camera_as_a_stream(page: Any) -> None:
+    tabs = lambda: page.find_elements("css selector", "button[role=tab]")  # noqa: E731
+    eventually(lambda: [tab for tab in tabs() if tab.text == "Live"])[0].click()
+    buttons = lambda: page.find_elements("css selector", "#live button")  # noqa: E731
+    eventually(lambda: [b for b in buttons() if "access" in b.text.lower()])[0].click()
+    eventually(lambda: page.execute_script("return document.querySelector('#live video')?.videoWidth"))
+    eventually(lambda: [b for b in buttons() if b.text.strip() == "Record"])[0].click()
+    seen: list[str] = []
+
+    def another() -> bool:
+        seen.extend(src for src, _ in shown(page, "#watched img") if src not in seen)
+        return len(seen) >= 2
+
+    eventually(another)
+    pictures = [cv2.imdecode(np.frombuffer(fetch(page, src), np.uint8), 1) for src in seen]
+    assert {picture.shape for picture in pictures} == {(480, 640, 3)}
+    eventually(lambda: [b for b in buttons() if b.text.strip() == "Stop"])[0].click()
 
 
 def test_a_clip(page: Any, tmp_path: Path) -> None:

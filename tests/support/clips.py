@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -14,12 +15,20 @@ def write_clip(
 ) -> Path:
     """A clip whose frame ``i`` is grey of brightness ``8 i``, but for a white upper left quarter; ``options`` of the
     container."""
+    pictures = [np.full((size[1], size[0], 3), 8 * i, np.uint8) for i in range(count)]
+    for picture in pictures:
+        picture[: size[1] // 2, : size[0] // 2] = 255
+    return write_pictures(path, pictures, rate, options)
+
+
+def write_pictures(
+    path: Path, pictures: Sequence[np.ndarray], rate: int = 10, options: dict[str, str] | None = None
+) -> Path:
+    """A clip of ``pictures`` (H, W, 3) uint8 RGB; ``options`` of the container."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream("libx264", rate)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for i in range(count):
-            picture = np.full((size[1], size[0], 3), 8 * i, np.uint8)
-            picture[: size[1] // 2, : size[0] // 2] = 255
+        (stream.height, stream.width), stream.pix_fmt = pictures[0].shape[:2], "yuv420p"
+        for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return path
