@@ -33,7 +33,7 @@ class Actor:
 
 
 @dataclass(frozen=True)
-class Scene:
+class MadeClip:
     """Actors from back to front, and in front of them all a plate at ``plate`` (its left edge at a frame) of
     ``width`` pixels; ``colour`` of the background; ``size`` (width, height) of the frames."""
 
@@ -93,27 +93,27 @@ def cutout(photo: np.ndarray, points: np.ndarray, mirror: bool = False) -> Cutou
     return Cutout(np.ascontiguousarray(picture), alpha, moved)
 
 
-def still(head: Cutout, frames: int = 60) -> Scene:
+def still(head: Cutout, frames: int = 60) -> MadeClip:
     """A head that rests."""
-    return Scene([Actor(head, lambda i: (240.0, 135.0), 150)], frames)
+    return MadeClip([Actor(head, lambda i: (240.0, 135.0), 150)], frames)
 
 
-def drifting(head: Cutout, frames: int = 90) -> Scene:
+def drifting(head: Cutout, frames: int = 90) -> MadeClip:
     """A head that swings to and fro."""
-    return Scene([Actor(head, lambda i: (240 + 90 * np.sin(i / 14), 135 + 20 * np.cos(i / 9)), 130)], frames)
+    return MadeClip([Actor(head, lambda i: (240 + 90 * np.sin(i / 14), 135 + 20 * np.cos(i / 9)), 130)], frames)
 
 
-def group(heads: Sequence[Cutout], frames: int = 30) -> Scene:
+def group(heads: Sequence[Cutout], frames: int = 30) -> MadeClip:
     """Five heads that sway, 640 x 360."""
     homes = [(110, 100), (320, 95), (530, 100), (215, 255), (425, 255)]
     ways = [
         lambda i, k=k, x=x, y=y: (x + 14 * np.sin(i / 9 + k), y + 8 * np.cos(i / 7 + k))
         for k, (x, y) in enumerate(homes)
     ]
-    return Scene([Actor(heads[k % len(heads)], way, 120) for k, way in enumerate(ways)], frames, size=(640, 360))
+    return MadeClip([Actor(heads[k % len(heads)], way, 120) for k, way in enumerate(ways)], frames, size=(640, 360))
 
 
-def crossing(heads: Sequence[Cutout], seed: int) -> Scene:
+def crossing(heads: Sequence[Cutout], seed: int) -> MadeClip:
     """Two heads that pass each other at speeds, heights and sizes of their own, one in front."""
     rng = np.random.default_rng(seed)
     speeds, heights, sides = rng.uniform(3, 7, 2), 135 + rng.uniform(-25, 25, 2), rng.uniform(90, 125, 2)
@@ -123,22 +123,22 @@ def crossing(heads: Sequence[Cutout], seed: int) -> Scene:
     ]
     order = rng.permutation(2)
     frames = int(290 / speeds.max())
-    return Scene([Actor(heads[k % len(heads)], ways[k], float(sides[k])) for k in order], frames)
+    return MadeClip([Actor(heads[k % len(heads)], ways[k], float(sides[k])) for k in order], frames)
 
 
-def occlusion(head: Cutout, seed: int) -> Scene:
+def occlusion(head: Cutout, seed: int) -> MadeClip:
     """A head, at rest or moving, that a plate hides for a while."""
     rng = np.random.default_rng(seed)
     speed, plate_speed = float(rng.uniform(-1.5, 1.5)), float(rng.uniform(8, 16))
     side, width = float(rng.uniform(90, 140)), float(rng.uniform(110, 180))
     frames = int((480 + width) / plate_speed) + 12
-    return Scene([Actor(head, lambda i: (240 + speed * (i - frames / 2), 135.0), side)], frames,
+    return MadeClip([Actor(head, lambda i: (240 + speed * (i - frames / 2), 135.0), side)], frames,
                  lambda i: -width + plate_speed * i, width)  # fmt: skip
 
 
-def cut(heads: Sequence[Cutout], seed: int) -> tuple[Scene, Scene]:
+def cut(heads: Sequence[Cutout], seed: int) -> tuple[MadeClip, MadeClip]:
     """Two scenes, one after the other, whose heads and backgrounds have nothing in common."""
     rng = np.random.default_rng(seed)
     x, y = rng.uniform(120, 200), rng.uniform(110, 160)
-    first = Scene([Actor(heads[0], lambda i: (x, y), 120)], 20, colour=150)
-    return first, Scene([Actor(heads[-1], lambda i: (480 - x, y), 110)], 20, colour=60)
+    first = MadeClip([Actor(heads[0], lambda i: (x, y), 120)], 20, colour=150)
+    return first, MadeClip([Actor(heads[-1], lambda i: (480 - x, y), 110)], 20, colour=60)

@@ -31,8 +31,9 @@ def columns(tasks: Sequence[TaskConfig]) -> dict[str, type]:
     """Columns of a table of faces that were analysed for ``tasks``, in order, with the kind of their values.
 
     After `PLACE` come ``<point>_x`` and ``<point>_y`` in pixels of the photo, of each classification its most probable
-    class and the probabilities ``<task>_<class>``, and ``share_<region>``: the part of the crop's pixels in the photo.
-    The last is ``error``: why a photo was not read. Raises ``ValueError`` if two columns would have the same name.
+    class and the probabilities ``<task>_<class>``, and ``share_<region>``: its part of the pixels of all regions but
+    the background, which is the first class. The last is ``error``: why a photo was not read. Raises ``ValueError`` if
+    two columns would have the same name.
     """
     points = [(f"{name}_{axis}", float) for task in tasks if task.kind == "landmarks" for name in task.classes
               for axis in "xy"]  # fmt: skip
@@ -40,7 +41,7 @@ def columns(tasks: Sequence[TaskConfig]) -> dict[str, type]:
     for task in tasks:
         if task.kind == "classification":
             named += [(task.name, str), *((f"{task.name}_{name}", float) for name in task.classes)]
-    shares = [(f"share_{name}", float) for task in tasks if task.kind == "parsing" for name in task.classes]
+    shares = [(f"share_{name}", float) for task in tasks if task.kind == "parsing" for name in task.classes[1:]]
     found = [*PLACE.items(), *points, *named, *shares, ("error", str)]
     if len(dict(found)) < len(found):
         names = [name for name, _ in found]
@@ -65,6 +66,7 @@ def _of_face(face: Mapping[str, Any]) -> Row:
         row[task] = max(probabilities, key=probabilities.__getitem__)
         row |= {f"{task}_{name}": value for name, value in probabilities.items()}
     if pixels := face.get("parsing", {}).get("pixels"):
-        whole = max(1, sum(pixels.values()))
-        row |= {f"share_{name}": round(count / whole, 6) for name, count in pixels.items()}
+        regions = dict(list(pixels.items())[1:])
+        whole = max(1, sum(regions.values()))
+        row |= {f"share_{name}": round(count / whole, 6) for name, count in regions.items()}
     return row

@@ -8,7 +8,7 @@ from ifan.config import TaskConfig
 from ifan.faces.columns import PLACE, columns, flat_rows
 
 TASKS = (
-    TaskConfig("parsing", "parsing", ("background", "hair")),
+    TaskConfig("parsing", "parsing", ("background", "skin", "hair")),
     TaskConfig("landmarks", "landmarks", ("nose",)),
     TaskConfig("emotion", "classification", ("happy", "sad")),
 )
@@ -17,7 +17,7 @@ TASKS = (
 def test_columns_are_those_of_the_tasks() -> None:
     names = columns(TASKS)
     assert list(names)[: len(PLACE)] == list(PLACE)
-    later = ["nose_x", "nose_y", "emotion", "emotion_happy", "emotion_sad", "share_background", "share_hair", "error"]
+    later = ["nose_x", "nose_y", "emotion", "emotion_happy", "emotion_sad", "share_skin", "share_hair", "error"]
     assert list(names)[len(PLACE) :] == later
     assert (names["emotion"], names["emotion_happy"], names["face"]) == (str, float, int)
     assert list(columns(()))[len(PLACE) :] == ["error"]
@@ -34,13 +34,13 @@ def test_rows_are_flat() -> None:
         "score": None,
         "landmarks": {"nose": [5.0, 6.0]},
         "classes": {"emotion": {"happy": 0.25, "sad": 0.75}},
-        "parsing": {"region": [0, 0, 2, 2], "pixels": {"background": 3, "hair": 1}},
+        "parsing": {"region": [0, 0, 2, 2], "pixels": {"background": 9, "skin": 3, "hair": 1}},
     }
     first, second = flat_rows({"photo": "a.png"}, [face, {**face, "id": 7}])
     assert first == {
         "photo": "a.png", "face": 1, "id": None, "box_x0": 1.0, "box_y0": 2.0, "box_x1": 3.0, "box_y1": 4.0,
         "score": None, "nose_x": 5.0, "nose_y": 6.0, "emotion": "sad", "emotion_happy": 0.25, "emotion_sad": 0.75,
-        "share_background": 0.75, "share_hair": 0.25,
+        "share_skin": 0.75, "share_hair": 0.25,
     }  # fmt: skip
     assert (second["face"], second["id"]) == (2, 7)
     assert set(first) <= set(columns(TASKS))

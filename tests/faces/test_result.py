@@ -79,7 +79,7 @@ def test_pandas_has_a_row_a_face(result: PhotoResult, photo: np.ndarray) -> None
     pandas = pytest.importorskip("pandas", reason="pandas is optional")
     table = result.to_pandas()
     assert table.face.tolist() == [1, 2]
-    assert table["share_hair"].fillna(-1).tolist() == [0.375, -1]
+    assert table["share_hair"].fillna(-1).tolist() == [0.5, -1]
     assert table.emotion_happy.mean() == pytest.approx(0.9)
     assert table.id.isna().tolist() == [True, False]
     empty = PhotoResult("b.jpg", (9, 6), (), photo).to_pandas()
