@@ -26,7 +26,7 @@ import numpy as np
 
 import ifan
 from benchmarks import made_clips
-from benchmarks.made_clips import Cutout, Scene
+from benchmarks.made_clips import Cutout, MadeClip
 from ifan.faces import FaceAnalyzer
 from ifan.faces.smooth import Smoother
 from ifan.faces.sources import frames
@@ -221,7 +221,7 @@ def _heads(analyzer: FaceAnalyzer, folder: str | None) -> list[Cutout]:
     return heads
 
 
-def _switches(analyzer: FaceAnalyzer, scene: Scene, seed: int) -> int:
+def _switches(analyzer: FaceAnalyzer, scene: MadeClip, seed: int) -> int:
     """Number of times a head gets another id than it had."""
     tracker = Tracker(analyzer.config, analyzer.one_pass(), analyzer.detector)
     ids: dict[int, int] = {}
@@ -246,7 +246,7 @@ def _assigned(truth: Sequence[np.ndarray | None], faces: Sequence[TrackedFace]) 
             yield min(near)[1], face
 
 
-def _recovery(analyzer: FaceAnalyzer, scenes: tuple[Scene, Scene]) -> int:
+def _recovery(analyzer: FaceAnalyzer, scenes: tuple[MadeClip, MadeClip]) -> int:
     """Frames of the second scene without its face."""
     tracker = Tracker(analyzer.config, analyzer.one_pass(), analyzer.detector)
     for image, _ in scenes[0].draw(0):
