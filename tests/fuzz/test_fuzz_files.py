@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from safetensors import SafetensorError
@@ -16,7 +15,7 @@ from safetensors.numpy import load
 
 from ifan.bulk.folder import COMMITS, Job, ResultFolder, plan
 from ifan.data import DataError, ShardDataset
-from ifan.faces.sources import frames
+from ifan.faces.sources import frames, open_clip
 from ifan.files import checksum
 from ifan.safetensors_io import CheckpointError, load_floats, read_header
 from tests.support.damage import CASES, chance_of, damaged, damaged_anywhere, seeds
@@ -132,7 +131,7 @@ def write_job(out: Path, job: Job) -> Path:
 
 def hidden_frames(path: Path) -> int:
     """Frames of a clip that an edit list hides."""
-    with av.open(str(path)) as clip:
+    with open_clip(str(path)) as clip:
         return sum(packet.is_discard for packet in clip.demux(clip.streams.video[0]))
 
 
