@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,11 +133,14 @@ class FolderLock:
         self.release()
 
 
-def remove_parts(*folders: Path) -> None:
-    """Remove what a killed `write_files` left in ``folders``, as far as these are there."""
+def remove_parts(*folders: Path, older: float = 0.0) -> None:
+    """Remove what a killed `write_files` left in ``folders``, as far as these are there.
+
+    Where others may be writing, ``older`` says for how many seconds a part must not have changed.
+    """
     for folder in folders:
         for path in folder.iterdir() if folder.is_dir() else ():
-            if is_part(path):
+            if is_part(path) and (not older or time.time() - path.stat().st_mtime > older):
                 path.unlink()
 
 

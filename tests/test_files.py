@@ -8,6 +8,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,6 +78,15 @@ def test_only_own_leftovers_are_removed(tmp_path: Path) -> None:
         path.write_bytes(b"x")
     remove_parts(tmp_path, tmp_path / "none")
     assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_leftovers_beside_other_writers_are_removed_when_they_are_old(tmp_path: Path) -> None:
+    old, fresh = (tmp_path / f".ifan-{number:016x}.part" for number in (1, 2))
+    for path in (old, fresh):
+        path.write_bytes(b"x")
+    os.utime(old, (time.time() - 4000,) * 2)
+    remove_parts(tmp_path, older=3600)
+    assert list(tmp_path.iterdir()) == [fresh]
 
 
 HOLD = "import sys; from pathlib import Path; from ifan.files import FolderLock; lock = FolderLock(Path(sys.argv[1]));"

@@ -16,7 +16,7 @@ from ifan.faces.smooth import Smoother
 from ifan.faces.sources import frame_rate, open_clip
 from ifan.faces.streams import Stream, as_stream
 from ifan.faces.video import name_of, tracked
-from ifan.files import part_beside
+from ifan.files import part_beside, remove_parts
 from ifan.optional import require
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TICKS = 90_000
 """Of a film's clock in a second."""
+
+LEFT_BEHIND = 3600.0
+"""Seconds after which nobody writes to a part any more: each frame of a clip changes it."""
 
 SOUND = ("aac", "ac3", "alac", "eac3", "flac", "mp3", "opus")
 """Codings of sound that an MP4 file takes as they are."""
@@ -48,6 +51,7 @@ def save_clip(
     """
     base, name = Path(folder), name_of(source)
     base.mkdir(parents=True, exist_ok=True)
+    remove_parts(base, older=LEFT_BEHIND)
     targets = [base / f"{stem}_overlay.mp4", base / f"{stem}.jsonl"]
     waiting = [part_beside(target) for target in targets]
     count = faces = 0
