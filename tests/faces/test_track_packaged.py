@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ifan
-from benchmarks.made_clips import Actor, Scene, cutout
+from benchmarks.made_clips import Actor, MadeClip, cutout
 from ifan.faces.track import Tracker
 from ifan.native import cpu_refusal
 
@@ -20,7 +20,9 @@ def test_a_hidden_head_keeps_its_id_and_is_called_occluded() -> None:
     analyzer = ifan.load()
     photo = analyzer(str(PORTRAIT))
     head = cutout(photo.image, np.array(list(photo[0].landmarks.values())))
-    scene = Scene([Actor(head, lambda i: (200.0 + 3 * i, 135.0), 120)], 14, lambda i: 130 if 6 <= i < 9 else -999, 220)
+    scene = MadeClip(
+        [Actor(head, lambda i: (200.0 + 3 * i, 135.0), 120)], 14, lambda i: 130 if 6 <= i < 9 else -999, 220
+    )
     tracker = Tracker(analyzer.config, analyzer.one_pass(), analyzer.detector)
     for i, (image, ((truth),)) in enumerate(scene.draw()):
         (face,) = tracker(image)
