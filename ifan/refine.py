@@ -124,7 +124,7 @@ def refine(
 
 
 def reaching_out(config: NetworkConfig, found: FacePredictions) -> np.ndarray:
-    """For each face whether its hair reaches the border of the first crop: (N,) bool."""
+    """True for each face whose hair reaches the border of the first crop: (N,) bool."""
     if not config.parsing or HAIR not in config.parsing.classes or not len(found.parsing_logits):
         return np.zeros(len(found.points), bool)
     hair = found.parsing_logits.argmax(1) == config.parsing.classes.index(HAIR)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 ROOM = 1.1
-"""Pixels of a wider crop in the photo over those of the first, from which it is worth a look."""
+"""Pixels of a wider crop in the photo over those of the first, from which it gets a pass."""
 
 
 class AnalyzerOptions(NetworkOptions, total=False):
