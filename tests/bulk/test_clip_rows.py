@@ -15,7 +15,7 @@ from ifan.bulk.flat import predict_table
 from ifan.bulk.run import COMMITS, predict_bulk
 from ifan.faces import Detection, FaceAnalyzer
 from tests.support.clips import write_pictures
-from tests.support.dotted_faces import COLOURS, SHAPE, Network, draw
+from tests.support.dotted_faces import COLOURS, SHAPE, Network, draw, watching
 
 FRAMES = 22
 
@@ -39,10 +39,7 @@ class Lookout:
 @pytest.fixture
 def watcher(analyzer: FaceAnalyzer, monkeypatch: pytest.MonkeyPatch) -> FaceAnalyzer:
     """An analyzer that sees faces of five dots."""
-    monkeypatch.setattr(analyzer, "one_pass", Network)
-    analyzer.predictor.tasks = tuple(task for task in analyzer.predictor.tasks if task.name != "smile")
-    analyzer.detector = Lookout()
-    return analyzer
+    return watching(analyzer, monkeypatch, Lookout())
 
 
 @pytest.fixture

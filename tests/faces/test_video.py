@@ -11,16 +11,13 @@ import pytest
 from ifan.faces import FaceAnalyzer
 from ifan.faces.video import VideoFrame
 from tests.support.clips import write_clip
-from tests.support.dotted_faces import Eyes, Network, draw
+from tests.support.dotted_faces import Eyes, Network, draw, watching
 
 
 @pytest.fixture
 def watcher(analyzer: FaceAnalyzer, monkeypatch: pytest.MonkeyPatch) -> FaceAnalyzer:
     """An analyzer that sees faces of five dots; its detector is told where they are."""
-    monkeypatch.setattr(analyzer, "one_pass", Network)
-    analyzer.predictor.tasks = tuple(task for task in analyzer.predictor.tasks if task.name != "smile")
-    analyzer.detector = Eyes()
-    return analyzer
+    return watching(analyzer, monkeypatch, Eyes())
 
 
 def until_error(analyzer: FaceAnalyzer, source, match: str) -> list[VideoFrame]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from ifan.config import EMOTIONS, PARSING_CLASSES, POINT_NAMES, NetworkConfig, TaskConfig
-from ifan.faces.detect import Detection
+from ifan.faces.analyzer import FaceAnalyzer
+from ifan.faces.detect import Detection, Detector
 from ifan.predictions import FacePredictions, uninitialised
 
 CONFIG = NetworkConfig(
@@ -89,3 +91,11 @@ class Eyes:
 def _detection(x: float, y: float) -> Detection:
     points = SHAPE + np.array((x, y))
     return Detection((x - 22, y - 26, x + 22, y + 26), 0.9, tuple((px, py) for px, py in points.tolist()))
+
+
+def watching(analyzer: FaceAnalyzer, monkeypatch: pytest.MonkeyPatch, detector: Detector) -> FaceAnalyzer:
+    """``analyzer`` with a network that sees faces of five dots, and a detector of them."""
+    monkeypatch.setattr(analyzer, "one_pass", Network)
+    analyzer.predictor.tasks = tuple(task for task in analyzer.predictor.tasks if task.name != "smile")
+    analyzer.detector = detector
+    return analyzer
