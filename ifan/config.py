@@ -21,6 +21,21 @@ KINDS: tuple[Kind, ...] = ("parsing", "landmarks", "classification")
 
 PARSING_CLASSES = ("background", "skin", "brow", "eye", "nose", "upper_lip", "inside_mouth", "lower_lip", "hair")
 POINT_NAMES = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner")
+POINT_NAMES_68 = (
+    *(f"left_jaw_{i}" for i in range(1, 9)), "chin", *(f"right_jaw_{i}" for i in range(8, 0, -1)),
+    *(f"left_brow_{i}" for i in range(1, 6)), *(f"right_brow_{i}" for i in range(5, 0, -1)),
+    "nose_bridge_1", "nose_bridge_2", "nose_bridge_3", "nose",
+    "left_nostril_1", "left_nostril_2", "nose_base", "right_nostril_2", "right_nostril_1",
+    *(f"left_eye_{i}" for i in range(1, 7)), *(f"right_eye_{i}" for i in (4, 3, 2, 1, 6, 5)),
+    "left_mouth_corner", "left_upper_lip_1", "left_upper_lip_2", "upper_lip",
+    "right_upper_lip_2", "right_upper_lip_1", "right_mouth_corner",
+    "right_lower_lip_1", "right_lower_lip_2", "lower_lip", "left_lower_lip_2", "left_lower_lip_1",
+    "left_inner_corner", "left_inner_upper_lip", "inner_upper_lip", "right_inner_upper_lip",
+    "right_inner_corner", "right_inner_lower_lip", "inner_lower_lip", "left_inner_lower_lip",
+)  # fmt: skip
+"""The 68 points of 300-W (Sagonas et al., 2013) in its order; left and right as seen in the picture, pairs numbered
+alike. The nose's tip and the mouth's corners are those of `POINT_NAMES`."""
+
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 EPSILON = 1e-3
@@ -40,11 +55,15 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """One task: ``classes`` names the parsing classes, the points (as seen in the picture) or the categories."""
+    """One task: ``classes`` names the parsing classes, the points (as seen in the picture) or the categories.
+
+    ``drawn``: how many of the points, the first ones, are drawn as planes and so fed back; ``None``: all.
+    """
 
     name: str
     kind: Kind
     classes: tuple[str, ...]
+    drawn: int | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -54,11 +73,20 @@ class TaskConfig:
         _require(self.kind in KINDS, f"task {self.name!r}: kind must be one of {KINDS}; got {self.kind!r}")
         _require(len(self.classes) > 0, f"task {self.name!r}: classes is empty; list at least one name")
         _require(len(set(self.classes)) == len(self.classes), f"task {self.name!r}: class names repeat: {self.classes}")
+        _require(
+            self.drawn is None or (self.kind == "landmarks" and 1 <= self.drawn <= len(self.classes)),
+            f"task {self.name!r}: drawn is for landmarks, from 1 to the number of points; got {self.drawn}",
+        )
 
     @property
     def width(self) -> int:
-        """Planes this task draws: one a class or a point."""
+        """Number of classes or points."""
         return len(self.classes)
+
+    @property
+    def planes(self) -> int:
+        """Planes this task draws: one a class or a drawn point."""
+        return self.width if self.drawn is None else self.drawn
 
 
 PAPER_TASKS = (
@@ -133,6 +161,10 @@ class NetworkConfig:
         _require(
             kinds == sorted(kinds) and kinds.count(0) <= 1 and kinds.count(1) <= 1,
             f"network.tasks must be at most one parsing, at most one landmark task, then classifications; got {names}",
+        )
+        _require(
+            self.reframe or all(t.planes == t.width for t in self.tasks),
+            "network.tasks: points can be left undrawn only where reframe is true",
         )
         self.check_iterations(self.iterations)
 

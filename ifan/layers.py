@@ -227,14 +227,14 @@ class ReEncoder(nn.Module):
     def __init__(self, task: TaskConfig) -> None:
         super().__init__()
         first, other = (1, 1) if task.kind == "classification" else (5, 3)
-        widths = (task.width, *encoder_widths(task))
+        widths = (task.planes, *encoder_widths(task))
         self.padding = (1, 2, 1, 2) if first == 5 else (0, 0, 0, 0)  # "same" at stride 2 pads one before, two after
         self.convolutions = nn.ModuleList(
             convolution(widths[i], widths[i + 1], first if i == 0 else other) for i in range(3)
         )
 
     def forward(self, planes: Tensor) -> list[Tensor]:
-        """Planes ``(B, width, S, S)`` to maps of side S / 4, S / 8 and S / 16."""
+        """Planes ``(B, planes, S, S)`` to maps of side S / 4, S / 8 and S / 16."""
         first, *others = (cast(nn.Conv2d, c) for c in self.convolutions)
         x, stride = F.pad(planes, self.padding), 2
         if first.kernel_size == (1, 1):

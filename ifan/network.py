@@ -221,7 +221,8 @@ class IFAN(nn.Module, HubModel):
         return planes if self.feedback == 1 else self.first_planes().lerp(planes, self.feedback)
 
     def _draw(self, parsing_logits: Tensor, points: Tensor, class_logits: Tensor) -> Tensor:
-        radius = self.config.point_radius
+        radius, landmarks = self.config.point_radius, self.config.landmarks
+        points = points[:, :, : landmarks.planes] if landmarks else points
         return ops.encode_predictions(parsing_logits, points, class_logits, list(self.class_sizes), radius)
 
     @ranged("iteration")
@@ -236,7 +237,7 @@ class IFAN(nn.Module, HubModel):
         """
         with span("stem"):
             stem = image_share + F.conv2d(planes, self.stem_filters()[1], padding=3)
-        groups = planes.split([t.width for t in self.config.tasks], 1)
+        groups = planes.split([t.planes for t in self.config.tasks], 1)
         with span("re-encoders"):
             encoded = [encoder(group) for encoder, group in zip(self.encoders, groups, strict=True)]
         context = ForwardContext(lanes, training, self.moments_reduce, later)

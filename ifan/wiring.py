@@ -169,8 +169,8 @@ class Widths:
         self.up_in: dict[int, Width] = {}
         self.heads: dict[str, list[Width]] = {}
         self.macs: Counter[str] = Counter()
-        self.planes = sum(t.width for t in config.tasks)
-        planes: list[Width] = [Width(t.width, config.size) for t in config.tasks]
+        self.planes = sum(t.planes for t in config.tasks)
+        planes: list[Width] = [Width(t.planes, config.size) for t in config.tasks]
         encoded: list[list[Width]] = [
             [Width(w, config.size >> i) for i, w in enumerate(encoder_widths(t), 2)] for t in config.tasks
         ]
@@ -220,7 +220,7 @@ class Widths:
 def macs(config: NetworkConfig) -> dict[str, dict[str, int]]:
     """Multiply-adds of one face's pass as released, by task and group; those of the re-encoders, which the tasks
     share, under ``"shared"``. See `Widths.macs`."""
-    stem = 49 * (config.image_channels + sum(t.width for t in config.tasks)) * config.stem_channels * config.size**2
+    stem = 49 * (config.image_channels + sum(t.planes for t in config.tasks)) * config.stem_channels * config.size**2
     encoders = sum(_encoder_macs(t, config.size) for t in config.tasks)
     by_task = {t.name: {"stem": stem, **Widths(config, [t]).macs} for t in config.tasks}
     return {"shared": {"encoders": encoders}, **by_task}
@@ -228,7 +228,7 @@ def macs(config: NetworkConfig) -> dict[str, dict[str, int]]:
 
 def _encoder_macs(task: TaskConfig, size: int) -> int:
     first, other = (1, 1) if task.kind == "classification" else (25, 9)
-    total, width = 0, task.width
+    total, width = 0, task.planes
     for i, out in enumerate(encoder_widths(task)):
         total += (first if i == 0 else other) * width * out * (size >> (i + 1)) ** 2
         width = out

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES
+from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES, POINT_NAMES_68
 
 Classes = Mapping[str, tuple[str, ...]]
 PARSING: Classes = {"parsing": PARSING_CLASSES}
 LANDMARKS: Classes = {"landmarks": POINT_NAMES}
+LANDMARKS_68: Classes = {"landmarks": (*POINT_NAMES, *(n for n in POINT_NAMES_68 if n not in POINT_NAMES))}
+"""The five points, then those of 300-W's 68 that are not among them."""
 EMOTION: Classes = {"emotion": EMOTIONS}
 
 CELEBAMASK: dict[str, str | None] = {
@@ -142,6 +144,13 @@ def five_points(points: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarr
         if means[a][0] > means[b][0]:
             means[a], means[b] = means[b], means[a]
     return np.asarray(means, np.float32)
+
+
+def named_points(points: np.ndarray) -> np.ndarray:
+    """(70, 2) float32, the points of `LANDMARKS_68`, from 300-W's 68: the eyes are the means of their outlines."""
+    found = dict(zip(POINT_NAMES_68, points, strict=True))
+    found |= zip(POINT_NAMES, five_points(points, POINTS_68), strict=True)
+    return np.array([found[name] for name in LANDMARKS_68["landmarks"]], np.float32)
 
 
 def parsing_table(source: Sequence[str | None] | Mapping[str, str | None]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sets of landmark files, reduced to our five points: 300-W's 68 points (``.pts``) and Helen's 194 (``.txt``).
+"""Sets of landmark files: 300-W's 68 points (``.pts``), and Helen's 194 (``.txt``), reduced to our five.
 
 The five are the means of fixed indices (`ifan.data.labels`); Helen's 194 mark no nose tip, which stays unlabelled
 there.
@@ -13,10 +13,13 @@ import numpy as np
 from ifan.crop import box_around
 from ifan.data.dataset import DataError, Reader, choose, numbers, official_split, read_lines, three_way
 from ifan.data.images import read_image
-from ifan.data.labels import LANDMARKS, POINTS_68, POINTS_194, five_points
+from ifan.data.labels import LANDMARKS, LANDMARKS_68, POINTS_194, five_points, named_points
 from ifan.data.sample import FaceSample
 
 PICTURES = (".jpg", ".jpeg", ".png", ".JPG", ".bmp")
+FIRST_PIXEL = 0.5
+"""What the files' coordinates exceed ours by: there the centre of the first pixel is at 1, here at 0.5."""
+
 TEST_FOLDERS = frozenset({"testset", "ibug", "test"})
 
 
@@ -28,7 +31,7 @@ class Points300W(Reader):
     """
 
     name = "300w"
-    classes = LANDMARKS
+    classes = LANDMARKS_68
     layout = "a folder with pictures and .pts files of 68 points beside them"
 
     def __init__(self, root: Path, split: str, split_file: Path | None = None) -> None:
@@ -47,9 +50,9 @@ class Points300W(Reader):
 
     def __getitem__(self, index: int) -> FaceSample:
         path = self.files[index]
-        points = five_points(read_points(path, 68), POINTS_68)
+        points = named_points(read_points(path, 68)) - FIRST_PIXEL
         picture = next((p for p in map(path.with_suffix, PICTURES) if p.exists()), path.with_suffix(".jpg"))
-        return FaceSample(self.keys[index], read_image(picture), box_around(points), points=points)
+        return FaceSample(self.keys[index], read_image(picture), box_around(points[:5]), points=points)
 
 
 class Helen194(Reader):

@@ -16,6 +16,7 @@ from ifan.data.folders import RAFDB, AffectNet, ClassFolders, PhotoEmotions
 from ifan.data.helen import Helen
 from ifan.data.lapa import LaPa
 from ifan.data.mtfl import MTFL
+from ifan.data.points_table import PointsTable
 from ifan.data.pts import Helen194, Points300W
 from ifan.data.shards import ShardDataset, shard_folder
 from ifan.data.toy import ToyFaces, open_toy
@@ -32,6 +33,7 @@ READERS = (
     AffectNet,
     ClassFolders,
     PhotoEmotions,
+    PointsTable,
 )
 DATASETS: dict[str, type[Reader]] = {reader.name: reader for reader in READERS}
 """Reader of each dataset name. The drawn faces, ``toy``, need no folder."""

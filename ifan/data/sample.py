@@ -13,7 +13,7 @@ class FaceSample:
 
     ``image`` (H, W, 3) uint8 RGB. ``box`` (x0, y0, x1, y1) in pixels: what is cropped (see `ifan.crop`);
     ``None`` = the whole image. ``parsing`` (H, W) uint8 class ids of the network's parsing task, 255 = ignored.
-    ``points`` (P, 2) float32 x, y in pixels, in the order of `ifan.config.POINT_NAMES`, NaN = unlabelled. ``labels``
+    ``points`` (P, 2) float32 x, y in pixels, in the order of the dataset's ``classes``, NaN = unlabelled. ``labels``
     maps a classification task's name to a class id.
     """
 

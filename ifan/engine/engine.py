@@ -54,6 +54,8 @@ class Engine:
         self.iterations = self.config.iterations_per_crop if iterations is None else iterations
         if self.iterations < 1:
             raise ValueError(f"iterations: expected at least 1; got {self.iterations}")
+        if self.iterations > 1 and any(t.planes < t.width for t in self.config.tasks):
+            raise ValueError("iterations: expected 1 where not all points are drawn; use ifan.refine for more crops")
         wanted = names if tasks is None else [self.config.task(t).name for t in tasks]
         self.tasks = tuple(names.index(n) for n in names if n in wanted)
         self._weights = PackedWeights(model, precision == "bf16")

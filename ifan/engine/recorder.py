@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,7 +38,11 @@ class Plan:
         config = weights.config
         self.key = key
         self.images = np.empty((key.faces, 3, config.image_size, config.image_size), np.uint8)
-        self.begun = uninitialised(config, [t.name for t in config.tasks], key.faces) if key.begun else None
+        self.begun: FacePredictions | None = None
+        if key.begun:
+            begun = uninitialised(config, [t.name for t in config.tasks], key.faces)
+            drawn = np.empty((key.faces, 2, config.landmarks.planes if config.landmarks else 0), np.float32)
+            self.begun = replace(begun, points=drawn)
         measured = _Recorder(Arena(64), weights, self.images)  # no memory yet: it is measured how much it takes
         measured.record(iterations, tasks, self.begun)
         self.memory = zeros(measured.arena.size + 16)  # borders stay zero: nothing else is ever written there
@@ -50,7 +54,8 @@ class Plan:
         """Copy in what the next run reads."""
         self.images[:] = images
         if begun is not None and self.begun is not None:
-            self.begun.parsing_logits[:], self.begun.points[:] = begun.parsing_logits, begun.points
+            self.begun.parsing_logits[:] = begun.parsing_logits
+            self.begun.points[:] = begun.points[:, :, : self.begun.points.shape[2]]
             for name, logits in self.begun.class_logits.items():
                 logits[:] = begun.class_logits[name]
 

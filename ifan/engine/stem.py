@@ -40,18 +40,18 @@ class Stem:
 
     def planes(self) -> View:
         """Memory of planes."""
-        return self._maps(sum(t.width for t in self.config.tasks))
+        return self._maps(sum(t.planes for t in self.config.tasks))
 
     def take_bordered(self) -> None:
         """Take memory of the pictures with a border. Outside all frames: nothing else is written there, so it stays
         zero."""
         size, tasks = self.config.size, self.config.tasks
         around, strided = _border(size, 3, 3), _border(size, 1, 2, split=True)
-        planes = sum(t.width for t in tasks)
+        planes = sum(t.planes for t in tasks)
         self._bordered = {None: (self.arena.take(self.count * planes * around[0]), around)}
         for t, task in enumerate(tasks):
             if task.kind != "classification":
-                self._bordered[t] = self.arena.take(self.count * task.width * strided[0]), strided
+                self._bordered[t] = self.arena.take(self.count * task.planes * strided[0]), strided
 
     def image_share(self, images: int) -> View:
         """The share of the image ``(N, 3, I, I)`` uint8 at an address, once for all iterations."""
@@ -78,12 +78,12 @@ class Stem:
         self._add_planes(planes, share, stem, points)
         encoded, first = list[list[View]](), 0
         for t, task in enumerate(self.config.tasks):
-            encoded.append(self._re_encoded(t, task, planes.channels_from(first, task.width)))
-            first += task.width
+            encoded.append(self._re_encoded(t, task, planes.channels_from(first, task.planes)))
+            first += task.planes
         return StemMaps(stem, planes, encoded)
 
     def draw(self, found: FacePredictions, planes: View) -> None:
-        """Draw predictions as planes."""
+        """Draw predictions as planes; of the points those that are drawn, and no others, must be given."""
         config = self.config
         self.plan.encode(
             address(found.parsing_logits),
@@ -92,7 +92,7 @@ class Stem:
             [t.width for t in config.classifications],
             self.count,
             config.parsing.width if config.parsing else 0,
-            config.landmarks.width if config.landmarks else 0,
+            config.landmarks.planes if config.landmarks else 0,
             config.size,
             config.point_radius,
             planes.address,
@@ -105,7 +105,7 @@ class Stem:
         """The stem: constant planes by a table and known discs pixel by pixel, the others by convolution."""
         config, weights, size = self.config, self.weights, self.config.size
         weight = self.weight[:, config.image_channels :]
-        discs = config.landmarks.width if config.landmarks and points is not None else 0
+        discs = config.landmarks.planes if config.landmarks and points is not None else 0
         classes = sum(t.width for t in config.classifications)
         dense = planes.channels - discs - classes
         constant, drawn = weight[:, planes.channels - classes :], weight[:, dense : dense + discs]
@@ -212,7 +212,9 @@ def _means(weights: PackedWeights) -> FacePredictions:
     for task in weights.config.classifications:
         logits[task.name] = classes[None, first : first + task.width].copy()
         first += task.width
-    points = np.ascontiguousarray(weights["mean_points"][None], np.float32)
+    landmarks = weights.config.landmarks
+    drawn = weights["mean_points"][None, :, : landmarks.planes if landmarks else 0]
+    points = np.ascontiguousarray(drawn, np.float32)
     return FacePredictions(logarithm("mean_parsing")[None], points, logits)
 
 

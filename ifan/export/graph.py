@@ -94,7 +94,7 @@ class FeedbackGraph(nn.Module):
         empty = found[0].new_zeros(batch, 0)
         return reference.encode_predictions(
             named["parsing_logits"] if config.parsing else empty[:, :, None, None].expand(-1, -1, size, size),
-            named["points"] if config.landmarks else empty[:, None].expand(-1, 2, -1),
+            named["points"][:, :, : config.landmarks.planes] if config.landmarks else empty[:, None].expand(-1, 2, -1),
             torch.cat(classes, 1) if classes else empty,
             self.plain.class_sizes,
             config.point_radius,
@@ -102,7 +102,7 @@ class FeedbackGraph(nn.Module):
 
     def iterate(self, image_share: Tensor, planes: Tensor, later: bool = True) -> tuple[Tensor, ...]:
         """One pass from planes (a row a sample, or one for all) to ``outputs``; ``later``: not the first iteration."""
-        batch, groups = image_share.shape[0], planes.split([t.width for t in self.config.tasks], 1)
+        batch, groups = image_share.shape[0], planes.split([t.planes for t in self.config.tasks], 1)
         stem = image_share + F.conv2d(planes, self.plain.stem_filters()[1], padding=3)
         encoded = [encoder(group) for encoder, group in zip(self.plain.encoders, groups, strict=True)]
         maps = [[_Maps((m.expand(batch, -1, -1, -1),)) for m in level] for level in joined_maps(groups, encoded)]
@@ -172,7 +172,7 @@ class _RawReaders:
         self.read: dict[str, tuple[_Source, ...]] = {}
         encoded = [[_one(width) for width in encoder_widths(task)] for task in config.tasks]
         if config.parsing:
-            planes = [_one(task.width) for task in config.tasks]
+            planes = [_one(task.planes) for task in config.tasks]
             wire(self, _one(config.stem_channels), joined_maps(planes, encoded), [config.parsing])
 
     def distinct(self, reader: str, sources: Sequence[T]) -> list[T]:

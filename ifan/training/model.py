@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ifan.config import EPSILON, Config, NetworkConfig
+from ifan.config import EPSILON, Config, NetworkConfig, TaskConfig
 from ifan.data import FaceDataset
 from ifan.data.mixture import Batch, label_means
 from ifan.files import write_folder
@@ -115,19 +115,20 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
     Label means are never taken, unless classifications stand behind those of the weights
     (`ifan.training.added_tasks`). A dense head is taken whole or not at all, one of a published network without the
     statistics of its inputs (`Fitting.heads`). A later iteration's normalisation that the weights lack begins as the
-    first one's. A differing ``image_scale``, or an ``image_fold`` where they have none, is made up for. Raises
-    ``ValueError`` for weights of other tasks, and `CheckpointError` when less than half of the convolutions' weights
-    fit.
+    first one's. A differing ``image_scale``, or an ``image_fold`` where they have none, is made up for. Landmarks that
+    the weights lack begin as in a fresh run, if the same points are drawn. Raises ``ValueError`` for weights of other
+    tasks, and `CheckpointError` when less than half of the convolutions' weights fit.
     """
     other = load_network(source)
-    ours, theirs = ([(t.name, t.kind, t.classes) for t in m.config.tasks] for m in (model, other))
-    added = ours[len(theirs) :] if ours[: len(theirs)] == theirs else None
-    if added is None or any(kind != "classification" for _, kind, _ in added):
+    ours, theirs = model.config.tasks, other.config.tasks
+    added = ours[len(theirs) :] if len(ours) >= len(theirs) and all(map(_continues, ours, theirs)) else None
+    if added is None or any(task.kind != "classification" for task in added):
         raise ValueError(
-            f"{source}: its tasks are {[t[0] for t in theirs]} with their classes; this network's differ:"
-            f" {[t[0] for t in ours]}; begin from weights of the same tasks, or --add-task"
+            f"{source}: its tasks are {[t.name for t in theirs]} with their classes; this network's differ:"
+            f" {[t.name for t in ours]}; begin from weights of the same tasks, or --add-task"
         )
     given, own = other.state_dict(), model.state_dict()
+    _place_points(given, own, other.config, model.config)
     given["stem.weight"] = _stem(other, model.config)
     given = widened(given, own, (model.config.size >> (LEVELS - 1)) ** 2) if added else given
     found = {name: given.get(name, given.get(_first_iterations(name))) for name in own}
@@ -150,6 +151,27 @@ def load_fitting(model: IFAN, source: str | Path) -> Fitting:
     values = sum(value.numel() for value in taken.values())
     rest = tuple(name for name in own if _group(name) in left)
     return Fitting(tuple(taken), rest, values, sum(v.numel() for v in own.values()), tuple(sorted(heads)))
+
+
+def _continues(task: TaskConfig, known: TaskConfig) -> bool:
+    """True if a head for ``known`` can go on as one for ``task``: the same classes, or landmarks more."""
+    more = task.kind == "landmarks" and set(known.classes) <= set(task.classes)
+    same = task.classes == known.classes or (more and task.classes[: task.planes] == known.classes[: known.planes])
+    return (task.name, task.kind) == (known.name, known.kind) and same
+
+
+def _place_points(given: dict[str, Tensor], own: dict[str, Tensor], known: NetworkConfig, config: NetworkConfig) -> None:
+    """In ``given``, the landmark head's outputs in the order of ``config``, those of points not ``known`` from ``own``."""
+    if not config.landmarks or not known.landmarks or config.landmarks.classes == known.landmarks.classes:
+        return
+    at = torch.tensor([config.landmarks.classes.index(name) for name in known.landmarks.classes])
+    for name, value in given.items():
+        outputs = re.fullmatch(r"landmark_head\.(levels\.\d\.convolutions\.0\.)?(weight|bias)", name)
+        if outputs and name in own and own[name].shape[1:] == value.shape[1:]:
+            axes = len(value) // known.landmarks.width  # a dense head has all points' x, then their y
+            points = own[name].clone().unflatten(0, (axes, -1))
+            points[:, at] = value.unflatten(0, (axes, -1))
+            given[name] = points.flatten(0, 1)
 
 
 def _stem(given: IFAN, config: NetworkConfig) -> Tensor:

@@ -63,7 +63,7 @@ def _means(config: NetworkConfig) -> Shapes:
 
 def _re_encoder(name: str, task: TaskConfig) -> Shapes:
     kernels = (1, 1, 1) if task.kind == "classification" else (5, 3, 3)
-    widths = (task.width, *encoder_widths(task))
+    widths = (task.planes, *encoder_widths(task))
     return {f"{name}.convolutions.{i}.weight": (widths[i + 1], widths[i], k, k) for i, k in enumerate(kernels)}
 
 
