@@ -56,7 +56,7 @@ class PointsTable(Reader):
             records[key] = photo, values
         photos = dict.fromkeys(photo for photo, _ in records.values())
         here = choose(records, split_file) if split_file else three_way(photos, split)  # a picture is in one split
-        chosen = {key: row for key, row in records.items() if split_file and key in here or row[0] in here}
+        chosen = {key: row for key, row in records.items() if (split_file and key in here) or row[0] in here}
         self.keys, self.rows = list(chosen), list(chosen.values())
 
     def __getitem__(self, index: int) -> FaceSample:

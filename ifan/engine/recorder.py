@@ -41,8 +41,8 @@ class Plan:
         self.begun: FacePredictions | None = None
         if key.begun:
             begun = uninitialised(config, [t.name for t in config.tasks], key.faces)
-            drawn = np.empty((key.faces, 2, config.landmarks.planes if config.landmarks else 0), np.float32)
-            self.begun = replace(begun, points=drawn)
+            drawn = config.landmarks.planes if config.landmarks else 0
+            self.begun = replace(begun, points=begun.points[:, :, :drawn].copy())
         measured = _Recorder(Arena(64), weights, self.images)  # no memory yet: it is measured how much it takes
         measured.record(iterations, tasks, self.begun)
         self.memory = zeros(measured.arena.size + 16)  # borders stay zero: nothing else is ever written there

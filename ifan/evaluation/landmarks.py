@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ifan.config import POINT_NAMES
+
 EYES = ("left_eye", "right_eye")
 FAILURE = 0.10
 """An image whose normalised error is above this is a failure; the area under the cumulative curve ends here too."""
@@ -75,7 +77,8 @@ class LandmarkMeter:
     def result(self) -> dict[str, Any]:
         """Errors in inter-ocular distances (0.05 = 5 %), ``None`` where nothing was measured.
 
-        ``offsets``: mean of predicted less true to the right and down, a point.
+        ``offsets``: mean of predicted less true to the right and down, a point. ``nme_five``: of the points in
+        `ifan.config.POINT_NAMES` alone.
         """
         points = np.reshape(self._errors, (-1, len(self.points)))
         offsets = np.reshape(self._offsets, (-1, 2, len(self.points)))
@@ -84,6 +87,7 @@ class LandmarkMeter:
         tasks = sorted({name for group in self._groups for name in group})
         return {
             **_summary(images),
+            "nme_five": _mean(np.nanmean(points[:, [name in POINT_NAMES for name in self.points]], axis=1)),
             "unmeasured": self.unmeasured,
             "points": {name: _mean(points[:, i]) for i, name in enumerate(self.points)},
             "offsets": {name: [_mean(offsets[:, k, i]) for k in (0, 1)] for i, name in enumerate(self.points)},

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
+from ifan.crop import covered
 from ifan.faces.face import Face
 from ifan.faces.lettering import INK, PAPER, SMALLEST, Item, label_faces, strip
 from ifan.faces.palette import palette
@@ -26,6 +27,9 @@ FADE = 0.08
 
 LARGE = 220
 """Side of a crop in pixels of the picture from which a point has room for an open middle."""
+
+FEW = 10
+"""Points of a face up to which each is marked large; more of them are dots that show an outline."""
 
 SMALLEST_SIDE, SMALLEST_FACE, LARGEST_SIDE = 640, 150, 2000
 """A photo is enlarged until its longer side and its smallest face have these sides, unless it grows beyond the last."""
@@ -70,10 +74,11 @@ def draw_faces(image: np.ndarray, faces: Sequence[Face], scale: float, open_from
     size = max(1, round(width * scale)), max(1, round(height * scale))
     picture = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC) if scale > 1 else image.copy()
     for face, ids in _visible(image.shape, faces):
-        _regions(picture, face, ids, scale)
+        _regions(picture, face, ids, scale, _goes_on(face, image.shape))
     for face in faces:
         side = face.crop.side * scale
-        _points(picture, np.array(list(face.landmarks.values())) * scale, side, side >= open_from)
+        few = len(face.landmarks) <= FEW
+        _points(picture, np.array(list(face.landmarks.values())) * scale, side, few and side >= open_from)
         if face.box != (0, 0, width, height):  # a whole photo needs no frame
             _corners(picture, [v * scale for v in face.box])
     return picture
@@ -89,12 +94,12 @@ def _visible(shape: Sequence[int], faces: Sequence[Face]) -> Iterator[tuple[Face
             taken[y0:y1, x0:x1] |= face.parsing != 0
 
 
-def _regions(picture: np.ndarray, face: Face, ids: np.ndarray, scale: float) -> None:
-    """Fill and outline the classes ``ids`` of the face's region, large ones first."""
+def _regions(picture: np.ndarray, face: Face, ids: np.ndarray, scale: float, goes_on: bool) -> None:
+    """Fill and outline the classes ``ids`` of the face's region, large ones first; see `_goes_on`."""
     width = max(1.0, face.crop.side * scale * 0.003)
     counts = np.bincount(ids.ravel(), minlength=1)
     colours = palette(max(len(counts), 1))
-    fade = _fade(face, ids)
+    fade = _fade(face, ids) if goes_on else None
     for k in sorted(np.flatnonzero(counts[1:]) + 1, key=lambda k: -counts[k]):
         x0, y0, x1, y1 = _around(ids == k, BORDER)
         inside = (ids[y0:y1, x0:x1] == k).astype(np.float32)
@@ -109,6 +114,12 @@ def _regions(picture: np.ndarray, face: Face, ids: np.ndarray, scale: float) -> 
         _blend(view, INK, strength * (RIM * np.clip(width / 2 + 1.2 - distance, 0, 1)))
         line = np.maximum(FILL * inside, LINE * np.clip(width / 2 + 0.5 - distance, 0, 1))
         _blend(view, colours[k], strength * line)
+
+
+def _goes_on(face: Face, shape: Sequence[int]) -> bool:
+    """True if a photo of ``shape`` goes on beyond what the network saw of it."""
+    square = face.seen or face.crop
+    return covered(square, shape, pad=2) != covered(square, shape)
 
 
 def _fade(face: Face, ids: np.ndarray) -> np.ndarray | None:
@@ -147,7 +158,7 @@ def _blend(view: np.ndarray, colour: Sequence[int], opacity: np.ndarray) -> None
 
 def _points(picture: np.ndarray, points: np.ndarray, side: float, with_ticks: bool) -> None:
     """Mark each of ``points`` (P, 2) by ticks that leave its middle free, or by a dot."""
-    width, radius = max(1, round(side * 0.003)), max(1.4, side * 0.006)
+    width, radius = max(1, round(side * 0.003)), max(1.4, side * 0.006) if len(points) <= FEW else max(1, side * 0.0035)
     for x, y in points.reshape(-1, 2):
         if not (np.isfinite((x, y)).all() and max(abs(x), abs(y)) < 1e6):
             continue  # a network far from trained can say anything

@@ -160,8 +160,10 @@ def _continues(task: TaskConfig, known: TaskConfig) -> bool:
     return (task.name, task.kind) == (known.name, known.kind) and same
 
 
-def _place_points(given: dict[str, Tensor], own: dict[str, Tensor], known: NetworkConfig, config: NetworkConfig) -> None:
-    """In ``given``, the landmark head's outputs in the order of ``config``, those of points not ``known`` from ``own``."""
+def _place_points(
+    given: dict[str, Tensor], own: dict[str, Tensor], known: NetworkConfig, config: NetworkConfig
+) -> None:
+    """The landmark head's outputs ``given`` in the order of ``config``, those of points not ``known`` from ``own``."""
     if not config.landmarks or not known.landmarks or config.landmarks.classes == known.landmarks.classes:
         return
     at = torch.tensor([config.landmarks.classes.index(name) for name in known.landmarks.classes])

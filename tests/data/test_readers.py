@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ifan.config import EMOTIONS, IGNORE, PARSING_CLASSES, POINT_NAMES, NetworkConfig, TaskConfig, mirrored
+from ifan.config import (
+    EMOTIONS,
+    IGNORE,
+    PARSING_CLASSES,
+    POINT_NAMES,
+    POINT_NAMES_68,
+    NetworkConfig,
+    TaskConfig,
+    mirrored,
+)
+from ifan.crop import box_around
 from ifan.data import DATASETS, DataError, open_dataset
 from ifan.data.dataset import hold_out, official_split, three_way
 from ifan.data.labels import (
@@ -41,6 +51,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "rafdb": lambda root: layouts.folders(root, ("1", "7"), ("train", "test")),
     "affectnet": lambda root: layouts.folders(root, ("0", "6", "7"), ("train", "val")),
     "folders": lambda root: layouts.folders(root, ("anger", "Happy", "contempt"), ("train", "val", "test")),
+    "points": layouts.points_table,
     "photo_emotions": lambda root: layouts.folders(root, ("angry", "neutral"), (".",), each=20),
 }
 
@@ -280,7 +291,78 @@ def test_300w_points_and_splits(tmp_path: Path) -> None:
     assert sorted(train[i].key for i in range(len(train))) == ["helen/trainset/one_1", "lfpw/trainset/one_1"]
     points = train[0].points
     assert points is not None
-    assert np.allclose(points, FIVE, atol=1e-4)
+    assert np.allclose(points[:5], FIVE - 0.5, atol=1e-4), "the centre of the first pixel is at 1 in the files"
+    named = dict(zip(train.classes["landmarks"], points, strict=True))
+    assert len(named) == 70
+    for index, name in (
+        (0, "left_jaw_1"),
+        (8, "chin"),
+        (16, "right_jaw_1"),
+        (45, "right_eye_1"),
+        (66, "inner_lower_lip"),
+    ):
+        assert np.allclose(named[name], layouts.points_68()[index] - 0.5, atol=1e-4)
+
+
+def test_mirror_of_the_68_points() -> None:
+    """Pairs of 300-W's markup, from its figure."""
+    pairs = {
+        0: 16,
+        7: 9,
+        17: 26,
+        21: 22,
+        31: 35,
+        36: 45,
+        37: 44,
+        39: 42,
+        41: 46,
+        48: 54,
+        50: 52,
+        59: 55,
+        60: 64,
+        67: 65,
+    }
+    mirror = mirrored(POINT_NAMES_68)
+    assert all(mirror[a] == b and mirror[b] == a for a, b in pairs.items())
+    assert [i for i, k in enumerate(mirror) if i == k] == [8, 27, 28, 29, 30, 33, 51, 57, 62, 66]
+
+
+def test_points_of_a_table(tmp_path: Path) -> None:
+    root = layouts.points_table(tmp_path)
+    parts = {split: open_dataset("points", root, split) for split in ("train", "val", "test")}
+    samples = [part[i] for part in parts.values() for i in range(len(part))]
+    assert len(samples) == 30
+    assert len({(sample.key.partition("#")[0]) for sample in samples}) == 20, "ten pictures have two faces"
+    where = {}
+    for split, part in parts.items():
+        for i in range(len(part)):
+            assert where.setdefault(part[i].key.partition("#")[0], split) == split, "a picture is in one split"
+    second = next(sample for sample in samples if sample.key.endswith("#2"))
+    assert second.points is not None
+    assert np.isnan(second.points[5]).all()
+    assert np.allclose(second.points[:5], FIVE + 1)
+    assert second.box == pytest.approx(box_around(FIVE + 1))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["photo,left_eye_x,left_eye_y", "a.png,1,2"], "expected a column 'box_x0'"),
+        (["photo,score", "a.png,1"], "expected a column '<point>_x'|expected a column 'box_x0'"),
+        (
+            ["photo,box_x0,box_y0,box_x1,box_y1,chin_x,chin_y", "a.png,0,0,9,9,1"],
+            "points.csv:2: expected 7 cells; got 6",
+        ),
+        (
+            ["photo,box_x0,box_y0,box_x1,box_y1,chin_x,chin_y", "a.png,0,0,9,9,1,inf"],
+            "points.csv:2: a number is not finite",
+        ),
+    ],
+)
+def test_tables_of_points_that_do_not_fit(tmp_path: Path, lines: list[str], message: str) -> None:
+    (tmp_path / "points.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=message):
+        open_dataset("points", tmp_path, "train")
 
 
 def test_helen194_points(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_constants_of_the_first_pass_are_what_the_network_computes(config: Netwo
     with torch.no_grad(), ops.use_backend("reference"):
         planes = exact.first_planes()
         stem = F.conv2d(planes, exact.stem_filters()[1], padding=3)
-        groups = planes.split([t.width for t in config.tasks], 1)
+        groups = planes.split([t.planes for t in config.tasks], 1)
         encoded = [encoder(group) for encoder, group in zip(exact.encoders, groups, strict=True)]
     start = address(memory)
     views = [found.stem, found.planes, *(view for maps in found.encoded for view in maps)]

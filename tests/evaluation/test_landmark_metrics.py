@@ -107,6 +107,16 @@ def test_order_and_batches_do_not_matter() -> None:
     assert meter.result() == whole
 
 
+def test_the_five_points_among_more() -> None:
+    predicted, target = (np.concatenate([np.stack([FACE] * 2), np.zeros((2, 2, 1))], 2) for _ in range(2))
+    predicted[:, :, 5] += 40
+    meter = LandmarkMeter((*POINT_NAMES, "chin"))
+    meter.update(predicted, target)
+    result = meter.result()
+    assert result["nme_five"] == 0
+    assert result["nme"] == pytest.approx(2**0.5 / 6)
+
+
 def test_unlabelled_points_count_nowhere() -> None:
     predicted, target = np.stack([FACE] * 3), np.stack([FACE] * 3)
     predicted[:, :, 2] += 40  # a wrong nose, which only the first image labels

@@ -225,3 +225,22 @@ def test_regions_fade_where_the_network_saw_no_further() -> None:
     cut = Crop(90, 80, 120)
     change = np.abs(draw_faces(photo, [replace(face, box=(0, 0, 110, 160), crop=cut)], 1).astype(int) - photo).sum(2)
     assert change[80, 106] == change[80, 70] > 0
+
+
+def test_regions_do_not_fade_at_the_border_of_the_photo() -> None:
+    """A whole photo that was taken as a crop: the network saw all that there is."""
+    ids, photo = np.ones((100, 100), np.uint8), np.full((100, 100, 3), 90, np.uint8)
+    whole = Face((0, 0, 100, 100), Crop.from_box((0, 0, 100, 100)), (0, 0, 100, 100), ids, PARSING_CLASSES)
+    change = np.abs(draw_faces(photo, [whole], 1).astype(int) - photo).sum(2)
+    assert change[50, 5] == change[50, 50] > 0
+
+
+def test_many_points_are_dots() -> None:
+    """Sixty-eight rings would hide the face: drawn so, they cover less of it than five."""
+    photo, box = np.full((400, 400, 3), 90, np.uint8), (0.0, 0.0, 400.0, 400.0)
+    places = {f"p{i}": (20.0 + 40 * (i % 9), 20.0 + 40 * (i // 9)) for i in range(68)}
+    few = dict(list(places.items())[:5])
+    faces = [Face(box, Crop.from_box(box), (0, 0, 400, 400), landmarks=points) for points in (few, places)]
+    changed = [int((draw_faces(photo, [face], 1) != photo).any(2).sum()) for face in faces]
+    assert changed[1] / 68 < 0.25 * changed[0] / 5
+    assert all((draw_faces(photo, [faces[1]], 1)[int(y), int(x)] != 90).any() for x, y in places.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ifan.config import POINT_NAMES
 from ifan.data.labels import CELEBAMASK, FER2013
 
 SIZE = 64
@@ -132,6 +133,19 @@ def pts(root: Path) -> Path:
         save(root / folder / "one_1.jpg", picture(1))
         lines = "".join(f"{x:.4f} {y:.4f}\n" for x, y in points_68())
         (root / folder / "one_1.pts").write_text(f"version: 1\nn_points:  68\n{{\n{lines}}}\n")
+    return root
+
+
+def points_table(root: Path) -> Path:
+    """Twenty pictures, half of them with a second face one pixel further, whose chin is unlabelled."""
+    five = np.array([[20, 24], [41, 25], [31, 35], [23, 45], [39, 46]])
+    lines = ["photo,score," + ",".join(f"{name}_{axis}" for name in (*POINT_NAMES, "chin") for axis in "xy")]
+    for i in range(20):
+        save(root / f"{i}.png", picture(i))
+        for face in range(1 + i % 2):
+            places = ",".join(f"{v:.1f}" for v in (five + face).ravel())
+            lines.append(f"{i}.png,0.9,{places},{',' if face else '31.0,55.5'}")
+    (root / "points.csv").write_text("\n".join(lines))
     return root
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ifan import ops
-from ifan.config import EMOTIONS, PAPER_TASKS, NetworkConfig, TaskConfig
+from ifan.config import EMOTIONS, PAPER_TASKS, POINT_NAMES, NetworkConfig, TaskConfig
 from ifan.network import IFAN, Predictions
 from ifan.predictions import FacePredictions
 
@@ -57,6 +57,9 @@ def reference(model: IFAN, images: Tensor, iterations: int) -> list[Predictions]
         return model(images, None, iterations)
 
 
+SIX_POINTS = TaskConfig("landmarks", "landmarks", (*POINT_NAMES, "chin"), drawn=5)
+"""The five points, which are drawn, and one that is not."""
+
 CONFIGS = {
     "paper, 32 px": SMALL,
     "paper, 64 px": replace(SMALL, size=64, image_scale=1 / 64, normalise_heads=True),
@@ -65,6 +68,9 @@ CONFIGS = {
     "norms apart": replace(SMALL, normalise_heads=True, iteration_norm="separate"),
     "folded image": replace(SMALL, image_fold=2, image_scale=1 / 64),
     "heat maps": replace(SMALL, landmark_head="heat_maps", iteration_norm="separate"),
+    "points left undrawn": replace(
+        SMALL, landmark_head="heat_maps", reframe=True, tasks=(PAPER_TASKS[0], SIX_POINTS, PAPER_TASKS[2])
+    ),
     "one norm": replace(SMALL, normalise_heads=True, task_norm=False),
     "no parsing": replace(SMALL, tasks=PAPER_TASKS[1:]),
     "no landmarks": replace(SMALL, tasks=(PAPER_TASKS[0], PAPER_TASKS[2])),

@@ -349,6 +349,44 @@ def test_a_landmark_head_of_the_other_kind_is_made_anew(
     assert any(changed) == same
 
 
+@pytest.mark.parametrize("kind", ["dense", "heat_maps"])
+def test_weights_go_on_with_more_points(kind: Literal["dense", "heat_maps"], tmp_path: Path) -> None:
+    """Known points stay where they are, wherever they stand in the new list; new ones begin as in a fresh run."""
+    config = small_config()
+    given = replace(config.network, landmark_head=kind, reframe=True, iterations=1)
+    known = IFAN(given)
+    torch.nn.init.normal_(known.mean_points, std=0.1)
+    known.save_pretrained(tmp_path)
+    more = ("left_eye", "right_eye", "nose", "left_mouth_corner", "right_mouth_corner", "left_ear", "right_ear")
+    tasks = tuple(replace(t, classes=more, drawn=5) if t.kind == "landmarks" else t for t in given.tasks)
+    model = build_model(replace(config, network=replace(given, tasks=tasks)), None)
+    torch.manual_seed(1)
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    load_fitting(model, tmp_path)
+    for buffer in ("mean_parsing", "mean_classes"):
+        model.get_buffer(buffer).copy_(known.get_buffer(buffer))
+    model.mean_points[:, :5] = known.mean_points
+    images = torch.randint(0, 256, (2, 3, given.image_size, given.image_size)).float()
+    with torch.no_grad():
+        (found,), (expected,) = model.eval()(images, None, 1), known.eval()(images, None, 1)
+    torch.testing.assert_close(found.points[:, :, :5], expected.points)
+    torch.testing.assert_close(found.parsing_logits, expected.parsing_logits)
+    head = "landmark_head.weight" if kind == "dense" else "landmark_head.levels.0.convolutions.0.weight"
+    rows = model.state_dict()[head].unflatten(0, (-1, 7))[:, 5:]
+    assert torch.equal(rows, fresh[head].unflatten(0, (-1, 7))[:, 5:])
+
+
+def test_other_points_drawn_are_other_weights(tmp_path: Path) -> None:
+    config = small_config()
+    IFAN(config.network).save_pretrained(tmp_path)
+    tasks = tuple(
+        replace(t, classes=(*t.classes, "chin")) if t.kind == "landmarks" else t for t in config.network.tasks
+    )
+    model = build_model(replace(config, network=replace(config.network, tasks=tasks)), None)
+    with pytest.raises(ValueError, match="begin from weights of the same tasks"):
+        load_fitting(model, tmp_path)
+
+
 def test_heat_maps_begin_flat() -> None:
     config = small_config()
     model = build_model(replace(config, network=replace(config.network, landmark_head="heat_maps")), three_datasets())  # type: ignore[arg-type]
