@@ -242,7 +242,8 @@ class Analyzer:
                 pixels = transformed(found[name] + 0.5, inverse(crop.matrix(1))).T.tolist()
                 points = {label: (x, y) for label, (x, y) in zip(task["classes"], pixels, strict=True)}
             else:
-                classes[task["name"]] = dict(zip(task["classes"], softmax(found[name]).tolist(), strict=True))
+                probabilities = softmax(found[name] / task["temperature"]).tolist()
+                classes[task["name"]] = dict(zip(task["classes"], probabilities, strict=True))
         return Face(box, points, parsing, classes)
 
 

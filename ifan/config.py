@@ -58,12 +58,15 @@ class TaskConfig:
     """One task: ``classes`` names the parsing classes, the points (as seen in the picture) or the categories.
 
     ``drawn``: how many of the points, the first ones, are drawn as planes and so fed back; ``None``: all.
+    ``temperature``: what a classification's logits are divided by where users see probabilities, so that these are as
+    often right as they say; what is fed back and trained is without it.
     """
 
     name: str
     kind: Kind
     classes: tuple[str, ...]
     drawn: int | None = None
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         _require(
@@ -73,6 +76,10 @@ class TaskConfig:
         _require(self.kind in KINDS, f"task {self.name!r}: kind must be one of {KINDS}; got {self.kind!r}")
         _require(len(self.classes) > 0, f"task {self.name!r}: classes is empty; list at least one name")
         _require(len(set(self.classes)) == len(self.classes), f"task {self.name!r}: class names repeat: {self.classes}")
+        _require(
+            0.01 <= self.temperature <= 100 and (self.temperature == 1 or self.kind == "classification"),
+            f"task {self.name!r}: temperature is for classifications, from 0.01 to 100; got {self.temperature}",
+        )
         _require(
             self.drawn is None or (self.kind == "landmarks" and 1 <= self.drawn <= len(self.classes)),
             f"task {self.name!r}: drawn is for landmarks, from 1 to the number of points; got {self.drawn}",

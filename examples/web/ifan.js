@@ -164,7 +164,7 @@ export class Analyzer {
           face.points[name] = at(back, ...place(value, i).map((v) => v + 0.5));
         });
       } else {
-        const p = softmax(value, 1);
+        const p = softmax(value.map((logit) => logit / task.temperature), 1);
         face.classes[task.name] = Object.fromEntries(task.classes.map((name, i) => [name, p[i]]));
       }
     }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ifan.config import UNLABELLED
+from ifan.evaluation.calibration import CalibrationMeter
 
 CHUNK = 1 << 22
 """Elements counted at a time: their 64-bit indices take 32 MB."""
@@ -18,15 +19,17 @@ class ClassificationMeter:
     """Counts predictions in a confusion matrix ``n[t, p]`` of true class t and predicted class p.
 
     Accuracy is the share of right predictions; balanced accuracy the mean recall of the classes that occur. Precision,
-    recall and F of a class are ``None`` where their denominator is 0.
+    recall and F of a class are ``None`` where their denominator is 0. ``temperature``: see `CalibrationMeter`.
     """
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str], temperature: float = 1.0) -> None:
         self.classes = tuple(classes)
+        self.calibration = CalibrationMeter(temperature)
         self.counts = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
 
-    def update(self, predicted: Tensor, target: Tensor) -> None:
-        """Add class ids ``(N,)``, integers; a target of -1 is unlabelled and left out.
+    def update(self, predicted: Tensor, target: Tensor, logits: Tensor | None = None) -> None:
+        """Add class ids ``(N,)``, integers, and the ``logits`` (N, C) they come from; a target of -1 is unlabelled and
+        left out.
 
         Raises ``ValueError`` for shapes that differ and for ids the task does not have.
         """
@@ -36,6 +39,8 @@ class ClassificationMeter:
                 f"{tuple(target.shape)}; give one class id a sample"
             )
         self.counts += confusion_counts(predicted, target, len(self.classes), UNLABELLED)
+        if logits is not None:
+            self.calibration.update(logits, target)
 
     def result(self) -> dict[str, Any]:
         """Scores in [0, 1], ``None`` where nothing was counted; ``confusion`` has a row a true class."""
@@ -47,6 +52,7 @@ class ClassificationMeter:
             "images": int(self.counts.sum()),
             "accuracy": ratio(right.sum(), self.counts.sum()),
             "balanced_accuracy": mean(recalls),
+            **self.calibration.result(),
             "classes": {
                 name: {"precision": p, "recall": r, "f": f, "images": images} for name, p, r, f, images in rows
             },

@@ -23,6 +23,7 @@ NAMES = {
     "overall_f": "overall F",
     "accuracy": "accuracy %",
     "balanced_accuracy": "balanced accuracy %",
+    "calibration_error": "calibration error %",
     "nme": "NME %",
     "failure_rate": "failures %",
     "auc": "AUC",

@@ -27,7 +27,7 @@ from ifan.torch_runner import TorchRunner, torch_predictions
 HEADLINES: dict[str, tuple[str, ...]] = {
     "parsing": ("mean_f", "overall_f", "accuracy"),
     "landmarks": ("nme", "failure_rate", "auc"),
-    "classification": ("accuracy", "balanced_accuracy"),
+    "classification": ("accuracy", "balanced_accuracy", "calibration_error"),
 }
 """The numbers of each kind of task that stand for the rest, best known first."""
 
@@ -197,8 +197,8 @@ def _update(
     classifications = list(prediction.class_logits)
     for name, meter in meters.items():
         if isinstance(meter, ClassificationMeter):
-            ids = prediction.class_logits[name].argmax(1).cpu()
-            meter.update(ids, batch.class_targets[:, classifications.index(name)])
+            logits = prediction.class_logits[name].cpu()
+            meter.update(logits.argmax(1), batch.class_targets[:, classifications.index(name)], logits)
         elif isinstance(meter, LandmarkMeter):
             if batch.points is not None:
                 groups = [_groups(sample, dataset) for sample in batch.samples]
@@ -253,9 +253,6 @@ def _common_tasks(config: NetworkConfig, name: str, dataset: FaceDataset) -> lis
 
 
 def _meter(task: TaskConfig) -> Meter:
-    kinds: dict[str, type[Meter]] = {
-        "parsing": ParsingMeter,
-        "landmarks": LandmarkMeter,
-        "classification": ClassificationMeter,
-    }
-    return kinds[task.kind](task.classes)
+    if task.kind == "classification":
+        return ClassificationMeter(task.classes, task.temperature)
+    return ParsingMeter(task.classes) if task.kind == "parsing" else LandmarkMeter(task.classes)

@@ -133,7 +133,7 @@ def _task(task: TaskConfig, output: str) -> dict[str, Any]:
     meaning = {
         "parsing": "logits (N, classes, side, side); probabilities are the softmax over the classes",
         "landmarks": "(N, 2, points): x's then y's in sides of the crop from its centre",
-        "classification": "logits (N, classes); probabilities are the softmax",
+        "classification": "logits (N, classes); probabilities are the softmax of logits / temperature",
     }[task.kind]
     return {
         "name": task.name,
@@ -142,6 +142,7 @@ def _task(task: TaskConfig, output: str) -> dict[str, Any]:
         "mirrored": list(mirrored(task.classes)),
         "output": output,
         "meaning": meaning,
+        **({"temperature": task.temperature} if task.kind == "classification" else {}),
     }
 
 

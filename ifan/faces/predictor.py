@@ -117,7 +117,7 @@ def probabilities(tasks: Sequence[TaskConfig], found: FacePredictions) -> dict[s
         elif task.kind == "landmarks":
             out[task.name] = found.points
         else:
-            out[task.name] = softmax(found.class_logits[task.name], 1)
+            out[task.name] = softmax(found.class_logits[task.name] / np.float32(task.temperature), 1)
         if not np.isfinite(out[task.name]).all():
             raise ValueError(
                 f"the network's {task.name} predictions are not finite: its weights are damaged; use others"
