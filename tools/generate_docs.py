@@ -3,7 +3,7 @@
     python tools/generate_docs.py
 
 README.md and pages of docs/ hold blocks between ``<!-- NAME -->`` and ``<!-- /NAME -->``; each is written anew from
-benchmarks/results/*.json, docs/results/accuracy.json and the cards of the packaged weights.
+benchmarks/results/*.json, docs/results/accuracy.json, docs/results/limits.json and the cards of the packaged weights.
 """
 
 from __future__ import annotations
@@ -90,6 +90,60 @@ def all_speed() -> str:
     return "\n".join(parts).rstrip()
 
 
+def limits() -> dict[str, Any]:
+    """What ``python -m benchmarks.limits`` measured."""
+    found: dict[str, Any] = json.loads((ROOT / "docs/results/limits.json").read_text(encoding="utf-8"))
+    return found
+
+
+def limits_changes() -> str:
+    """A figure a dataset on pictures made worse."""
+    changes = limits()["changes"]
+    rows = [
+        [f"{kind}: {step}" if kind else step, *(_percent(values[name]) for name in ("mtfl", "celebamask", "fer2013"))]
+        for kind, steps in changes.items()
+        for step, values in steps.items()
+    ]
+    return table(("pictures", "points: NME, less is better", "regions: mean F", "emotions: accuracy"), rows)
+
+
+def limits_groups() -> str:
+    """Points by what MTFL says of a face."""
+    rows = [
+        [name, value.replace("_", " "), f"{s['images']:,}", _percent(s["nme"]), _percent(s["failure_rate"])]
+        for name, group in limits()["groups"].items()
+        for value, s in group.items()
+    ]
+    return table(("label", "faces that", "number", "NME", "failures: above 10 %"), rows)
+
+
+def limits_emotions() -> str:
+    """Emotions one by one."""
+    rows = [
+        [name, f"{s['images']:,}", *(_percent(s[key]) for key in ("recall", "precision"))]
+        for name, s in limits()["classes"]["emotion"].items()
+    ]
+    return table(("emotion", "faces", "found", "right where it is said"), rows)
+
+
+def limits_calibration() -> str:
+    """How often an emotion is right that is said with some probability."""
+    rows = [
+        [f"{b['from']:.0%} to {b['to']:.0%}", f"{b['images']:,}", _percent(b["probability"]), _percent(b["accuracy"])]
+        for b in limits()["calibration"]["emotion"]["bins"]
+    ]
+    return table(("probability of the emotion", "faces", "mean probability", "right"), rows)
+
+
+def limits_error() -> str:
+    """Calibration in one line."""
+    found = limits()["calibration"]["emotion"]
+    return (
+        f"Expected calibration error: {_percent(found['calibration_error'])}. The temperature of the largest likelihood"
+        f" is {found['best_temperature']:.2f}, with an error of {_percent(found['calibration_error_at_best'])}."
+    )
+
+
 def zoo() -> str:
     """Cards of the packaged weights."""
     parts = []
@@ -98,6 +152,10 @@ def zoo() -> str:
         size = (card.parent / "model.safetensors").stat().st_size / 1e6
         parts.append(re.sub(r"(?m)^# (.+)$", rf"## \1\n\n{size:.1f} MB.", body))
     return "\n\n".join(parts)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def _milliseconds(row: dict[str, Any]) -> str:
@@ -122,6 +180,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "readme-speed": readme_speed,
     "speed": all_speed,
     "zoo": zoo,
+    "limits-changes": limits_changes,
+    "limits-groups": limits_groups,
+    "limits-emotions": limits_emotions,
+    "limits-calibration": limits_calibration,
+    "limits-error": limits_error,
 }
 
 

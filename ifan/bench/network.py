@@ -1,4 +1,5 @@
-"""The whole network: inference with all iterations, and a training step on three datasets that label a task each."""
+"""The whole network: inference with random and with trained weights, and a training step on three datasets that label a
+task each."""
 
 from __future__ import annotations
 
@@ -7,24 +8,32 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ifan import ops
 from ifan.bench import rivals
 from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting, vector_error
+from ifan.cli.demo import FACE
 from ifan.config import Config, NetworkConfig, load_config
+from ifan.crop import Crop, crop_image
 from ifan.cuda_graph import GraphRunner, in_bfloat16
+from ifan.data.images import read_image
 from ifan.export.graph import FeedbackGraph
 from ifan.export.write import export, require
 from ifan.layers import DenseHead
 from ifan.network import IFAN, Predictions
+from ifan.weights import load_model, load_network
 from ifan.wiring import macs
 
 BATCHES = (1, 8, 32)
+TRAINED, TRAINED_BATCHES = ("ifan-128",), (1, 8)
+"""Packaged weights that are measured on real faces: with random ones some rivals are slower than their users find."""
 TRAINING = {"paper-64": 24, "paper-128": 12}
 """Preset and samples of a step, a third of them from each dataset."""
 
@@ -43,12 +52,28 @@ def inference(quick: bool = False) -> list[Case]:
     cases = []
     for dtype in TOLERANCES:
         for batch in batches:
-            build = partial(_inference, config, batch, dtype)
+            build = partial(_inference, partial(random_network, config), partial(_images, size), config, batch, dtype)
             work = f"inference {iterations} iterations"
             flop = 2 * batch * iterations * shared_macs(config)
             moved = batch * size**2 * (3 + 4 * config.tasks[0].width)
             shape = f"{batch}x3x{size}x{size}"
             cases.append(Case("network", shape, work, build, moved, flop, dtype, needs_bf16=dtype == "bfloat16"))
+    return cases
+
+
+def trained() -> list[Case]:
+    """The first iteration of packaged weights on crops of a face, as ``ifan export`` writes it."""
+    cases = []
+    for name in TRAINED:
+        config = replace(load_model(name).config, iterations=1)
+        size, task = config.image_size, config.tasks[0]
+        for dtype in TOLERANCES:
+            for batch in TRAINED_BATCHES:
+                build = partial(_inference, partial(load_network, name), partial(_faces, size), config, batch, dtype)
+                moved = batch * (3 * size**2 + 4 * task.width * config.size**2)
+                shape = f"{name} {batch}x3x{size}x{size}"
+                flop, bf16 = 2 * batch * shared_macs(config), dtype == "bfloat16"
+                cases.append(Case("network", shape, "inference", build, moved, flop, dtype, needs_bf16=bf16))
     return cases
 
 
@@ -103,10 +128,32 @@ def _images(size: int, batch: int, seed: int) -> Tensor:
     return few.repeat(-(-batch // DISTINCT), 1, 1, 1)[:batch]
 
 
-def _inference(config: NetworkConfig, batch: int, dtype: str, setting: Setting) -> Problem:
-    network = random_network(config).to(setting.device)
-    images = [_images(config.image_size, batch, seed).to(setting.device) for seed in (1, 2)]
-    bias = cast(DenseHead, network.landmark_head).bias.detach().view(2, -1) * (dtype == "float32")
+def _faces(size: int, batch: int, seed: int) -> Tensor:
+    """Crops of the packaged portrait, each turned and as large as another draw says; as `_images` gives them."""
+    with resources.as_file(resources.files("ifan") / "assets" / "astronaut.png") as path:
+        portrait = read_image(path)
+    draws = np.random.default_rng(seed).uniform(-1, 1, (min(batch, DISTINCT), 2))
+    x, y, side = FACE
+    crops = [Crop(x, y, side * (1 + 0.2 * larger), 15 * turned) for larger, turned in draws]
+    few = torch.from_numpy(np.stack([crop_image(portrait, crop, size).transpose(2, 0, 1) for crop in crops]))
+    return few.repeat(-(-batch // DISTINCT), 1, 1, 1)[:batch]
+
+
+def _inference(
+    make: Callable[[], IFAN],
+    draw: Callable[[int, int], Tensor],
+    config: NetworkConfig,
+    batch: int,
+    dtype: str,
+    setting: Setting,
+) -> Problem:
+    """``draw``: images from a batch's size and a seed."""
+    network = make().to(setting.device).eval()
+    network.config = config
+    images = [draw(batch, seed).to(setting.device) for seed in (1, 2)]
+    head, bias = network.landmark_head, torch.zeros(())
+    if isinstance(head, DenseHead) and dtype == "float32":
+        bias = head.bias.detach().view(2, -1)
     names = FeedbackGraph(network, 1).outputs
 
     def outputs(found: Sequence[Tensor]) -> list[Tensor]:
@@ -237,7 +284,7 @@ def _loop(
     def run(i: int) -> list[Tensor]:
         with _autocast(setting.device, dtype):
             image, planes = parts.share(images[i % 2]), cast(Tensor, model.first)
-            found = first = parts.iterate(image, planes.expand(image.shape[0], -1, -1, -1).contiguous())
+            found = first = parts.iterate(image, planes.expand(image.shape[0], -1, -1, -1).contiguous(), later=False)
             for _ in range(model.iterations - 1):
                 found = parts.iterate(image, parts.draw(found))
             return outputs([value.float() for value in (first if dtype == "bfloat16" else found)])
@@ -252,7 +299,7 @@ def _exported(network: IFAN, setting: Setting, iterations: int) -> Path:
             require(package)
     except ValueError as error:
         raise Missing(str(error)) from error
-    path = setting.folder / f"network{network.config.size}x{iterations}.onnx"
+    path = setting.folder / f"network{network.config.image_size}-{network.config.landmark_head}x{iterations}.onnx"
     if not path.exists():
         export(network, path, iterations)
     return path

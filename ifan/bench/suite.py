@@ -6,13 +6,13 @@ import fnmatch
 from collections.abc import Sequence
 
 from ifan.bench.cases import operations
-from ifan.bench.network import inference, training
+from ifan.bench.network import inference, trained, training
 from ifan.bench.problem import Case
 
 
 def suite(quick: bool = False) -> list[Case]:
-    """Every op and size, inference, training; ``quick`` has the same kinds of work at small sizes."""
-    return [*operations(quick), *inference(quick), *training(quick)]
+    """Every op and size, inference, training; ``quick`` has the same at small sizes, without trained weights."""
+    return [*operations(quick), *inference(quick), *([] if quick else trained()), *training(quick)]
 
 
 def choose(cases: Sequence[Case], pattern: str | None) -> list[Case]:

@@ -4,7 +4,7 @@ attributes.
 ``training.txt`` and ``testing.txt`` hold lines ``path x1 .. x5 y1 .. y5 gender smile glasses pose``; points are named
 as seen in the picture, so the left eye has the smaller x. Paths of the training file have backslashes. Coordinates
 count pixels from 1 at their centres, as MATLAB does. No document says so: a network that learns from mirrored pictures
-too, and so cannot learn an offset along x, puts its points half a pixel left of the labels (``docs/training.md``).
+too, and so cannot learn an offset along x, puts its points half a pixel left of the labels (``docs/training_log.md``).
 
 Coordinates of training pictures are multiples of a quarter. In a copy whose pictures were shrunk, coordinates with
 them, that grid is finer, and says by how much: half a pixel of the original is then less than half of the copy's.

@@ -40,7 +40,7 @@ class PointsTable(Reader):
         missing = [name for name in wanted if name not in header] or ([] if names else ["<point>_x"])
         if missing:
             raise DataError(f"{self.root / FILE}: expected a column {missing[0]!r}; got {header[:5]}...; add it")
-        self.classes = {"landmarks": names}
+        self.classes = {"landmarks": names}  # type: ignore[misc]
         at = [header.index(name) for name in wanted]
         records: dict[str, tuple[str, np.ndarray]] = {}
         for number, row in enumerate(rows, 2):
@@ -64,5 +64,5 @@ class PointsTable(Reader):
         count = len(self.classes["landmarks"])
         points = values[: 2 * count].reshape(count, 2)
         five = [self.classes["landmarks"].index(name) for name in POINT_NAMES] if self.framed else []
-        box = box_around(points[five]) if self.framed else tuple(float(v) for v in values[2 * count :])
-        return FaceSample(self.keys[index], read_image(self.root / photo), box, points=points)
+        x0, y0, x1, y1 = box_around(points[five]) if self.framed else values[2 * count :].tolist()
+        return FaceSample(self.keys[index], read_image(self.root / photo), (x0, y0, x1, y1), points=points)
