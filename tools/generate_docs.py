@@ -90,6 +90,30 @@ def all_speed() -> str:
     return "\n".join(parts).rstrip()
 
 
+def cost() -> str:
+    """How the cost grows, a table a kind of growth, and the line that fits it."""
+    found = json.loads((ROOT / "benchmarks/results/cost-amd-epyc-avx2-2threads.json").read_text(encoding="utf-8"))
+    parts = []
+    for name, (title, unit) in COSTS.items():
+        rows, fit = found["tables"][name]["rows"], found["tables"][name]["fit"]
+        cells = [[label, f"{row['ms']:,.0f}", f"{row['mb']:,.0f}"] for label, row in rows.items()]
+        line = (
+            f"{fit['fixed']:,.0f} ms and {fit['each']:.3g} ms a {unit}; no row is off by more than {fit['worst']:.0%}."
+        )
+        parts.append(f"## {title}\n\n{table((name, 'ms', 'MB'), cells)}\n")
+        parts.append(f"The line that fits: {line}\n" if name != "threads" else "")
+    return "\n".join(part for part in parts if part).rstrip()
+
+
+COSTS = {
+    "batch": ("Faces in a call of the engine", "face"),
+    "side": ("Side of the picture", "squared pixel of the side"),
+    "iterations": ("Iterations", "iteration"),
+    "threads": ("Threads, eight faces", "thread"),
+    "faces": ("Faces in a photo", "face"),
+}
+
+
 def limits() -> dict[str, Any]:
     """What ``python -m benchmarks.limits`` measured."""
     found: dict[str, Any] = json.loads((ROOT / "docs/results/limits.json").read_text(encoding="utf-8"))
@@ -180,6 +204,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "readme-speed": readme_speed,
     "speed": all_speed,
     "zoo": zoo,
+    "cost": cost,
     "limits-changes": limits_changes,
     "limits-groups": limits_groups,
     "limits-emotions": limits_emotions,
