@@ -74,8 +74,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         for name, expected in sums.items():
             if checksum((checkpoint / name).read_bytes()) != expected:
                 raise CheckpointError(f"{checkpoint / name}: damaged (checksum differs)")
-        # Checkpoints of the first edition have none.
-        if state.pop("checksum", None) not in (None, _state_sum(state)) or state["step"] != step_of(checkpoint):
+        if state.pop("checksum") != _state_sum(state) or state["step"] != step_of(checkpoint):
             raise CheckpointError(f"{checkpoint / 'state.json'}: damaged (checksum or step differs)")
     except OSError as error:
         raise CheckpointError(f"{error.filename or checkpoint}: damaged ({error.strerror})") from error

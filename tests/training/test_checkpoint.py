@@ -141,13 +141,11 @@ def test_checkpoint_of_another_shape(tmp_path: Path) -> None:
         load_tensors(path, other)
 
 
-def test_a_checkpoint_without_a_checksum_of_its_own_is_of_its_step(tmp_path: Path) -> None:
-    """As earlier versions wrote them."""
+def test_a_state_without_its_checksum_is_damaged(tmp_path: Path) -> None:
+    """So that damage to the key does not switch the check off."""
     path = save_checkpoint(tmp_path, 7, tensors(7), {"config": {"a": 1}})
     state = read_state(path)
     assert "checksum" not in state
     (path / "state.json").write_text(json.dumps(state))
-    assert read_state(path) == state
-    (path / "state.json").write_text(json.dumps({**state, "step": 8}))
     with pytest.raises(CheckpointError, match="damaged"):
         read_state(path)
