@@ -25,6 +25,7 @@ from ifan.faces.face import Face
 from ifan.faces.palette import palette
 from ifan.faces.result import PhotoResult
 from ifan.faces.sources import count_frames
+from ifan.faces.timeline import draw_timeline
 from ifan.files import write_files
 
 FRAMES = 300
@@ -47,7 +48,7 @@ class Shelf:
 
 
 class Outputs:
-    """Values of the page's components, in order: slider, clip, legend, faces, line, three downloads."""
+    """Values of the page's components, in order: slider, clip, plot over time, legend, faces, line, three downloads."""
 
     def __init__(self, gr: Any, shelf: Shelf) -> None:
         self.gr, self.shelf = gr, shelf
@@ -76,19 +77,26 @@ class Outputs:
         )
 
     def clip(self, analyzer: FaceAnalyzer, path: str) -> list[Any]:
-        """The clip with overlays."""
+        """The clip with overlays, and its faces over time where matplotlib is installed."""
         folder, name = self.shelf.folder(), Path(path).name
         every = max(1, round(count_frames(path) / FRAMES))
         (film, lines), frames, faces = save_clip(analyzer, path, folder, Path(path).stem, every)
         table = lines.with_suffix(".csv")
         rows = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
         write_files({table: _csv([{**row, "photo": name} for row in rows], analyzer.config.tasks)})
-        return self._outputs(film=film, line=f"{faces} faces in {frames} frames", files=(film, lines, table))
+        plot: Path | None = lines.with_suffix(".png")
+        try:
+            write_files({lines.with_suffix(".png"): draw_timeline(rows)})
+        except (ImportError, ValueError):  # no matplotlib, or no face
+            plot = None
+        found = f"{faces} faces in {frames} frames"
+        return self._outputs(film=film, plot=plot, line=found, files=(film, lines, table))
 
     def _outputs(
         self,
         pictures: tuple[np.ndarray, np.ndarray] | None = None,
         film: Path | None = None,
+        plot: Path | None = None,
         legend: str = "",
         tiles: Sequence[tuple[np.ndarray, str]] = (),
         line: str = "",
@@ -98,6 +106,7 @@ class Outputs:
         return [
             gr.ImageSlider(pictures, visible=film is None),
             gr.Video(film and str(film), visible=film is not None),
+            gr.Image(plot and str(plot), visible=plot is not None),
             legend,
             gr.Gallery(list(tiles), visible=bool(tiles)),
             line,

@@ -159,6 +159,9 @@ def build(models: Models) -> Any:
                     elem_id="result",
                 )
                 clip = gr.Video(label="clip", visible=False, interactive=False, elem_id="clip")
+                plot = gr.Image(
+                    label="over time", visible=False, interactive=False, format="png", type="filepath", elem_id="plot"
+                )
                 legend = gr.HTML(elem_id="legend")
                 faces = gr.Gallery(
                     label="faces", columns=6, object_fit="contain", height="auto", format="png", visible=False,
@@ -184,7 +187,7 @@ def build(models: Models) -> Any:
         asked = {
             "fn": show,
             "inputs": [chosen, weights, count, beside],
-            "outputs": [slider, clip, legend, faces, said, *downloads],
+            "outputs": [slider, clip, plot, legend, faces, said, *downloads],
             "api_visibility": "private",
             "concurrency_limit": 1,
             "concurrency_id": "network",

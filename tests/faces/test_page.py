@@ -27,7 +27,7 @@ from ifan.cli.demo import nine_of
 from ifan.data.images import read_image
 from ifan.faces.page import Comparison, Models
 from ifan.faces.server import HOST, serve
-from tests.support.clips import write_clip
+from tests.support.clips import write_clip, write_pictures
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on the PATH")
@@ -200,6 +200,15 @@ def test_a_clip(page: Any, tmp_path: Path) -> None:
     upload(page, write_clip(tmp_path / "a.mp4", 2))
     eventually(lambda: "in 2 frames" in text(page, "#count"))
     eventually(lambda: page.find_elements("css selector", "#clip video"))
+    assert not page.find_elements("css selector", "#plot img"), "no face"
+
+
+def test_a_clip_with_a_face_over_time(page: Any, tmp_path: Path) -> None:
+    portrait = read_image(PORTRAIT)[:384, 64:448]
+    upload(page, write_pictures(tmp_path / "face.mp4", [np.roll(portrait, 4 * i, 1) for i in range(3)]))
+    eventually(lambda: "3 faces in 3 frames" in text(page, "#count"))
+    plot = eventually(lambda: page.find_elements("css selector", "#plot img"))[0]
+    eventually(lambda: int(plot.get_attribute("naturalWidth")) > 300)
 
 
 @pytest.mark.parametrize(
