@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,10 @@ def photo_case(faces: int) -> Callable[[], Any]:
     import cv2
 
     import ifan
-    from ifan.cli.demo import FACE, PORTRAIT
     from ifan.crop import Crop, crop_image
-    from ifan.data.images import read_image
+    from ifan.data.portrait import FACE, read_portrait
 
-    with resources.as_file(resources.files("ifan") / "assets" / PORTRAIT) as path:
-        face = crop_image(read_image(path), Crop(*FACE), 200)
+    face = crop_image(read_portrait(), Crop(*FACE), 200)
     photo = np.full((1200, 1600, 3), 90, np.uint8)
     for k in range(faces):
         y, x = 20 + 235 * (k // 6), 20 + 262 * (k % 6)

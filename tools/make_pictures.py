@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 import ifan
-from ifan.cli.demo import FACE, nine_of
+from ifan.cli.demo import nine_of
 from ifan.crop import Crop, crop_image
-from ifan.data.images import read_image
+from ifan.data.portrait import FACE, read_portrait
 from ifan.faces.draw import annotate
 from ifan.faces.jpeg import encode_jpeg
 from ifan.files import write_files
@@ -48,7 +48,7 @@ def animation(frames: list[np.ndarray]) -> bytes:
 def main() -> None:
     """Write the pictures and say how large they are."""
     analyzer = ifan.load()
-    portrait = read_image(ROOT / "ifan/assets/astronaut.png")
+    portrait = read_portrait()
     clip = [annotate(result.image, result.faces) for result in analyzer(camera(portrait))]
     pictures = {
         "portrait.jpg": encode_jpeg(analyzer(portrait).plot()),

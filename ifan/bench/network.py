@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,11 +18,10 @@ from torch import Tensor
 from ifan import ops
 from ifan.bench import rivals
 from ifan.bench.problem import Case, Missing, Problem, Ready, Run, Setting, vector_error
-from ifan.cli.demo import FACE
 from ifan.config import Config, NetworkConfig, load_config
 from ifan.crop import Crop, crop_image
 from ifan.cuda_graph import GraphRunner, in_bfloat16
-from ifan.data.images import read_image
+from ifan.data.portrait import FACE, read_portrait
 from ifan.export.graph import FeedbackGraph
 from ifan.export.write import export, require
 from ifan.layers import DenseHead
@@ -130,8 +128,7 @@ def _images(size: int, batch: int, seed: int) -> Tensor:
 
 def _faces(size: int, batch: int, seed: int) -> Tensor:
     """Crops of the packaged portrait, each turned and as large as another draw says; as `_images` gives them."""
-    with resources.as_file(resources.files("ifan") / "assets" / "astronaut.png") as path:
-        portrait = read_image(path)
+    portrait = read_portrait()
     draws = np.random.default_rng(seed).uniform(-1, 1, (min(batch, DISTINCT), 2))
     x, y, side = FACE
     crops = [Crop(x, y, side * (1 + 0.2 * larger), 15 * turned) for larger, turned in draws]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     import numpy as np
-
-PORTRAIT = "astronaut.png"
-"""The NASA portrait of Eileen Collins (public domain)."""
-
-FACE = 225.0, 118.0, 220.0
-"""Centre and side of a square around the portrait's face, in its pixels."""
 
 TILE = 240
 """Side of one of the nine pictures."""
@@ -26,13 +19,13 @@ def demo(
     weights: Annotated[str | None, typer.Option(help="Packaged name, model folder or run folder.")] = None,
 ) -> None:
     """Analyse a portrait, and its face nine times, changed; say where the pictures are."""
-    from ifan.data.images import read_image
+    from ifan.data.portrait import PORTRAIT, read_portrait
     from ifan.faces import load
     from ifan.faces.jpeg import encode_jpeg
     from ifan.files import write_files
 
     analyzer = load(weights)
-    portrait = read_image((resources.files("ifan") / "assets" / PORTRAIT).read_bytes())
+    portrait = read_portrait()
     files = analyzer(portrait).save(out, Path(PORTRAIT).stem)
     nine = out / "nine_overlay.jpg"
     write_files({nine: encode_jpeg(analyzer(nine_of(portrait)).plot())})
@@ -46,6 +39,7 @@ def nine_of(portrait: np.ndarray) -> np.ndarray:
     import numpy as np
 
     from ifan.crop import Crop, crop_image
+    from ifan.data.portrait import FACE
 
     x, y, side = FACE
 

@@ -10,8 +10,9 @@ import cv2
 import pytest
 
 import ifan
-from ifan.cli.demo import PORTRAIT, TILE, nine_of
+from ifan.cli.demo import TILE, nine_of
 from ifan.data.images import read_image
+from ifan.data.portrait import PORTRAIT
 
 
 def test_demo_says_where_the_pictures_are(run, weights: Path, tmp_path: Path) -> None:
