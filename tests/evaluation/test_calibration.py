@@ -16,7 +16,7 @@ from ifan.predictions import FacePredictions
 from ifan.refine import softmax
 
 
-def drawn(faces: int = 20_000, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
+def drawn(faces: int = 8_000, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
     """Logits, and classes drawn from their softmax."""
     random = np.random.default_rng(0)
     logits = 2 * random.standard_normal((faces, classes))
@@ -35,10 +35,10 @@ def measured(logits: np.ndarray, targets: np.ndarray, temperature: float = 1.0) 
 def test_temperature_undoes_what_the_logits_were_multiplied_by(sharper: float) -> None:
     logits, targets = drawn()
     found = measured(sharper * logits, targets)
-    assert found["best_temperature"] == pytest.approx(sharper, rel=0.03)
-    assert found["calibration_error_at_best"] < 0.01
-    assert (found["calibration_error"] < 0.01) == (sharper == 1)
-    assert measured(sharper * logits, targets, sharper)["calibration_error"] < 0.01
+    assert found["best_temperature"] == pytest.approx(sharper, rel=0.05)
+    assert found["calibration_error_at_best"] < 0.015
+    assert (found["calibration_error"] < 0.015) == (sharper == 1)
+    assert measured(sharper * logits, targets, sharper)["calibration_error"] < 0.015
 
 
 def test_best_temperature_has_the_smallest_log_loss() -> None:
