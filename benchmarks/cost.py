@@ -1,4 +1,4 @@
-"""How the cost of inference grows: with the batch, the picture's side, the iterations, the threads and the faces.
+"""Growth of the cost of inference: with the batch, the picture's side, the iterations, the threads and the faces.
 
     python -m benchmarks.cost
 
@@ -78,7 +78,7 @@ def cases() -> dict[str, dict[str, tuple[Any, ...]]]:
 
 
 def case(kind: str, *arguments: Any) -> Callable[[], Any]:
-    """What one setting calls again and again."""
+    """Calls of one setting, see `cases`."""
     if kind == "photo":
         return photo_case(*arguments)
     side, iterations, batch = arguments

@@ -1,4 +1,4 @@
-"""Where packaged weights are good and where not: by groups of people, and on pictures made worse step by step.
+"""Limits of packaged weights: accuracy by groups of people, and on pictures made worse step by step.
 
     python -m benchmarks.limits --data mtfl=MTFL --data celebamask=CelebAMask-HQ --data fer2013=fer2013
 

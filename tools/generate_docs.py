@@ -96,7 +96,7 @@ def all_speed() -> str:
 
 
 def cost() -> str:
-    """How the cost grows, a table a kind of growth, and the line that fits it."""
+    """Growth of the cost, a table a kind of growth, and the line that fits it."""
     found = json.loads((ROOT / "benchmarks/results/cost-amd-epyc-avx2-2threads.json").read_text(encoding="utf-8"))
     parts = []
     for name, (title, unit) in COSTS.items():
@@ -119,7 +119,7 @@ COSTS = {
 
 
 def limits() -> dict[str, Any]:
-    """What ``python -m benchmarks.limits`` measured."""
+    """Figures of ``python -m benchmarks.limits``."""
     found: dict[str, Any] = json.loads((ROOT / "docs/results/limits.json").read_text(encoding="utf-8"))
     return found
 
@@ -155,7 +155,7 @@ def limits_emotions() -> str:
 
 
 def limits_calibration() -> str:
-    """How often an emotion is right that is said with some probability."""
+    """Share of right emotions among those said with some probability."""
     rows = [
         [f"{b['from']:.0%} to {b['to']:.0%}", f"{b['images']:,}", _percent(b["probability"]), _percent(b["accuracy"])]
         for b in limits()["calibration"]["emotion"]["bins"]

@@ -20,10 +20,10 @@ BOX = "box_x0", "box_y0", "box_x1", "box_y1"
 class PointsTable(Reader):
     """Pictures and ``points.csv``: a row a face, with the picture's path in the column ``photo``.
 
-    Columns ``<point>_x`` and ``<point>_y`` are pixels of the picture, 0 to its sides; an empty cell is unlabelled. A
-    face is cropped around the five points of `POINT_NAMES`; a table without them needs the crop as ``box_x0``,
-    ``box_y0``, ``box_x1``, ``box_y1``. The key is the path, and ``#2`` and so on behind it from a picture's second row
-    on. Splits: seeded tenths.
+    Columns ``<point>_x`` and ``<point>_y`` are pixels of the picture, 0 to its sides. An empty cell is unlabelled, and
+    a row without any point is left out. A face is cropped around the five points of `POINT_NAMES`; a table without
+    them needs the crop as ``box_x0``, ``box_y0``, ``box_x1``, ``box_y1``. The key is the path, and ``#2`` and so on
+    behind it from a picture's second row on. Splits: seeded tenths. Raises `DataError`.
     """
 
     name = "points"
@@ -53,10 +53,11 @@ class PointsTable(Reader):
                 key, again = f"{photo}#{again}", again + 1
             values = np.full(len(cells), np.nan, np.float32)
             values[[bool(cell) for cell in cells]] = numbers([cell for cell in cells if cell], where)
-            records[key] = photo, values
+            if np.isfinite(values[: 2 * len(names)]).any():  # ``ifan predict`` has a row for a photo without a face too
+                records[key] = photo, values
         photos = dict.fromkeys(photo for photo, _ in records.values())
         here = choose(records, split_file) if split_file else three_way(photos, split)  # a picture is in one split
-        chosen = {key: row for key, row in records.items() if (split_file and key in here) or row[0] in here}
+        chosen = {key: row for key, row in records.items() if (key if split_file else row[0]) in here}
         self.keys, self.rows = list(chosen), list(chosen.values())
 
     def __getitem__(self, index: int) -> FaceSample:

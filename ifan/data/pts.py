@@ -18,7 +18,7 @@ from ifan.data.sample import FaceSample
 
 PICTURES = (".jpg", ".jpeg", ".png", ".JPG", ".bmp")
 FIRST_PIXEL = 0.5
-"""What the files' coordinates exceed ours by: there the centre of the first pixel is at 1, here at 0.5."""
+"""Excess of the files' coordinates over ours: there the centre of the first pixel is at 1, here at 0.5."""
 
 TEST_FOLDERS = frozenset({"testset", "ibug", "test"})
 

@@ -1,4 +1,4 @@
-"""How cost grows: the fit, and one setting of each kind."""
+"""Growth of cost: the fit, and one setting of each kind."""
 
 from __future__ import annotations
 

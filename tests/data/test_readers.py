@@ -333,6 +333,9 @@ def test_points_of_a_table(tmp_path: Path) -> None:
     samples = [part[i] for part in parts.values() for i in range(len(part))]
     assert len(samples) == 30
     assert len({(sample.key.partition("#")[0]) for sample in samples}) == 20, "ten pictures have two faces"
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/points_val.txt").write_text("1.png\n3.png#2\n")
+    assert open_dataset("points", root, "val", tmp_path / "lists").keys == ["1.png", "3.png#2"]  # type: ignore[attr-defined]
     where = {}
     for split, part in parts.items():
         for i in range(len(part)):

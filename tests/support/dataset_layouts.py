@@ -145,6 +145,7 @@ def points_table(root: Path) -> Path:
         for face in range(1 + i % 2):
             places = ",".join(f"{v:.1f}" for v in (five + face).ravel())
             lines.append(f"{i}.png,0.9,{places},{',' if face else '31.0,55.5'}")
+    lines.append(f"without_a_face.png,{12 * ','}")
     (root / "points.csv").write_text("\n".join(lines))
     return root
 
